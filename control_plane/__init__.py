@@ -1,0 +1,1 @@
+"""What the service remembers and decides. Knows no web framework, no task queue worker and no torch."""

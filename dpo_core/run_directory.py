@@ -1,0 +1,194 @@
+"""The run directory: the only thing a trainer and its supervisor share.
+
+In, from the supervisor:   spec.json   lease            (a signal: SIGTERM = checkpoint, then stop)
+Out, from the trainer:     status.json   metrics.jsonl   events.jsonl   checkpoints/step-N/
+                           prepared.json (from `dpo_core.prepare`)     processes/RANK.json   log.txt
+
+Every single file is replaced whole (write aside, fsync, rename); the two `.jsonl` files only grow, one
+line a record, and a reader ignores a last line without its newline. A checkpoint exists once its
+`manifest.json` does. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import psutil
+from pydantic import Field
+
+from dpo_core.spec import RunSpec, StrictModel
+
+FailureKind = Literal["user", "resource", "infrastructure", "divergence"]
+State = Literal["starting", "running", "stopped", "succeeded", "failed"]
+MANIFEST = "manifest.json"
+
+
+class Failure(StrictModel):
+    """Why a run failed: `kind` decides whether another attempt makes sense; `message` says the way out."""
+
+    kind: FailureKind
+    code: str
+    message: str
+    param: str | None = None
+    line: int | None = None
+
+
+class Status(StrictModel):
+    """`stopped` means: asked to stop, made a checkpoint, can go on. `step` counts optimizer updates done."""
+
+    state: State
+    step: int = 0
+    total_steps: int | None = None
+    failure: Failure | None = None
+
+
+class Event(StrictModel):
+    level: Literal["info", "warn", "error"] = "info"
+    code: str
+    message: str
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+class ManifestFile(StrictModel):
+    path: str
+    """Relative to the checkpoint folder: `model/...` is for users, `state/...` only for resuming."""
+
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: str
+
+
+class Manifest(StrictModel):
+    step: int
+    kind: Literal["full", "adapter"]
+    files: list[ManifestFile]
+    metrics: dict[str, float] = Field(default_factory=dict)
+    trained_tokens: int = 0
+    final: bool = False
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replaces `path` atomically and durably."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(aside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class RunDirectory:
+    """Paths and records of one attempt's folder, for both sides."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spec_file = path / "spec.json"
+        self.lease_file = path / "lease"
+        self.status_file = path / "status.json"
+        self.prepared_file = path / "prepared.json"
+        self.metrics_file = path / "metrics.jsonl"
+        self.events_file = path / "events.jsonl"
+        self.log_file = path / "log.txt"
+        self.processes = path / "processes"
+        self.checkpoints = path / "checkpoints"
+
+    # -- the supervisor's side -------------------------------------------------------------------
+
+    def create(self, spec: RunSpec) -> None:
+        self.processes.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        write_whole(self.spec_file, spec.model_dump_json(indent=2))
+
+    def renew_lease(self, seconds: float) -> None:
+        """Lets the ranks train for `seconds` more. The clock is the host's CLOCK_MONOTONIC."""
+        write_whole(self.lease_file, json.dumps({"deadline": time.monotonic() + seconds}))
+
+    def status(self) -> Status | None:
+        try:
+            return Status.model_validate_json(self.status_file.read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def recorded_processes(self) -> list[psutil.Process]:
+        """The ranks that wrote themselves down and still live (same pid and same start time)."""
+        alive = []
+        for file in self.processes.glob("*.json"):
+            record = json.loads(file.read_bytes())
+            try:
+                process = psutil.Process(record["pid"])
+                if abs(process.create_time() - record["started"]) < 0.05:
+                    alive.append(process)
+            except psutil.NoSuchProcess:
+                continue
+        return alive
+
+    def complete_checkpoints(self) -> list[tuple[Path, Manifest]]:
+        """Every checkpoint that has its manifest, oldest step first."""
+        found = []
+        for manifest in self.checkpoints.glob(f"step-*/{MANIFEST}"):
+            found.append((manifest.parent, Manifest.model_validate_json(manifest.read_bytes())))
+        return sorted(found, key=lambda pair: pair[1].step)
+
+    # -- the trainer's side ----------------------------------------------------------------------
+
+    def spec(self) -> RunSpec:
+        return RunSpec.model_validate_json(self.spec_file.read_bytes())
+
+    def lease_deadline(self) -> float | None:
+        """CLOCK_MONOTONIC second at which the ranks must be gone; None where nobody supervises."""
+        try:
+            return float(json.loads(self.lease_file.read_bytes())["deadline"])
+        except FileNotFoundError:
+            return None
+
+    def record_process(self, name: str) -> None:
+        record = {"pid": os.getpid(), "started": psutil.Process().create_time()}
+        write_whole(self.processes / f"{name}.json", json.dumps(record))
+
+    def write_status(self, status: Status) -> None:
+        write_whole(self.status_file, status.model_dump_json())
+
+    def append_metrics(self, split: str, step: int, values: dict[str, float]) -> None:
+        """One line of `metrics.jsonl`. `step`: optimizer updates behind the weights that were measured."""
+        append_line(self.metrics_file, {"split": split, "step": step, "time": time.time(), "values": values})
+
+    def append_event(self, event: Event) -> None:
+        append_line(self.events_file, event.model_dump())
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def read_lines(path: Path, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """Complete lines from byte `offset` on, each with the offset behind it."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield json.loads(line), offset

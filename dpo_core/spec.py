@@ -1,0 +1,154 @@
+"""What one training run is asked to do: TrainingSpec (the user's choices) and RunSpec (one attempt).
+
+Imports no torch: the API validates specs with it. Field names are the ones of the HTTP API's
+`training` object. `"auto"` stands for "choose for me"; `dpo_core.plan.resolve` replaces every one of
+them and says why.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Auto = Literal["auto"]
+Method = Literal["dpo", "supervised"]
+Device = Literal["cpu", "cuda"]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class StrictModel(BaseModel):
+    """Refuses unknown fields, and NaN or infinity for numbers."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class LoraSpec(StrictModel):
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rank r of the update B·A (Hu et al. 2021, arXiv:2106.09685). vLLM serves up to 16 by default."""
+
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """The update is scaled by alpha / rank."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input; 0 keeps policy and reference equal at step 0."""
+
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """Module names that get an adapter; `all-linear` is every linear layer but the head."""
+
+
+class TrainingSpec(StrictModel):
+    method: Method = "dpo"
+    """`dpo` (Rafailov et al. 2023, arXiv:2305.18290), or `supervised`: cross-entropy on the completion."""
+
+    loss: Literal["sigmoid"] = "sigmoid"
+    """The preference loss; `sigmoid` is the DPO paper's equation 7."""
+
+    beta: Annotated[float, Field(gt=0, le=100)] | Auto = "auto"
+    """How strongly the policy is held to the reference: the KL weight of the RLHF objective."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """The probability that a label is flipped (conservative DPO)."""
+
+    reference: str = "start"
+    """`start`: the model the job starts from; otherwise a model id; `none` is for losses that need none."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = "auto"
+    """Peak learning rate of AdamW."""
+
+    learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Multiplies the automatic learning rate; refused beside a `learning_rate` that was given."""
+
+    batch_size: PositiveInt | Auto = "auto"
+    """Pairs (supervised: examples) per optimizer step, over all ranks together."""
+
+    micro_batch_size: PositiveInt | Auto = "auto"
+    """Pairs per rank in one forward pass. Changes memory and speed, not the result."""
+
+    epochs: PositiveInt | Auto = "auto"
+    """Passes over the training file."""
+
+    max_steps: PositiveInt | None = None
+    """Stop after this many optimizer steps, whatever `epochs` says."""
+
+    max_length: Annotated[int, Field(ge=8)] | Auto = "auto"
+    """Tokens per sequence. Longer ones lose whole turns from the left of the prompt, or are dropped."""
+
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """The learning rate after warm-up: to 0 linearly, to 0 by a cosine, or constant."""
+
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """The share of all steps in which the rate rises from 0 linearly."""
+
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """AdamW's decoupled weight decay."""
+
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of AdamW's first moment."""
+
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of AdamW's second moment."""
+
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """The global gradient norm is clipped to this."""
+
+    lora: LoraSpec | None = None
+    """Train an adapter instead of all weights."""
+
+    precision: Literal["float32", "bfloat16"] | Auto = "auto"
+    """Compute type; master weights and moments are float32 either way."""
+
+    zero_stage: Annotated[int, Field(ge=0, le=3)] | Auto = "auto"
+    """DeepSpeed ZeRO stage (Rajbhandari et al. 2020): what is sharded over ranks."""
+
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    chat_template: str | None = None
+    """A Jinja chat template that replaces the tokenizer's own."""
+
+    chat_template_kwargs: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Extra variables for the chat template, such as `enable_thinking`."""
+
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] | Auto = "auto"
+    """The share of the training file held out, split by prompt, where no validation file is given."""
+
+    evaluation_steps: PositiveInt | Auto = "auto"
+    """Steps between evaluations on the validation file (auto: 10 evaluations a run)."""
+
+    checkpoint_steps: PositiveInt | Auto = "auto"
+    """Steps between checkpoints; the last step always makes one."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+    """Seeds the order of the data, LoRA's initial weights and dropout."""
+
+
+class ModelSource(StrictModel):
+    """A model folder in Hugging Face form. For an adapter, `base_path` is the model it was trained on."""
+
+    id: str
+    path: Path
+    base_path: Path | None = None
+
+
+class RunSpec(StrictModel):
+    """`spec.json` of a run directory: everything one attempt needs, with paths instead of ids."""
+
+    job_id: str
+    fence: Annotated[int, Field(ge=0)] = 0
+    """The attempt's fencing token; the supervisor refuses results of an older one."""
+
+    training: TrainingSpec
+    model: ModelSource
+    reference: ModelSource | None = None
+    """Only when `training.reference` names a model; None means `start` (or `none`)."""
+
+    training_file: Path
+    validation_file: Path | None = None
+    ranks: PositiveInt = 1
+    """Training processes; on CUDA one per GPU."""
+
+    device: Device = "cpu"
+    resume_from: Path | None = None
+    """A complete checkpoint folder (with its manifest) to go on from."""

@@ -1,0 +1,1 @@
+"""The execution edge: claim work, launch dpo_core, supervise, report."""
