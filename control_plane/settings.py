@@ -1,0 +1,59 @@
+"""The only reader of the environment: every setting, its default and its meaning."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Read from `DPO_…` variables; `DPO_DATABASE_URL` sets `database_url`, and so on."""
+
+    model_config = SettingsConfigDict(env_prefix="DPO_", extra="ignore")
+
+    database_url: SecretStr
+    """PostgreSQL, as `postgresql+psycopg://user:password@host/database`."""
+
+    redis_url: SecretStr
+    """Redis, as `redis://host:6379/0`, or a unix socket as `redis+socket:///path/to/socket`."""
+
+    storage_url: str
+    """Where files and checkpoints live: `file:///absolute/folder`."""
+
+    runs_dir: Path | None = None
+    """Run directories of this worker's attempts; default: `runs` beside the storage folder, so that
+    publishing a checkpoint is a hard link instead of a copy."""
+
+    host: str = "127.0.0.1"
+    """Address the API listens on: loopback unless told otherwise."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port the API listens on."""
+
+    cpu_slots: Annotated[int, Field(ge=0)] = os.cpu_count() or 1
+    """Training processes this worker may run at once where it has no GPU; one stands for one GPU."""
+
+    lease_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """How long a claim is valid without a heartbeat."""
+
+    heartbeat_seconds: Annotated[float, Field(gt=0)] = 2.0
+    """How often a worker renews its leases and relays metrics."""
+
+    poll_seconds: Annotated[float, Field(gt=0)] = 2.0
+    """How often a worker looks for work without a hint."""
+
+    stop_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """How long a stopping run may take for its checkpoint before it is killed."""
+
+    max_attempts: Annotated[int, Field(ge=1)] = 5
+    """Attempts without progress before a job fails."""
+
+    max_file_bytes: Annotated[int, Field(ge=1)] = 8 * 1024**3
+    """Largest file that may be uploaded."""
+
+    max_json_bytes: Annotated[int, Field(ge=1)] = 1024**2
+    """Largest JSON body of a request."""

@@ -1,0 +1,234 @@
+"""Every table. What belongs to somebody carries `project_id`; what is worked on carries a lease."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, DateTime, ForeignKey, Identity, Index, MetaData, Text, UniqueConstraint
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from control_plane.database import dpo_now
+
+Json = dict[str, Any]
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own spelling
+        str: Text,
+        int: BigInteger,
+        datetime: DateTime(timezone=True),
+        Json: JSONB,
+        list[str]: JSONB,
+        list[int]: JSONB,
+    }
+
+
+class Created:
+    created_at: Mapped[datetime] = mapped_column(server_default=dpo_now())
+
+
+class Leased:
+    """A claim raises `fence` and sets `lease_until`; only PostgreSQL's clock writes and compares it."""
+
+    fence: Mapped[int] = mapped_column(server_default="0")
+    lease_until: Mapped[datetime | None]
+    worker_id: Mapped[str | None]
+
+
+class Project(Created, Base):
+    __tablename__ = "projects"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+
+
+class ApiKey(Created, Base):
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    hint: Mapped[str]
+    """The first characters, to recognise a key by; the key itself is never stored."""
+    hash: Mapped[str] = mapped_column(unique=True)
+    revoked_at: Mapped[datetime | None]
+
+
+class File(Created, Base):
+    __tablename__ = "files"
+    __table_args__ = (Index(None, "project_id", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    bytes: Mapped[int]
+    sha256: Mapped[str]
+    storage_key: Mapped[str]
+    status: Mapped[str]
+    status_details: Mapped[str | None]
+
+
+class Model(Created, Base):
+    """A base model that the operator registered, or a job's checkpoint. `id` is `{project}/{name}`."""
+
+    __tablename__ = "models"
+    __table_args__ = (Index(None, "project_id", "created_at"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))
+    """None for a base model: every project may start from it."""
+    kind: Mapped[str]
+    """base, or checkpoint (of a job)."""
+    form: Mapped[str]
+    """full, or adapter."""
+    base_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
+    """An adapter's full model."""
+    path: Mapped[str | None]
+    """A base model's folder, used in place."""
+    storage_prefix: Mapped[str | None]
+    """A checkpoint's files in storage."""
+    job_id: Mapped[str | None]
+    step: Mapped[int | None]
+    facts: Mapped[Json] = mapped_column(server_default="{}")
+    """What was read off the folder: architecture, parameters, context length, chat template."""
+
+
+class Job(Created, Leased, Base):
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index(None, "project_id", "id"),
+        Index(None, "state", "priority", "created_at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    state: Mapped[str]
+    priority: Mapped[int] = mapped_column(server_default="0")
+    """-1 low, 0 normal, 1 high."""
+    method: Mapped[str]
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    training_file_id: Mapped[str]
+    validation_file_id: Mapped[str | None]
+    gpus: Mapped[int]
+    seed: Mapped[int]
+    suffix: Mapped[str | None]
+    user_metadata: Mapped[Json | None]
+    request: Mapped[Json]
+    """The request's own `method`, `training` and `resources` objects, to show them back."""
+    training: Mapped[Json]
+    """dpo_core's TrainingSpec as asked for, with "auto" where the user left the choice."""
+    resolved: Mapped[Json | None]
+    """What validation chose: dpo_core.prepare's `prepared.json`."""
+    result_name: Mapped[str]
+    """The model id the job will publish; `-step-N` is added for a checkpoint."""
+    progress: Mapped[Json] = mapped_column(server_default="{}")
+    """step, total_steps, and when they were reported."""
+    error: Mapped[Json | None]
+    """code, message, param, line, kind."""
+    fruitless_attempts: Mapped[int] = mapped_column(server_default="0")
+    """Attempts in a row that ended without a new checkpoint; bounded by the setting max_attempts."""
+    trained_tokens: Mapped[int | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class Attempt(Base):
+    """One claim of a job: who worked on it under which fence, and how that ended."""
+
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    fence: Mapped[int] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    worker_id: Mapped[str]
+    kind: Mapped[str]
+    """validate or train."""
+    started_at: Mapped[datetime] = mapped_column(server_default=dpo_now())
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]
+    """succeeded, stopped, failed, cancelled, or lost (its lease ran out)."""
+    error: Mapped[Json | None]
+
+
+class Event(Created, Base):
+    __tablename__ = "events"
+    __table_args__ = (Index(None, "job_id", "sequence"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    sequence: Mapped[int] = mapped_column(Identity(always=True), unique=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    level: Mapped[str]
+    type: Mapped[str]
+    """message or metrics, as OpenAI has it."""
+    code: Mapped[str]
+    message: Mapped[str]
+    data: Mapped[Json] = mapped_column(server_default="{}")
+
+
+class Metric(Created, Base):
+    """One measurement. `step` counts the optimizer updates behind the weights that were measured."""
+
+    __tablename__ = "metrics"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    split: Mapped[str] = mapped_column(primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    fence: Mapped[int]
+    values: Mapped[Json]
+
+
+class Checkpoint(Created, Base):
+    """A published checkpoint: its model, and the private state from which a next attempt goes on."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("job_id", "step"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    step: Mapped[int]
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    fence: Mapped[int]
+    storage_prefix: Mapped[str]
+    manifest: Mapped[Json]
+    state_kept: Mapped[bool] = mapped_column(server_default="true")
+    """Whether the resume state is still in storage; the model always is."""
+
+
+class Worker(Created, Base):
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    hostname: Mapped[str]
+    pid: Mapped[int]
+    device: Mapped[str]
+    """cpu or cuda."""
+    slots: Mapped[int]
+    """GPUs, or CPU processes that stand for them."""
+    last_seen: Mapped[datetime] = mapped_column(server_default=dpo_now())
+
+
+class IdempotencyKey(Created, Base):
+    """A create request that was answered: a repetition gets the same job instead of a second one."""
+
+    __tablename__ = "idempotency_keys"
+
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    """The client's Idempotency-Key, or `retry:` and the hash of key and body."""
+    request_hash: Mapped[str]
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
