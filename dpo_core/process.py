@@ -1,0 +1,60 @@
+"""No orphan keeps training: a process dies with its parent, and when its supervisor stops renewing the lease.
+
+Both guards do nothing where nobody supervises (no DPO_PARENT_PID, no `lease` file). Linux only, as the
+service is. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+from dpo_core.run_directory import RunDirectory
+
+PARENT_PID = "DPO_PARENT_PID"
+"""Environment variable: the pid of the process that starts us, written by that process."""
+
+
+def arm_parent_death(sig: signal.Signals = signal.SIGKILL) -> None:
+    """Asks the kernel to send `sig` when the thread that forked us ends (PR_SET_PDEATHSIG, prctl(2)).
+
+    The parent may have died before the call: then nothing would ever be sent, so the signal is raised at once.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    expected = os.environ.get(PARENT_PID)
+    if expected is None:
+        return
+    set_parent_death_signal = 1
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(set_parent_death_signal, int(sig), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) was refused")
+    if os.getppid() != int(expected):
+        os.kill(os.getpid(), sig)
+
+
+def start_deadman(run_directory: Path, interval: float = 1.0) -> threading.Thread | None:
+    """Starts a thread that kills this process (SIGKILL) once the lease in `run_directory` has run out.
+
+    Returns None, and starts nothing, where there is no lease. `interval` is in seconds.
+    """
+    directory = RunDirectory(run_directory)
+    deadline = directory.lease_deadline()
+    if deadline is None:
+        return None
+
+    def watch(deadline: float) -> None:
+        while time.monotonic() < deadline:
+            time.sleep(interval)
+            # A lease file that vanished is a lease that nobody renews: the last deadline stands.
+            deadline = directory.lease_deadline() or deadline
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    thread = threading.Thread(target=watch, args=(deadline,), name="deadman", daemon=True)
+    thread.start()
+    return thread

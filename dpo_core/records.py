@@ -1,0 +1,95 @@
+"""The records that rows of a data file become: canonical text, then token ids, or a problem with a line number.
+
+Imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; `content` is plain text."""
+
+    role: str
+    content: str
+
+
+Text = str | tuple[Message, ...]
+"""A plain string, or turns for the chat template."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Answer `chosen` is better than answer `rejected` to `prompt`.
+
+    Either all three are strings, or all three are turns; an answer is exactly one assistant turn.
+    """
+
+    line: int
+    """1-based line number in the file, here and in every record below."""
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A supervised example: `completion` is what the model should answer to `prompt`."""
+
+    line: int
+    prompt: Text
+    completion: Text
+
+
+@dataclass(frozen=True, slots=True)
+class RowProblem:
+    """Why a row can't be used. `message` says what is wrong and what to do; `field` is a path such as `input.messages`."""
+
+    line: int
+    code: str
+    field: str | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """Two whole sequences of token ids (prompt and answer); the first `*_prompt` tokens of each carry no loss."""
+
+    line: int
+    chosen: list[int]
+    rejected: list[int]
+    chosen_prompt: int
+    rejected_prompt: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longer sequence."""
+        return max(len(self.chosen), len(self.rejected))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenExample:
+    """One whole sequence of token ids (prompt and completion); the first `prompt` tokens carry no loss."""
+
+    line: int
+    tokens: list[int]
+    prompt: int
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+
+TokenItem = TokenPair | TokenExample
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about how rows were rendered that the user should know, and in how many rows it was seen."""
+
+    code: str
+    message: str
+    count: int
