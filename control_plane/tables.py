@@ -103,6 +103,8 @@ class Model(Created, Base):
     step: Mapped[int | None]
     facts: Mapped[Json] = mapped_column(server_default="{}")
     """What was read off the folder: architecture, parameters, context length, chat template."""
+    deleted_at: Mapped[datetime | None]
+    """The row stays, because finished jobs name it; nothing shows it any more."""
 
 
 class Job(Created, Leased, Base):
@@ -159,6 +161,8 @@ class Attempt(Base):
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
     """succeeded, stopped, failed, cancelled, or lost (its lease ran out)."""
+    made_progress: Mapped[bool] = mapped_column(server_default="false")
+    """Whether it published a checkpoint at a step that no attempt before it had published."""
     error: Mapped[Json | None]
 
 
@@ -220,6 +224,8 @@ class Worker(Created, Base):
     slots: Mapped[int]
     """GPUs, or CPU processes that stand for them."""
     last_seen: Mapped[datetime] = mapped_column(server_default=dpo_now())
+    left_at: Mapped[datetime | None]
+    """When it said goodbye. The row stays: it tells which sizes of job this installation has had room for."""
 
 
 class IdempotencyKey(Created, Base):
@@ -229,6 +235,6 @@ class IdempotencyKey(Created, Base):
 
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
-    """The client's Idempotency-Key, or `retry:` and the hash of key and body."""
+    """`key:` and the client's Idempotency-Key, or `retry:` and the hash of API key and body."""
     request_hash: Mapped[str]
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
