@@ -1,0 +1,136 @@
+"""Models: base models that the operator registered, and the checkpoints of jobs. An id is `{project}/{name}`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from sqlalchemy import Select, or_, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from control_plane import projects
+from control_plane.database import dpo_now
+from control_plane.errors import Conflict, InvalidRequest, NotFound
+from control_plane.job_states import FINAL
+from control_plane.model_folder import inspect_folder
+from control_plane.tables import Checkpoint, Job, Model
+
+
+def register_base(session: Session, path: Path, name: str | None = None) -> Model:
+    """Registers a local folder as `base/{name}`, without copying; `name` defaults to the folder's own.
+
+    Registering the same folder again refreshes its facts. Raises InvalidRequest for a folder that can't
+    be trained, and Conflict for a name that another folder has.
+    """
+    path = path.expanduser().resolve()
+    name = path.name if name is None else name
+    projects.require_hub_name(name, "model name", "name")
+    facts = asdict(inspect_folder(path))
+    model_id = f"{projects.BASE}/{name}"
+    session.execute(
+        insert(Model)
+        .values(id=model_id, kind="base", form="full", path=str(path), facts=facts)
+        .on_conflict_do_nothing(index_elements=["id"])
+    )
+    model = session.scalars(select(Model).where(Model.id == model_id).with_for_update()).one()
+    if model.path != str(path) and model.deleted_at is None:
+        raise Conflict(
+            f"{model_id} is registered already, as the folder {model.path}; choose another name for {path}.",
+            param="name",
+            code="model_exists",
+        )
+    model.path, model.facts, model.deleted_at = str(path), facts, None
+    session.flush()
+    return model
+
+
+def get(session: Session, project_id: str, model_id: str) -> Model:
+    """A base model or one of the project's own. Raises NotFound."""
+    return _one(session, _visible(project_id).where(Model.id == model_id), model_id)
+
+
+def hold(session: Session, project_id: str, model_id: str) -> Model:
+    """As `get`; nobody can delete the model before this transaction ends."""
+    query = _visible(project_id).where(Model.id == model_id).with_for_update(read=True, key_share=True)
+    return _one(session, query, model_id)
+
+
+def list_models(session: Session, project_id: str) -> Sequence[Model]:
+    """Base models and the project's own, newest first."""
+    return session.scalars(_visible(project_id).order_by(Model.created_at.desc(), Model.id)).all()
+
+
+def delete(session: Session, project_id: str, model_id: str) -> list[str]:
+    """Deletes a job's checkpoint; returns the storage prefixes that the caller removes after the commit.
+
+    Raises NotFound, Conflict while something needs it, and InvalidRequest for a base model, which
+    belongs to the operator.
+    """
+    model = _one(session, _visible(project_id).where(Model.id == model_id).with_for_update(of=Model), model_id)
+    if model.kind == "base":
+        raise InvalidRequest(
+            f"{model_id} is a base model of this installation; its operator can take it out with "
+            f"`dpo models remove {model_id}`.",
+            param="model",
+        )
+    _refuse_if_needed(session, model)
+    model.deleted_at = session.scalars(select(dpo_now())).one()
+    for checkpoint in session.scalars(select(Checkpoint).where(Checkpoint.model_id == model_id)):
+        session.delete(checkpoint)
+    session.flush()
+    shared = select(Model.id).where(Model.storage_prefix == model.storage_prefix, Model.deleted_at.is_(None))
+    if model.storage_prefix is None or session.scalars(shared).first() is not None:
+        return []  # a job's last checkpoint and its result are two names of the same bytes
+    return [model.storage_prefix]
+
+
+def unregister_base(session: Session, model_id: str) -> Model:
+    """Takes a base model out of the register; its folder stays as it is. Raises NotFound, Conflict."""
+    query = select(Model).where(Model.id == model_id, Model.kind == "base", Model.deleted_at.is_(None))
+    model = _one(session, query.with_for_update(), model_id)
+    _refuse_if_needed(session, model)
+    model.deleted_at = session.scalars(select(dpo_now())).one()
+    session.flush()
+    return model
+
+
+def _refuse_if_needed(session: Session, model: Model) -> None:
+    """An unfinished job made it, starts from it or compares with it; or an adapter stands on it."""
+    uses = or_(
+        Job.model_id == model.id,
+        Job.training["reference"].astext == model.id,
+        Job.id == (model.job_id or ""),
+    )
+    job_id = session.scalars(select(Job.id).where(Job.state.not_in(FINAL), uses)).first()
+    if job_id is not None:
+        raise Conflict(
+            f"{model.id} is in use by the unfinished job {job_id!r}; cancel that job, or wait for its end.",
+            param="model",
+            code="model_in_use",
+        )
+    adapter = session.scalars(select(Model.id).where(Model.base_id == model.id, Model.deleted_at.is_(None))).first()
+    if adapter is not None:
+        raise Conflict(
+            f"The adapter {adapter!r} stands on {model.id} and is nothing without it; delete the adapter first.",
+            param="model",
+            code="model_in_use",
+        )
+
+
+def _visible(project_id: str) -> Select[Model]:
+    own_or_base = or_(Model.project_id == project_id, Model.project_id.is_(None))
+    return select(Model).where(own_or_base, Model.deleted_at.is_(None))
+
+
+def _one(session: Session, query: Select[Model], model_id: str) -> Model:
+    model = session.scalars(query).one_or_none()
+    if model is None:
+        raise NotFound(
+            f"There is no model {model_id!r} here. GET /v1/models lists what there is; the operator registers a base "
+            "model with `dpo models add /path/to/model`.",
+            param="model",
+            code="model_not_found",
+        )
+    return model

@@ -1,0 +1,40 @@
+"""Projects: whom keys, files, models and jobs belong to. A project's name is the first half of its models' ids."""
+
+from __future__ import annotations
+
+import re
+
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from control_plane.errors import InvalidRequest
+from control_plane.ids import new_id
+from control_plane.tables import Project
+
+BASE = "base"
+"""The namespace of base models; no project may take it."""
+
+# What the Hub's clients accept on either side of a model id's slash.
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
+
+
+def ensure(session: Session, name: str) -> Project:
+    """The project of that name, made if it isn't there. Raises InvalidRequest for a name that can't be one."""
+    require_hub_name(name, "project name", "name")
+    if name == BASE:
+        raise InvalidRequest(f"{BASE!r} is the namespace of base models; choose another project name.", param="name")
+    session.execute(
+        insert(Project).values(id=new_id("proj"), name=name).on_conflict_do_nothing(index_elements=["name"])
+    )
+    return session.scalars(select(Project).where(Project.name == name)).one()
+
+
+def require_hub_name(name: str, what: str, param: str) -> None:
+    """Refuses names that the Hub's clients would: they are half of a model id."""
+    if not _NAME.fullmatch(name) or "--" in name or ".." in name or name.endswith(".git"):
+        raise InvalidRequest(
+            f"{name!r} is no {what}: use 1 to 96 letters, digits, '.', '_' and '-', "
+            "with a letter or digit first and last, no '--', no '..' and no '.git' at the end.",
+            param=param,
+        )

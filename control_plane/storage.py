@@ -1,0 +1,181 @@
+"""Where bytes live: uploaded files and checkpoints, under keys that this service makes itself.
+
+    files/{file_id}                                      an uploaded file
+    checkpoints/{job_id}/{fence}/step-{N}/model/…        a checkpoint's model: what users download
+    private/{job_id}/{fence}/step-{N}/state/…            the state to resume from; no route serves it
+
+A key is made of ids, never of a user's string. An object is seen whole or not at all, and once it is
+seen it survives a power cut.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol
+from urllib.parse import unquote, urlsplit
+
+from control_plane.errors import InvalidRequest
+from control_plane.ids import new_id
+from dpo_core.run_directory import sync_folder
+
+ABANDONED_SECONDS = 24 * 3600.0
+# A segment never starts with a dot: no "..", and no key reaches the folder of unfinished objects.
+_KEY = re.compile(r"(?!\.)[A-Za-z0-9._-]+(/(?!\.)[A-Za-z0-9._-]+)*")
+
+
+def file_key(file_id: str) -> str:
+    return f"files/{file_id}"
+
+
+def checkpoint_prefix(job_id: str, fence: int, step: int) -> str:
+    return f"checkpoints/{job_id}/{fence}/step-{step}"
+
+
+def state_prefix(job_id: str, fence: int, step: int) -> str:
+    return f"private/{job_id}/{fence}/step-{step}"
+
+
+class Storage(Protocol):
+    """Objects by key. A missing key is FileNotFoundError, a malformed one ValueError."""
+
+    def writer(self, key: str) -> AbstractContextManager[BinaryIO]:
+        """A sink for one object, which appears durably when the block ends; an exception leaves nothing."""
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Stores a local file, durably; may share its bytes, so nobody may write to `path` afterwards."""
+
+    def open(self, key: str) -> BinaryIO: ...
+
+    def size(self, key: str) -> int:
+        """Bytes of the object."""
+
+    def exists(self, key: str) -> bool: ...
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Every key below the folder `prefix`, sorted; none is no error."""
+
+    def fetch(self, key: str, path: Path) -> None:
+        """Puts the object at the local `path`, whole; may share bytes, so nobody may write to `path`."""
+
+    def delete(self, key: str) -> None:
+        """Removes the object; a missing one is no error."""
+
+    def delete_prefix(self, prefix: str) -> None:
+        """Removes every object below the folder `prefix`."""
+
+
+class DirectoryStorage:
+    """Storage in a local (or shared) folder; equal file systems share bytes by hard links."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._unfinished = folder / ".unfinished"
+        self._unfinished.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def writer(self, key: str) -> Iterator[BinaryIO]:
+        target, aside = self._path(key), self._aside()
+        try:
+            with open(aside, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            self._reveal(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def put_file(self, key: str, path: Path) -> None:
+        target, aside = self._path(key), self._aside()
+        try:
+            link_or_copy(path, aside)
+            with open(aside, "rb") as file:
+                os.fsync(file.fileno())
+            self._reveal(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)  # a rename onto another link of the same bytes leaves it
+
+    def open(self, key: str) -> BinaryIO:
+        return open(self._path(key), "rb")
+
+    def size(self, key: str) -> int:
+        return self._path(key).stat().st_size
+
+    def exists(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        root = self._path(prefix)
+        found = [path for path in root.rglob("*") if path.is_file()]
+        yield from sorted(path.relative_to(self.folder).as_posix() for path in found)
+
+    def fetch(self, key: str, path: Path) -> None:
+        aside = path.with_name(f".{path.name}.{new_id('aside')}")
+        try:
+            link_or_copy(self._path(key), aside)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def delete(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
+    def delete_prefix(self, prefix: str) -> None:
+        root = self._path(prefix)
+        if root.exists():
+            shutil.rmtree(root)
+
+    def remove_abandoned(self, seconds: float = ABANDONED_SECONDS) -> int:
+        """Removes what a killed process left unfinished: nothing has written to it for `seconds`."""
+        oldest = time.time() - seconds
+        abandoned = [path for path in self._unfinished.iterdir() if path.stat().st_mtime < oldest]
+        for path in abandoned:
+            path.unlink(missing_ok=True)
+        return len(abandoned)
+
+    def _path(self, key: str) -> Path:
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"{key!r} is no storage key: it takes letters, digits, '.', '_', '-', joined by '/'")
+        return self.folder / key
+
+    def _aside(self) -> Path:
+        return self._unfinished / new_id("object")
+
+    def _reveal(self, aside: Path, target: Path) -> None:
+        self._make_folder(target.parent)
+        os.replace(aside, target)
+        sync_folder(target.parent)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Makes `folder` and its missing parents, each durable in the one above."""
+        if folder.is_dir():
+            return
+        self._make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link where the file system has them; else a copy."""
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, one without links, or links that the kernel's protection refuses
+        shutil.copyfile(source, target)
+
+
+def open_storage(url: str) -> DirectoryStorage:
+    """The storage behind `file:///absolute/folder`."""
+    parts = urlsplit(url)
+    path = Path(unquote(parts.path))
+    if parts.scheme != "file" or parts.netloc or not path.is_absolute():
+        raise InvalidRequest(
+            f"DPO_STORAGE_URL is {url!r}; it must name a folder, as file:///absolute/folder.", param="storage_url"
+        )
+    return DirectoryStorage(path)
