@@ -46,7 +46,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class RowProblem:
-    """Why a row can't be used. `message` says what is wrong and what to do; `field` is a path such as `input.messages`."""
+    """Why a row can't be used. `message` says what is wrong and what to do; `field` is a path like `input.messages`."""
 
     line: int
     code: str

@@ -1,0 +1,92 @@
+"""Reads a JSONL data file row by row; the shapes that a row may have are in `dpo_core.rows`.
+
+Nothing in a file can stop the reader: every line becomes a record or a RowProblem with its number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NoReturn
+
+from dpo_core.records import Example, Pair, RowProblem
+from dpo_core.rows import BadRow, parse_row
+from dpo_core.spec import Method
+
+MAX_LINE_BYTES = 8 * 1024 * 1024
+"""A longer line is refused unread, so that memory stays bounded."""
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def read_rows(path: Path, method: Method) -> Iterator[Pair | Example | RowProblem]:
+    """Yields a Pair (`dpo`) or an Example (`supervised`) for each good row, a RowProblem for each bad one.
+
+    UTF-8, one JSON object a line; a byte order mark, CRLF and blank lines are accepted. A file without
+    any row yields one RowProblem, `empty_file`.
+
+    Raises:
+        OSError: the file can't be opened or read.
+    """
+    empty = True
+    with open(path, "rb") as file:
+        for number, raw in _lines(file):
+            empty = False
+            try:
+                yield parse_row(_decode(raw, number), method, number)
+            except BadRow as bad:
+                yield RowProblem(number, bad.code, bad.field, bad.message)
+    if empty:
+        yield RowProblem(1, "empty_file", None, "The file has no rows. Write one JSON object per line.")
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
+    """Lines that aren't blank, with 1-based numbers; None stands for a line longer than the limit."""
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(BYTE_ORDER_MARK)
+        if len(line) > MAX_LINE_BYTES:
+            _skip_rest_of_line(file, line)
+            yield number, None
+        elif line.strip():
+            yield number, line
+
+
+def _skip_rest_of_line(file: IO[bytes], line: bytes) -> None:
+    while line and not line.endswith(b"\n"):
+        line = file.readline(MAX_LINE_BYTES)
+
+
+def _decode(raw: bytes | None, number: int) -> dict[str, object]:
+    if raw is None:
+        raise BadRow(
+            "line_too_long", None, f"The line is longer than {MAX_LINE_BYTES // 2**20} MiB. Shorten or remove the row."
+        )
+    try:
+        row = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        message = f"Byte {error.start + 1} of the line is not UTF-8. Save the file as uncompressed UTF-8 text."
+        raise BadRow("not_utf8", None, message) from None
+    except json.JSONDecodeError as error:
+        raise BadRow("not_json", None, _json_hint(raw, number, error)) from None
+    except RecursionError:
+        raise BadRow("not_json", None, "The JSON is nested too deeply. Flatten or remove the row.") from None
+    except ValueError as error:  # NaN, Infinity, or an integer with thousands of digits
+        raise BadRow("not_json", None, f"Not valid JSON: {error}. Correct the value.") from None
+    if not isinstance(row, dict):
+        kind = "a JSON array" if isinstance(row, list) else "a single JSON value"
+        raise BadRow("not_an_object", None, f"The line is {kind}, not an object. Write one object {{...}} per line.")
+    return row
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _json_hint(raw: bytes, number: int, error: json.JSONDecodeError) -> str:
+    if number == 1 and raw.lstrip().startswith(b"["):
+        return "The file looks like one JSON array over several lines. Write one JSON object per line (JSONL)."
+    return f"Not valid JSON: {error.msg} at column {error.colno}. Write one complete JSON object per line."

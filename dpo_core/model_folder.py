@@ -1,0 +1,84 @@
+"""What a model folder in Hugging Face form says about itself, read without loading a tensor."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo_core.errors import user_error
+from dpo_core.spec import ModelSource
+
+MAX_HEADER_BYTES = 100 * 1024 * 1024
+"""The safetensors format's own limit for a header."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    parameter_count: int
+    vocabulary_size: int
+    context_length: int | None
+    """Positions the model knows; None where its config names no limit."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no such file.
+
+    Raises:
+        RunError: the file holds no JSON object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise user_error(
+            "invalid_model", f"{path.name} of the model is not valid JSON: {error}.", param="model"
+        ) from None
+    if not isinstance(content, dict):
+        raise user_error("invalid_model", f"{path.name} of the model must hold a JSON object.", param="model")
+    return content
+
+
+def model_facts(model: ModelSource) -> ModelFacts:
+    """Facts of `model`; an adapter's are those of its base.
+
+    Raises:
+        RunError: config.json or the weights are missing or damaged.
+    """
+    folder = model.base_path or model.path
+    config = read_json(folder / "config.json")
+    config = {**config, **config.get("text_config", {})}
+    if not isinstance(config.get("vocab_size"), int):
+        message = f"config.json of model {model.id} names no vocab_size. Give the folder of a causal language model."
+        raise user_error("invalid_model", message, param="model")
+    lengths = (config.get(name) for name in ("max_position_embeddings", "n_positions", "max_sequence_length"))
+    context = next((length for length in lengths if isinstance(length, int)), None)
+    return ModelFacts(parameter_count(folder), config["vocab_size"], context)
+
+
+def parameter_count(folder: Path) -> int:
+    """Parameters stored in the folder's safetensors files, from their headers alone; tied weights count once.
+
+    Raises:
+        RunError: there is no safetensors file, or one is damaged.
+    """
+    index = read_json(folder / "model.safetensors.index.json")
+    names = sorted(set(index.get("weight_map", {}).values())) or ["model.safetensors"]
+    return sum(_parameters_in(folder / name) for name in names)
+
+
+def _parameters_in(file: Path) -> int:
+    try:
+        with open(file, "rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(size, MAX_HEADER_BYTES)))
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except FileNotFoundError:
+        message = f"The model has no {file.name}. Save it with `save_pretrained`, which writes safetensors."
+        raise user_error("invalid_model", message, param="model") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message = f"{file.name} of the model is no safetensors file, or is cut off. Copy it again."
+        raise user_error("invalid_model", message, param="model") from None

@@ -1,0 +1,124 @@
+"""Chat templates: Jinja, in the sandbox, with the settings and globals that transformers gives them.
+
+The same template must make the same text here and in `apply_chat_template`, because that is what the
+model will see when it is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import NoReturn
+
+from jinja2 import Environment, TemplateError, nodes
+from jinja2.exceptions import SecurityError, TemplateSyntaxError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from dpo_core.errors import user_error
+from dpo_core.records import Message
+
+Variable = str | int | float | bool
+
+
+class TemplateRefusal(Exception):
+    """A chat template, or what it made of one row, can't be used; the message says why."""
+
+
+class ChatTemplate:
+    """A compiled chat template with the variables that every rendering gets.
+
+    Raises:
+        RunError: the template is not valid Jinja.
+    """
+
+    def __init__(self, source: str, variables: Mapping[str, Variable]) -> None:
+        self._variables = dict(variables)
+        self.wrote_date = False
+        """Whether any rendering asked for today's date, which makes the same row different tomorrow."""
+        try:
+            self._template = self._environment().from_string(source)
+        except TemplateSyntaxError as error:
+            message = (
+                f"The chat template is not valid Jinja: {error.message} (template line {error.lineno}). Correct it."
+            )
+            raise user_error("invalid_chat_template", message, param="training.chat_template") from error
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        """The conversation's text; `add_generation_prompt` ends it with the opening of the assistant's turn.
+
+        Raises:
+            TemplateRefusal: the template raised an error for these messages.
+        """
+        try:
+            return self._template.render(
+                messages=[{"role": message.role, "content": message.content} for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._variables,
+            )
+        except Exception as error:  # a template may fail in any way Python can
+            raise TemplateRefusal(f"the chat template fails on it: {error}") from error
+
+    def _environment(self) -> Environment:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = self._strftime_now
+        environment.globals["dict"] = _make_dict
+        environment.globals["namespace"] = SafeNamespace
+        return environment
+
+    def _strftime_now(self, form: str) -> str:
+        self.wrote_date = True
+        return datetime.now().strftime(form)
+
+
+class GenerationBlock(Extension):
+    """`{% generation %}…{% endgeneration %}` marks the assistant's text; it renders as what is in it."""
+
+    tags = {"generation"}  # noqa: RUF012 (the attribute's type is jinja2's)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
+
+
+class SafeNamespace(Namespace):
+    """Jinja's `namespace` without names that begin with an underscore: no template reaches Python's own."""
+
+    def __init__(self, *args: Mapping[str, object], **kwargs: object) -> None:
+        super().__init__()
+        for name, value in dict(*args, **kwargs).items():
+            self[name] = value
+
+    def __setitem__(self, name: str, value: object) -> None:
+        if name.startswith("_"):
+            raise SecurityError(f"a chat template may not set the attribute {name!r} of a namespace")
+        super().__setitem__(name, value)
+
+
+def _make_dict(*args: Mapping[str, object], **kwargs: object) -> dict[str, object]:
+    """Stands for the class `dict`, whose attributes a template needs not see."""
+    return dict(*args, **kwargs)
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Unlike Jinja's own filter, escapes no HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
