@@ -1,0 +1,68 @@
+"""How an attempt at a job ends, and whether another one follows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sqlalchemy.orm import Session
+
+from control_plane import events
+from control_plane.database import dpo_now
+from control_plane.job_states import State, move
+from control_plane.tables import Attempt, Job
+from dpo_core.run_directory import Failure
+
+Outcome = Literal["succeeded", "stopped", "failed", "cancelled", "lost"]
+
+
+def end(session: Session, job: Job, outcome: Outcome, failure: Failure | None = None) -> Attempt:
+    """Closes the running attempt and takes the lease away. The caller holds the job's row lock."""
+    attempt = session.get_one(Attempt, (job.id, job.fence))
+    attempt.ended_at = session.scalar(dpo_now().select())
+    attempt.outcome = outcome
+    attempt.error = failure.model_dump() if failure else None
+    job.lease_until = None
+    job.worker_id = None
+    session.flush()
+    return attempt
+
+
+def end_for_another(
+    session: Session, job: Job, failure: Failure, *, outcome: Literal["lost", "failed"], max_attempts: int
+) -> bool:
+    """Ends the attempt through nobody's fault; True when the job waits for another one.
+
+    Attempts that published a new checkpoint don't count towards `max_attempts`.
+    """
+    attempt = end(session, job, outcome, failure)
+    job.fruitless_attempts = 0 if attempt.made_progress else job.fruitless_attempts + 1
+    if job.fruitless_attempts >= max_attempts:
+        give_up(
+            session,
+            job,
+            failure.model_copy(
+                update={
+                    "message": f"{job.fruitless_attempts} attempts in a row ended without a new checkpoint. "
+                    f"The last one: {failure.message}"
+                }
+            ),
+        )
+        return False
+    if job.state == State.validating:
+        events.add(
+            session, job, code=failure.code, message=f"{failure.message} The files are checked again.", level="warn"
+        )
+    elif job.state == State.pausing:
+        move(
+            session, job, State.paused, code=failure.code, message=f"{failure.message} The job is paused.", level="warn"
+        )
+    else:
+        message = f"{failure.message} The job waits for a worker and goes on from its last checkpoint."
+        move(session, job, State.queued, code=failure.code, message=message, level="warn")
+    return True
+
+
+def give_up(session: Session, job: Job, failure: Failure) -> None:
+    """The job fails, and its `error` says why."""
+    job.error = failure.model_dump()
+    move(session, job, State.failed, code=failure.code, message=failure.message, level="error", data=job.error)

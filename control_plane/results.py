@@ -1,0 +1,200 @@
+"""What a worker reports about a job it holds.
+
+Every function takes the job's row lock and compares the claim's fence; StaleFence means that the job
+is no longer this claim's (cancelled, lost, ended) and that nothing was changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from control_plane import attempts, events, progress
+from control_plane.database import dpo_now
+from control_plane.errors import Conflict, StaleFence
+from control_plane.ids import new_id
+from control_plane.job_states import State, move
+from control_plane.leases import Claim
+from control_plane.tables import Attempt, Checkpoint, File, Job, Json, Metric, Model
+from dpo_core.run_directory import Event, Failure, Manifest
+
+
+@dataclass(frozen=True)
+class WorkOrder:
+    """Everything a worker needs to launch an attempt. The rows are detached: plain data."""
+
+    job: Job
+    training_file: File
+    validation_file: File | None
+    start: Model
+    start_base: Model | None
+    """The full model under `start`, when that is an adapter."""
+    reference: Model | None
+    """Only when `training.reference` names a model."""
+    reference_base: Model | None
+    checkpoint: Checkpoint | None
+    """The last published one, to go on from."""
+
+
+def work_order(session: Session, claim: Claim) -> WorkOrder:
+    job = _held(session, claim)
+    start = session.get_one(Model, job.model_id)
+    named = job.training["reference"]
+    reference = None if named in ("start", "none") else session.get_one(Model, named)
+    last = select(Checkpoint).where(Checkpoint.job_id == job.id).order_by(Checkpoint.step.desc()).limit(1)
+    return WorkOrder(
+        job=job,
+        training_file=session.get_one(File, job.training_file_id),
+        validation_file=session.get_one(File, job.validation_file_id) if job.validation_file_id else None,
+        start=start,
+        start_base=_base(session, start),
+        reference=reference,
+        reference_base=_base(session, reference) if reference else None,
+        checkpoint=session.scalars(last).one_or_none(),
+    )
+
+
+def record(
+    session: Session,
+    claim: Claim,
+    *,
+    metrics: Iterable[dict[str, Any]] = (),
+    events: Iterable[dict[str, Any]] = (),
+    step: int | None = None,
+    total_steps: int | None = None,
+) -> None:
+    """Stores records of `metrics.jsonl` and `events.jsonl`, and how far the run is.
+
+    Metrics may come again: a resumed attempt measures the steps behind its checkpoint once more, and
+    the newer values replace the older ones.
+    """
+    job = _held(session, claim)
+    _store_metrics(session, job, metrics)
+    for line in events:
+        _store_event(session, job, Event.model_validate(line))
+    if step is not None:
+        progress.report(session, job, step, total_steps)
+
+
+def publish_checkpoint(session: Session, claim: Claim, manifest: Manifest, storage_prefix: str) -> Model:
+    """Makes a checkpoint in storage known as the model `{result_name}-step-N`; the final one as `{result_name}` too.
+
+    Its files lie at `{storage_prefix}/{path}`, with the manifest's paths (`model/…`). Published again by
+    a later attempt, the same step's rows point to the later files.
+    """
+    job = _held(session, claim)
+    model = _put_model(session, job, f"{job.result_name}-step-{manifest.step}", manifest, storage_prefix)
+    if manifest.final:
+        _put_model(session, job, job.result_name, manifest, storage_prefix)
+    session.flush()
+    known = select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.step == manifest.step)
+    checkpoint = session.scalars(known).one_or_none()
+    if checkpoint is None:
+        session.get_one(Attempt, (job.id, job.fence)).made_progress = True
+        checkpoint = Checkpoint(id=new_id("ftckpt"), project_id=job.project_id, job_id=job.id, step=manifest.step)
+        session.add(checkpoint)
+    checkpoint.model_id = model.id
+    checkpoint.fence = job.fence
+    checkpoint.storage_prefix = storage_prefix
+    checkpoint.manifest = manifest.model_dump(mode="json")
+    checkpoint.state_kept = True
+    job.trained_tokens = manifest.trained_tokens
+    message = f"Checkpoint created at step {manifest.step}: {model.id}"
+    data: Json = {"step": manifest.step, "model": model.id, "final": manifest.final}
+    events.add(session, job, code="checkpoint_created", message=message, data=data)
+    return model
+
+
+def finish_validation(session: Session, claim: Claim, prepared: Json) -> None:
+    """The data is fit to train on; `prepared` holds the choices that were made."""
+    job = _held(session, claim)
+    attempts.end(session, job, "succeeded")
+    job.resolved = prepared
+    job.fruitless_attempts = 0
+    move(session, job, State.queued, code="files_validated", message="Files validated, moving job to queued state.")
+
+
+def succeed(session: Session, claim: Claim) -> None:
+    """The run is done. Conflict when its final checkpoint was not published before."""
+    job = _held(session, claim)
+    if session.get(Model, job.result_name) is None:
+        raise Conflict(
+            f"Job {job.id} can't succeed: its final checkpoint was not published.", code="no_final_checkpoint"
+        )
+    attempts.end(session, job, "succeeded")
+    move(session, job, State.succeeded, code="job_succeeded", message="The job has successfully completed.")
+
+
+def hand_back(session: Session, claim: Claim) -> None:
+    """The worker drains: somebody else goes on from the last checkpoint. Does not count as a fruitless attempt."""
+    job = _held(session, claim)
+    attempts.end(session, job, "stopped")
+    if job.state == State.validating:
+        events.add(session, job, code="handed_back", message="The worker stops; another one checks the files.")
+        return
+    if job.state == State.pausing:
+        move(session, job, State.paused, code="job_paused", message="The job is paused after its last checkpoint.")
+        return
+    message = "The worker stops; the job waits for another one and goes on from its last checkpoint."
+    move(session, job, State.queued, code="handed_back", message=message)
+
+
+def fail(session: Session, claim: Claim, failure: Failure, *, max_attempts: int) -> None:
+    """The attempt failed. Through infrastructure: as a lost one, another follows. Otherwise the job fails."""
+    job = _held(session, claim)
+    if failure.kind == "infrastructure":
+        attempts.end_for_another(session, job, failure, outcome="failed", max_attempts=max_attempts)
+        return
+    attempts.end(session, job, "failed", failure)
+    attempts.give_up(session, job, failure)
+
+
+def _held(session: Session, claim: Claim) -> Job:
+    """The job, locked, if the claim still holds it."""
+    query = select(Job).where(Job.id == claim.job_id).with_for_update().execution_options(populate_existing=True)
+    job = session.scalars(query).one()
+    if job.fence != claim.fence or job.lease_until is None:
+        raise StaleFence(f"Job {job.id} is not attempt {claim.fence}'s any more; nothing of it is stored.")
+    return job
+
+
+def _put_model(session: Session, job: Job, model_id: str, manifest: Manifest, storage_prefix: str) -> Model:
+    start = session.get_one(Model, job.model_id)
+    model = session.get(Model, model_id)
+    if model is None:
+        model = Model(id=model_id, project_id=job.project_id, kind="checkpoint", job_id=job.id, facts=start.facts)
+        session.add(model)
+    model.form = manifest.kind
+    model.base_id = (start.base_id or start.id) if manifest.kind == "adapter" else None
+    model.storage_prefix = storage_prefix
+    model.step = manifest.step
+    return model
+
+
+def _base(session: Session, model: Model) -> Model | None:
+    return session.get_one(Model, model.base_id) if model.base_id else None
+
+
+def _store_event(session: Session, job: Job, event: Event) -> None:
+    events.add(session, job, code=event.code, message=event.message, level=event.level, data=event.data)
+
+
+def _store_metrics(session: Session, job: Job, metrics: Iterable[dict[str, Any]]) -> None:
+    newest = {(line["split"], line["step"]): line["values"] for line in metrics}
+    if not newest:
+        return
+    owner = {"job_id": job.id, "project_id": job.project_id, "fence": job.fence}
+    rows = [{**owner, "split": split, "step": step, "values": values} for (split, step), values in newest.items()]
+    statement = insert(Metric).values(rows)
+    columns = statement.excluded
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[Metric.job_id, Metric.split, Metric.step],
+            set_={"fence": columns.fence, "values": columns["values"], "created_at": dpo_now()},
+        )
+    )
