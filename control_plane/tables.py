@@ -235,6 +235,6 @@ class IdempotencyKey(Created, Base):
 
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
-    """`key:` and the client's Idempotency-Key, or `retry:` and the hash of API key and body."""
+    """`key:` and the hash of the client's Idempotency-Key, or `retry:` and the hash of API key and body."""
     request_hash: Mapped[str]
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))

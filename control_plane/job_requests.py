@@ -1,0 +1,155 @@
+"""A request for a job as OpenAI's API has it, with our own fields beside; and the TrainingSpec it means."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from control_plane.errors import InvalidRequest
+from control_plane.validation import validated
+from dpo_core.spec import Auto, PositiveInt, StrictModel, TrainingSpec
+
+PRIORITIES = {"low": -1, "normal": 0, "high": 1}
+
+MethodType = Literal["dpo", "supervised"]
+Scalars = dict[str, Any]
+
+
+class SupervisedHyperparameters(StrictModel):
+    n_epochs: PositiveInt | Auto = "auto"
+    batch_size: PositiveInt | Auto = "auto"
+    learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Auto = "auto"
+
+
+class DpoHyperparameters(SupervisedHyperparameters):
+    beta: Annotated[float, Field(gt=0, le=100)] | Auto = "auto"
+
+
+class Supervised(StrictModel):
+    hyperparameters: SupervisedHyperparameters | None = None
+
+
+class Dpo(StrictModel):
+    hyperparameters: DpoHyperparameters | None = None
+
+
+class Method(StrictModel):
+    """OpenAI's `method`: the settings stand in the object that has the type's name."""
+
+    type: MethodType
+    dpo: Dpo | None = None
+    supervised: Supervised | None = None
+
+
+class Resources(StrictModel):
+    gpus: Annotated[int, Field(ge=1, le=65536)] = 1
+    """Training processes; on a machine without GPUs one stands for a CPU slot."""
+
+    nodes: Literal[1] = 1
+    """Hosts; jobs larger than one are for later."""
+
+
+class JobRequest(StrictModel):
+    """The body of a create request. `training`, `resources` and `priority` are ours; the rest is OpenAI's."""
+
+    model: Annotated[str, Field(min_length=1)]
+    training_file: Annotated[str, Field(min_length=1)]
+    validation_file: str | None = None
+    method: Method | None = None
+    hyperparameters: SupervisedHyperparameters | None = None
+    """OpenAI's older place for a supervised job's settings."""
+    training: TrainingSpec = Field(default_factory=TrainingSpec)
+    resources: Resources = Field(default_factory=Resources)
+    priority: Literal["low", "normal", "high"] = "normal"
+    suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    metadata: (
+        Annotated[
+            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+        ]
+        | None
+    ) = None
+    integrations: list[Any] | None = None
+
+
+def read_request(body: object) -> JobRequest:
+    """The body of a create request, checked as far as one can without the database. InvalidRequest names the field."""
+    if not isinstance(body, dict):
+        raise InvalidRequest("The body must be a JSON object.", code="invalid_value")
+    request = validated(JobRequest, {name: value for name, value in body.items() if value is not None})
+    if request.integrations:
+        raise InvalidRequest(
+            "Integrations are not supported yet; leave `integrations` out and read the job's metrics over the API.",
+            param="integrations",
+            code="unsupported",
+        )
+    return request
+
+
+def training_spec(request: JobRequest) -> TrainingSpec:
+    """What the request means, wherever it says it. InvalidRequest when two places say different things."""
+    given = request.training.model_dump(exclude_unset=True)
+    method = _method_type(request)
+    _merge(given, {"method": method}, "method.type")
+    for where, hyperparameters in _hyperparameters(request, method):
+        chosen = hyperparameters.model_dump(exclude_unset=True)
+        if "n_epochs" in chosen:
+            chosen["epochs"] = chosen.pop("n_epochs")
+        if chosen.get("learning_rate_multiplier") == "auto":
+            del chosen["learning_rate_multiplier"]
+        _merge(given, chosen, where)
+    if request.seed is not None:
+        _merge(given, {"seed": request.seed}, "seed")
+    spec = validated(TrainingSpec, given)
+    _refuse_nonsense(spec)
+    return spec
+
+
+def _method_type(request: JobRequest) -> MethodType:
+    """OpenAI's default is supervised; a job whose `training` names its method needs no `method`."""
+    if request.method is not None:
+        other = "supervised" if request.method.type == "dpo" else "dpo"
+        if getattr(request.method, other) is not None:
+            raise InvalidRequest(
+                f'method.type is "{request.method.type}", but there are settings in method.{other}; keep one of them.',
+                param=f"method.{other}",
+                code="conflicting_values",
+            )
+        return request.method.type
+    return request.training.method if "method" in request.training.model_fields_set else "supervised"
+
+
+def _hyperparameters(request: JobRequest, method: MethodType) -> list[tuple[str, SupervisedHyperparameters]]:
+    places: list[tuple[str, SupervisedHyperparameters | None]] = [("hyperparameters", request.hyperparameters)]
+    settings = getattr(request.method, method) if request.method is not None else None
+    if settings is not None:
+        places.append((f"method.{method}.hyperparameters", settings.hyperparameters))
+    return [(where, found) for where, found in places if found is not None]
+
+
+def _merge(given: Scalars, more: Scalars, where: str) -> None:
+    """Adds `more` to the training fields `given`; the same field with two values is refused."""
+    for name, value in more.items():
+        if name in given and given[name] != value:
+            raise InvalidRequest(
+                f'"{name}" is {given[name]!r} in one place and {value!r} in "{where}"; give it once.',
+                param=f"training.{name}",
+                code="conflicting_values",
+            )
+        given[name] = value
+
+
+def _refuse_nonsense(spec: TrainingSpec) -> None:
+    if spec.learning_rate != "auto" and spec.learning_rate_multiplier != 1.0:
+        raise InvalidRequest(
+            "learning_rate_multiplier multiplies the automatic rate; give it or training.learning_rate, not both.",
+            param="training.learning_rate",
+            code="conflicting_values",
+        )
+    if spec.method == "dpo" and spec.reference == "none":
+        raise InvalidRequest(
+            f'The loss "{spec.loss}" needs a reference; set training.reference to "start" or a model id.',
+            param="training.reference",
+            code="invalid_value",
+        )

@@ -1,0 +1,201 @@
+"""Jobs as their owners see them: create, read, cancel, and what they left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from control_plane import attempts, events, files, models, workers
+from control_plane.errors import Conflict, InvalidRequest, NotFound
+from control_plane.ids import new_id
+from control_plane.job_requests import PRIORITIES, JobRequest, training_spec
+from control_plane.job_states import FINAL, State, move
+from control_plane.pages import Page, paginate
+from control_plane.repetition import Repeatable, find_earlier, remember
+from control_plane.result_names import result_name
+from control_plane.tables import Checkpoint, Event, File, Job, Metric, Model, Project
+from control_plane.validation import nearest
+from dpo_core.spec import TrainingSpec
+
+
+def create(session: Session, project_id: str, request: JobRequest, *, repeatable: Repeatable | None = None) -> Job:
+    """A new job, or the one that this same request made before. Send a hint after the commit.
+
+    Checks all that can be known without reading the data. InvalidRequest says what is wrong, in which
+    field, and what to do.
+    """
+    repeatable = repeatable or Repeatable()
+    earlier = find_earlier(session, project_id, request, repeatable)
+    if earlier is not None:
+        return earlier
+    spec = training_spec(request)
+    start = _model(session, project_id, request.model, "model")
+    if spec.reference not in ("start", "none"):
+        _model(session, project_id, spec.reference, "training.reference")
+    _file(session, project_id, request.training_file, "training_file")
+    if request.validation_file is not None:
+        _file(session, project_id, request.validation_file, "validation_file")
+    job = _add(session, project_id, request, spec, start)
+    remember(session, project_id, request, repeatable, job.id)
+    return job
+
+
+def get(session: Session, project_id: str, job_id: str) -> Job:
+    """The project's job. NotFound."""
+    job = session.scalars(select(Job).where(Job.project_id == project_id, Job.id == job_id)).one_or_none()
+    return _found(job, job_id)
+
+
+def list_jobs(
+    session: Session,
+    project_id: str,
+    *,
+    after: str | None = None,
+    limit: int = 20,
+    metadata: Mapping[str, str] | None = None,
+) -> Page[Job]:
+    """The project's jobs, newest first; with `metadata`, those that carry all of its pairs."""
+    query = select(Job).where(Job.project_id == project_id)
+    if metadata:
+        query = query.where(Job.user_metadata.contains(dict(metadata)))
+    return paginate(session, query, item_id=Job.id, order=(Job.id,), after=after, limit=limit)
+
+
+def cancel(session: Session, project_id: str, job_id: str) -> Job:
+    """Final at once: the fence rises, so whatever its worker still reports changes nothing. Conflict when it is over.
+
+    The worker learns it at its next heartbeat and stops the processes.
+    """
+    mine = select(Job).where(Job.project_id == project_id, Job.id == job_id)
+    query = mine.with_for_update().execution_options(populate_existing=True)
+    job = _found(session.scalars(query).one_or_none(), job_id)
+    if State(job.state) in FINAL:
+        raise Conflict(f"Job {job_id} is {job.state} already; there is nothing to cancel.", code="illegal_move")
+    if job.lease_until is not None:
+        attempts.end(session, job, "cancelled")
+    job.fence += 1
+    move(session, job, State.cancelled, code="job_cancelled", message="The job was cancelled.")
+    return job
+
+
+def list_events(
+    session: Session, project_id: str, job_id: str, *, after: str | None = None, limit: int = 20
+) -> Page[Event]:
+    """What happened to the job, newest first."""
+    job = get(session, project_id, job_id)
+    query = select(Event).where(Event.job_id == job.id)
+    return paginate(session, query, item_id=Event.id, order=(Event.sequence,), after=after, limit=limit)
+
+
+def list_checkpoints(
+    session: Session, project_id: str, job_id: str, *, after: str | None = None, limit: int = 10
+) -> Page[Checkpoint]:
+    """The job's published checkpoints, latest step first."""
+    job = get(session, project_id, job_id)
+    query = select(Checkpoint).where(Checkpoint.job_id == job.id)
+    return paginate(session, query, item_id=Checkpoint.id, order=(Checkpoint.step,), after=after, limit=limit)
+
+
+def list_metrics(
+    session: Session, project_id: str, job_id: str, *, split: str | None = None, after_step: int | None = None
+) -> Sequence[Metric]:
+    """The job's measurements by step; with `after_step`, only later ones."""
+    job = get(session, project_id, job_id)
+    query = select(Metric).where(Metric.job_id == job.id).order_by(Metric.step, Metric.split)
+    if split is not None:
+        query = query.where(Metric.split == split)
+    if after_step is not None:
+        query = query.where(Metric.step > after_step)
+    return session.scalars(query).all()
+
+
+def _found(job: Job | None, job_id: str) -> Job:
+    if job is None:
+        raise NotFound(f"There is no job {job_id!r} in this project.", param="fine_tuning_job_id")
+    return job
+
+
+def _model(session: Session, project_id: str, model_id: str, param: str) -> Model:
+    try:
+        return models.hold(session, project_id, model_id)
+    except NotFound:
+        known = {model.id: model.id for model in models.list_models(session, project_id)}
+        short = {name.partition("/")[2]: name for name in known}
+        like = nearest(model_id, known) or nearest(short.get(model_id, model_id), [*known, *short])
+        raise InvalidRequest(
+            f"There is no model {model_id!r}.{like} GET /v1/models lists them; `dpo models add` registers one.",
+            param=param,
+            code="model_not_found",
+        ) from None
+
+
+def _file(session: Session, project_id: str, file_id: str, param: str) -> File:
+    try:
+        file = files.hold(session, project_id, file_id)
+    except NotFound:
+        raise InvalidRequest(
+            f"There is no file {file_id!r} in this project; upload it first.", param=param, code="file_not_found"
+        ) from None
+    if file.purpose != "fine-tune":
+        raise InvalidRequest(
+            f'The file {file_id!r} has the purpose {file.purpose!r}; upload it again with "fine-tune".',
+            param=param,
+            code="wrong_file_purpose",
+        )
+    if file.status != "processed":
+        raise InvalidRequest(
+            f"The file {file_id!r} is {file.status}, not processed; wait until it is, or upload it again.",
+            param=param,
+            code="file_not_ready",
+        )
+    return file
+
+
+def _add(session: Session, project_id: str, request: JobRequest, spec: TrainingSpec, start: Model) -> Job:
+    job_id = new_id("ftjob")
+    project = session.get_one(Project, project_id)
+    job = Job(
+        id=job_id,
+        project_id=project_id,
+        state=State.validating.value,
+        priority=PRIORITIES[request.priority],
+        method=spec.method,
+        model_id=start.id,
+        training_file_id=request.training_file,
+        validation_file_id=request.validation_file,
+        gpus=request.resources.gpus,
+        seed=spec.seed,
+        suffix=request.suffix,
+        user_metadata=request.metadata,
+        request=request.model_dump(mode="json", exclude_unset=True),
+        training=spec.model_dump(mode="json"),
+        result_name=result_name(project.name, start.id, request.suffix, job_id),
+    )
+    session.add(job)
+    session.flush()
+    session.refresh(job)
+    events.add(session, job, code="job_created", message=f"Created fine-tuning job: {job.id}")
+    message = f"Validating training file: {job.training_file_id}"
+    events.add(session, job, code="validating_files", message=message)
+    _warn_if_too_large(session, job)
+    return job
+
+
+def _warn_if_too_large(session: Session, job: Job) -> None:
+    largest = workers.largest(session)
+    if job.gpus <= largest.alive:
+        return
+    now = f"the largest has {largest.alive}" if largest.alive else "there is none"
+    message = f"No registered worker has {job.gpus} GPUs (or CPU slots); {now}. The job waits until one comes."
+    if job.gpus > largest.ever:
+        message += f" None was ever that large{f': the largest had {largest.ever}' if largest.ever else ''}."
+    events.add(
+        session,
+        job,
+        code="no_worker_large_enough",
+        message=message,
+        level="warn",
+        data={"gpus": job.gpus, "largest_alive": largest.alive, "largest_ever": largest.ever},
+    )

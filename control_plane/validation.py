@@ -1,0 +1,96 @@
+"""Turns pydantic's errors into one sentence that a person can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from control_plane.errors import InvalidRequest
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validated(model: type[M], data: object) -> M:
+    """`data` as `model`. InvalidRequest whose `param` is the field's path, such as "training.beta"."""
+    _refuse_nul(data, "")
+    try:
+        return model.model_validate(data)
+    except ValidationError as failure:
+        raise _first_problem(failure, model, data) from None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence with the known name most like `name`, or an empty string."""
+    found = get_close_matches(name, list(known), n=1)
+    return f' Did you mean "{found[0]}"?' if found else ""
+
+
+def _refuse_nul(value: object, path: str) -> None:
+    """PostgreSQL stores every character but this one."""
+    if isinstance(value, str) and "\0" in value:
+        raise InvalidRequest(f'"{path}" contains a NUL character; remove it.', param=path, code="invalid_value")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _refuse_nul(name, path)
+            _refuse_nul(item, f"{path}.{name}" if path else str(name))
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_nul(item, path)
+
+
+def _first_problem(failure: ValidationError, model: type[BaseModel], data: object) -> InvalidRequest:
+    errors = failure.errors(include_url=False)
+    unknown = [error for error in errors if error["type"] == "extra_forbidden"]
+    error = (unknown or errors)[0]
+    path = _path(error, data)
+    param = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        where = f"in {'.'.join(path[:-1])}" if path[:-1] else "of this request"
+        known = _fields(model, path[:-1])
+        return InvalidRequest(
+            f'There is no field "{path[-1]}" {where}.{nearest(path[-1], known)} Known: {", ".join(known)}.',
+            param=param,
+            code="unknown_field",
+        )
+    if error["type"] == "missing":
+        return InvalidRequest(f'"{param}" is missing.', param=param, code="missing_field")
+    wishes = dict.fromkeys(_wish(other["msg"]) for other in errors if _path(other, data) == path)
+    given = "" if isinstance(error["input"], dict | list) else f", not {error['input']!r}"
+    return InvalidRequest(f'"{param}" must be {" or ".join(wishes)}{given}.', param=param or None, code="invalid_value")
+
+
+def _path(error: ErrorDetails, data: object) -> list[str]:
+    """The part of pydantic's location that is in the request: a union's branches are not."""
+    path: list[str] = []
+    value: Any = data
+    for part in error["loc"]:
+        if isinstance(value, dict) and (part in value or error["type"] == "missing"):
+            path.append(str(part))
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int):
+            path.append(str(part))
+            value = value[part]
+    return path
+
+
+def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The field names of the model at `path` inside `model`."""
+    for name in path:
+        model = next(kind for kind in _models_in(model.model_fields[name].annotation))
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [kind for part in getattr(annotation, "__args__", ()) for kind in _models_in(part)]
+
+
+def _wish(message: str) -> str:
+    for start in ("Input should be ", "Value error, "):
+        message = message.removeprefix(start)
+    return message[:1].lower() + message[1:]
