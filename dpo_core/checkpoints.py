@@ -1,0 +1,161 @@
+"""Checkpoints that exist whole or not at all, and going on from one.
+
+    checkpoints/step-N/model/            Hugging Face form, for users
+    checkpoints/step-N/state/engine/     DeepSpeed's optimizer, master weights and trained parameters
+    checkpoints/step-N/state/rng-RANK.pt random generators
+    checkpoints/step-N/state/reference.safetensors, progress.json
+    checkpoints/step-N/manifest.json     size and sha256 of every file above
+
+All of it is written in a hidden folder beside, fsynced, and then renamed. The sampler needs no state:
+its order is a function of seed and step.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dpo_core import reference
+from dpo_core.engine import Engine
+from dpo_core.errors import RunError, user_error
+from dpo_core.models import Start, save_model
+from dpo_core.run_directory import (
+    MANIFEST,
+    Failure,
+    Manifest,
+    ManifestFile,
+    RunDirectory,
+    sha256_of,
+    sync_folder,
+    write_whole,
+)
+from dpo_core.spec import RunSpec, StrictModel
+
+
+class Progress(StrictModel):
+    """`state/progress.json`: the counters of a run, and what its DeepSpeed state is tied to."""
+
+    step: int
+    trained_tokens: int
+    ranks: int
+    zero_stage: int
+
+
+def save(
+    directory: RunDirectory,
+    run: RunSpec,
+    start: Start,
+    engine: Engine,
+    *,
+    progress: Progress,
+    frozen: Tensor | None,
+    metrics: dict[str, float],
+    final: bool,
+) -> Path:
+    """Writes `checkpoints/step-N`; returns it once it is durable. All ranks call it."""
+    world = engine.world
+    target = directory.checkpoints / f"step-{progress.step}"
+    aside = directory.checkpoints / f".{target.name}"
+    if world.rank == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+        (aside / "state").mkdir(parents=True)
+    world.barrier()
+    engine.save_state(aside / "state" / "engine")
+    torch.save(random_state(world.device), aside / "state" / f"rng-{world.rank}.pt")
+    weights = engine.weights(torch.bfloat16 if run.training.precision == "bfloat16" else torch.float32)
+    world.barrier()
+    if world.rank == 0:
+        save_model(start, weights, run, aside / "model")
+        if frozen is not None:
+            reference.save(aside / "state" / reference.FILE_NAME, frozen)
+        (aside / "state" / "progress.json").write_text(progress.model_dump_json(), encoding="utf-8")
+        manifest = Manifest(
+            step=progress.step,
+            kind=start.kind,
+            files=sealed(aside),
+            metrics=metrics,
+            trained_tokens=progress.trained_tokens,
+            final=final,
+        )
+        write_whole(aside / MANIFEST, manifest.model_dump_json(indent=2))
+        aside.rename(target)
+        sync_folder(directory.checkpoints)
+    world.barrier()
+    return target
+
+
+def sealed(folder: Path) -> list[ManifestFile]:
+    """Makes every file under `folder` durable, and lists them."""
+    files = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+            continue
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        name = path.relative_to(folder).as_posix()
+        files.append(ManifestFile(path=name, bytes=path.stat().st_size, sha256=sha256_of(path)))
+    return files
+
+
+def verify_state(checkpoint: Path) -> None:
+    """Checks every file under `state/` against the manifest, before any of them is unpickled.
+
+    Raises:
+        RunError: kind `infrastructure`; a file differs, is missing or is not listed.
+    """
+    try:
+        manifest = Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes())
+    except (OSError, ValueError) as error:
+        raise corrupt(checkpoint, f"its {MANIFEST} can't be read") from error
+    listed = {file.path: file.sha256 for file in manifest.files if file.path.startswith("state/")}
+    found = {path.relative_to(checkpoint).as_posix() for path in (checkpoint / "state").rglob("*") if path.is_file()}
+    if found != set(listed):
+        raise corrupt(checkpoint, f"these files are missing or unexpected: {', '.join(sorted(found ^ set(listed)))}")
+    for name, digest in listed.items():
+        if sha256_of(checkpoint / name) != digest:
+            raise corrupt(checkpoint, f"{name} does not match its sha256")
+
+
+def corrupt(checkpoint: Path, what: str) -> RunError:
+    message = f"Can't resume from {checkpoint.name}: {what}. Resume from an older checkpoint, or start over."
+    return RunError(Failure(kind="infrastructure", code="checkpoint_corrupt", message=message))
+
+
+def read_progress(checkpoint: Path, ranks: int, zero_stage: int) -> Progress:
+    """Verifies the checkpoint and reads its counters.
+
+    Raises:
+        RunError: it is corrupt, or was made by another number of ranks or ZeRO stage.
+    """
+    verify_state(checkpoint)
+    progress = Progress.model_validate_json((checkpoint / "state" / "progress.json").read_bytes())
+    if (progress.ranks, progress.zero_stage) != (ranks, zero_stage):
+        raise user_error(
+            "resume_other_layout",
+            f"{checkpoint.name} was made by {progress.ranks} ranks with ZeRO stage {progress.zero_stage}; "
+            f"this run has {ranks} and stage {zero_stage}. Resume with the same.",
+            param="resume_from",
+        )
+    return progress
+
+
+def restore(checkpoint: Path, engine: Engine) -> None:
+    """Loads weights, optimizer and random generators of a verified checkpoint. All ranks call it."""
+    engine.load_state(checkpoint / "state" / "engine")
+    state = torch.load(checkpoint / "state" / f"rng-{engine.world.rank}.pt", weights_only=True)
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], engine.world.device)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The generators that dropout draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state

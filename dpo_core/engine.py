@@ -1,0 +1,200 @@
+"""DeepSpeed behind one class; no other file imports it.
+
+Stages 1 to 3 in bfloat16 keep float32 master weights inside DeepSpeed. Stage 0 has no such masters for
+float32 accumulation, so there the trained weights are float32 and the forward pass runs under autocast.
+Shapes: R rows, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dpo_core.settings import Settings
+from dpo_core.spec import Device, TrainingSpec
+
+TAG = "engine"
+"""DeepSpeed's name for a checkpoint inside the folder that it is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The processes of this run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def gather(self, vector: Tensor) -> Tensor:
+        """Every rank's [K] vector, as [size, K] on the CPU, the same on all ranks."""
+        if self.size == 1:
+            return vector.detach().cpu().unsqueeze(0)
+        parts = [torch.empty_like(vector) for _ in range(self.size)]
+        dist.all_gather(parts, vector)
+        return torch.stack(parts).cpu()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of every rank's `tensor`, on the CPU, the same on all ranks."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor.cpu()
+
+    def barrier(self) -> None:
+        # An all-reduce: NCCL's own barrier has to guess the device.
+        dist.all_reduce(torch.zeros(1, device=self.device))
+
+
+@contextmanager
+def processes(device: Device) -> Iterator[World]:
+    """Joins the process group that torchrun described, or makes a group of one where there is no torchrun.
+
+    The group is destroyed at the end whatever happened: stage 3 aborts otherwise.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", device)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    skip_shared_memory_op()
+    backend = "nccl" if device == "cuda" else "gloo"
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device == "cuda" else torch.device("cpu")
+    if device == "cuda":
+        torch.cuda.set_device(local)
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    else:
+        dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
+    try:
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        yield World(rank, size, local)
+    finally:
+        dist.destroy_process_group()
+
+
+def skip_shared_memory_op() -> None:
+    """Keeps DeepSpeed from compiling its shared-memory all-reduce, which only its inference engine calls.
+
+    Compiling it needs g++ and 30 s, every start takes torch's build lock (a killed process leaves it, and
+    then all later ones wait forever), and each rank maps 128 MiB of /dev/shm.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__ = {}
+
+
+class Engine:
+    """A model in training: forward, backward, one update, and its weights and state for checkpoints."""
+
+    def __init__(self, model: nn.Module, training: TrainingSpec, settings: Settings, world: World) -> None:
+        import deepspeed
+
+        self.world = world
+        self.stage = settings.zero_stage
+        self.max_grad_norm = training.max_grad_norm
+        self.module = model.to(world.device)
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        if settings.bfloat16 and self.stage == 0:
+            for parameter in trained:
+                parameter.data = parameter.data.float()
+        optimizer = torch.optim.AdamW(
+            trained,
+            lr=settings.learning_rate,
+            betas=(training.adam_beta1, training.adam_beta2),
+            weight_decay=training.weight_decay,
+            fused=True,
+        )
+        config = engine_config(settings, training.max_grad_norm)
+        self._engine: Any = deepspeed.initialize(model=self.module, optimizer=optimizer, config=config)[0]
+        self._trained = trained
+
+    def logits(self, tokens: Tensor, first: int) -> Tensor:
+        """Next-token logits for positions `first` to T-1 of `tokens` [R, T]: [R, T-first, V].
+
+        The head runs on these positions only.
+        """
+        kept = tokens.shape[1] - first + 1
+        # A model that does not know logits_to_keep returns all positions; the slice is the same.
+        output = self._engine(input_ids=tokens, logits_to_keep=kept, use_cache=False)
+        logits: Tensor = output.logits[:, -kept:-1]
+        return logits
+
+    def train(self) -> None:
+        self._engine.train()
+
+    def eval(self) -> None:
+        self._engine.eval()
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Adds the gradient of `loss`, a share of the global batch's loss: gradients are *summed* over ranks.
+
+        `last`: no other micro-batch of this step follows.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed takes the mean over ranks.
+        self._engine.backward(loss.float() * self.world.size, scale_wrt_gas=False)
+        if not last:
+            self._engine.step()
+
+    def step(self, learning_rate: float) -> float:
+        """Clips, updates the weights, clears the gradients; returns the global norm before clipping."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self.stage == 0:
+            # DeepSpeed's own stage-0 clipping keeps the norm to itself.
+            norm = float(nn.utils.clip_grad_norm_(self._trained, self.max_grad_norm))
+            self._engine.step()
+            return norm
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Trained parameters by name, whole, on the CPU in `dtype`; empty on ranks other than 0. All ranks call it."""
+        import deepspeed
+
+        gathered = {}
+        for name, parameter in self.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
+                if self.world.rank == 0:
+                    gathered[name] = parameter.detach().to("cpu", dtype, copy=True)
+        return gathered
+
+    def save_state(self, folder: Path) -> None:
+        """Writes optimizer, master weights and trained parameters for `load_state`. All ranks call it."""
+        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
+        if self.world.rank == 0:
+            for script in folder.glob("*.py"):
+                script.unlink()
+
+    def load_state(self, folder: Path) -> None:
+        """Reads what `save_state` wrote under the same number of ranks and the same stage. All ranks call it."""
+        self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+
+
+def engine_config(settings: Settings, max_grad_norm: float) -> dict[str, Any]:
+    """DeepSpeed's configuration. Batches are the loop's business, hence the ones."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": max_grad_norm if settings.zero_stage else 0.0,
+        "zero_optimization": {"stage": settings.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    if settings.bfloat16 and settings.zero_stage == 0:
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    elif settings.bfloat16:
+        config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config

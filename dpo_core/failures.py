@@ -1,0 +1,70 @@
+"""From an exception to the Failure that a run's status shows.
+
+Several ranks fail within milliseconds of each other: the one at fault, then its peers, whose collectives
+break. `claim` keeps the first.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import traceback
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from dpo_core.errors import RunError
+from dpo_core.run_directory import Failure, RunDirectory, Status, sync_folder
+
+
+def classify(error: BaseException) -> Failure:
+    """The Failure of an exception: RunError brings its own; memory and disk are `resource`; others `infrastructure`."""
+    if isinstance(error, RunError):
+        return error.failure
+    if isinstance(error, ValidationError):
+        return Failure(kind="user", code="invalid_spec", message=f"spec.json can't be read: {error}")
+    text = last_line(error)
+    # torch's CUDA error is a class of its own; its CPU allocator raises a bare RuntimeError
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:
+        hint = "Lower micro_batch_size or max_length, set activation_checkpointing, raise zero_stage, or use lora."
+        return Failure(kind="resource", code="out_of_memory", message=f"Out of memory: {text} {hint}")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Failure(kind="resource", code="disk_full", message=f"The disk is full: {text} Free space, then retry.")
+    return Failure(kind="infrastructure", code="trainer_error", message=text)
+
+
+def last_line(error: BaseException) -> str:
+    """`Type: message`, without the traceback, cut to a length that fits a status line."""
+    line = traceback.format_exception_only(error)[-1].strip().splitlines()
+    return (line[0] if line else type(error).__name__)[:1000]
+
+
+def failure_file(directory: RunDirectory) -> Path:
+    return directory.path / "failure.json"
+
+
+def claim(directory: RunDirectory, failure: Failure) -> Failure:
+    """Records `failure` unless another process already recorded one; returns the one that stands.
+
+    `os.link` fails where the name exists, so exactly one process wins and nobody reads half a record.
+    """
+    aside = directory.path / f".failure.{os.getpid()}"
+    with open(aside, "w", encoding="utf-8") as file:
+        file.write(failure.model_dump_json())
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(aside, failure_file(directory))
+        sync_folder(directory.path)
+    except FileExistsError:
+        failure = Failure.model_validate_json(failure_file(directory).read_bytes())
+    finally:
+        aside.unlink()
+    return failure
+
+
+def write_failed(directory: RunDirectory, failure: Failure) -> None:
+    """Status `failed` with the first failure of any rank, keeping the step that was reached."""
+    status = directory.status() or Status(state="starting")
+    standing = claim(directory, failure)
+    directory.write_status(status.model_copy(update={"state": "failed", "failure": standing}))

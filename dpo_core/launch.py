@@ -1,0 +1,74 @@
+"""`python -m dpo_core.launch RUN_DIR`: all ranks of one run on this host, under torchrun.
+
+Exit code 0 means succeeded or stopped; otherwise `status.json` says `failed` and why. SIGTERM is passed
+to the ranks, which get SHUTDOWN_SECONDS for their checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from dpo_core.process import PARENT_PID, arm_parent_death
+from dpo_core.run_directory import Failure, RunDirectory
+from dpo_core.spec import RunSpec
+
+SHUTDOWN_SECONDS = 300
+
+
+def main(path: Path) -> int:
+    """Runs until every rank has ended; returns the exit code."""
+    arm_parent_death()
+    directory = RunDirectory(path)
+    run = directory.spec()
+    os.environ.update(rank_environment(run))
+    code = run_ranks(path, run.ranks)
+    status = directory.status()
+    if code == 0 or (status is not None and status.state in ("succeeded", "stopped")):
+        return 0
+    from dpo_core.failures import write_failed
+
+    # A rank that was killed leaves no word of its own; if another one failed first, that one's word stands.
+    message = "A training process ended without a word (killed, or out of memory). The log has what it printed."
+    write_failed(directory, Failure(kind="infrastructure", code="rank_lost", message=message))
+    return code
+
+
+def rank_environment(run: RunSpec) -> dict[str, str]:
+    """What the ranks inherit. Values that the operator has set win, except for our own."""
+    cores = len(os.sched_getaffinity(0))
+    wishes = {
+        "OMP_NUM_THREADS": str(max(1, cores // run.ranks)),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",  # models come from folders: nothing may reach out
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    return {name: os.environ.get(name, value) for name, value in wishes.items()} | {
+        "DS_ACCELERATOR": run.device,
+        PARENT_PID: str(os.getpid()),
+    }
+
+
+def run_ranks(path: Path, ranks: int) -> int:
+    """Runs torchrun in this process, so that the ranks' parent is the one that they are told."""
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    arguments = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}", "--max-restarts=0"]
+    arguments += [f"--shutdown-timeout={SHUTDOWN_SECONDS}", "--module", "dpo_core", str(path)]
+    try:
+        torchrun.main(arguments)
+    except ChildFailedError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m dpo_core.launch RUN_DIR")
+    sys.exit(main(Path(sys.argv[1])))

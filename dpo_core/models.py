@@ -1,0 +1,189 @@
+"""From folders in Hugging Face form to a model in training, and from trained weights back to such a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from dpo_core.errors import user_error
+from dpo_core.spec import LoraSpec, ModelSource, RunSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ADAPTER_CONFIG = "adapter_config.json"
+COPIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Files of the start that its checkpoints carry on unchanged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The model that a run trains."""
+
+    model: PreTrainedModel
+    """With its adapter, where one is trained; what is not trained is frozen."""
+
+    kind: Literal["full", "adapter"]
+    base_id: str
+    """What an adapter is an adapter of."""
+
+
+def load_start(run: RunSpec, dtype: torch.dtype) -> Start:
+    """Loads the model of `run` on the CPU, ready to train.
+
+    | start     | `lora` given                      | `lora` not given      |
+    |-----------|-----------------------------------|-----------------------|
+    | a model   | a fresh adapter (B = 0)           | all its weights       |
+    | an adapter| the same adapter is trained on    | merged, then all      |
+
+    Raises:
+        RunError: kind `user`; the folder is no model, or `lora` does not fit it.
+    """
+    lora = run.training.lora
+    source = run.model
+    if source.base_path is None:
+        model, base_id = load_weights(source.path, dtype), source.id
+        if lora is not None:
+            model = fresh_adapter(model, lora, run.training.seed)
+    elif lora is None:
+        model, base_id = merged(source, dtype), source.id
+    else:
+        base_id = str(adapter_config(source.path)["base_model_name_or_path"])
+        model = continued_adapter(source, lora, dtype)
+    if run.training.activation_checkpointing:
+        cast(Any, model).gradient_checkpointing_enable({"use_reentrant": False})
+    return Start(model, "full" if lora is None else "adapter", base_id)
+
+
+def load_frozen(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
+    """A model to measure with: an adapter is merged into its base."""
+    model = load_weights(source.path, dtype) if source.base_path is None else merged(source, dtype)
+    model.requires_grad_(False)
+    model.train(False)
+    return model
+
+
+def load_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        # sdpa: transformers picks the same by default; named, it is an error instead of a slow surprise
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise user_error(
+            "model_unreadable",
+            f"The model folder {folder.name} can't be loaded: {error} It needs config.json and safetensors weights "
+            "of a causal language model.",
+            param="model",
+        ) from error
+    return model
+
+
+def merged(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
+    """The base with its adapter merged, in float32 first: bfloat16 would round the small update away."""
+    from peft import PeftModel
+
+    assert source.base_path is not None  # noqa: S101 (the callers look)
+    base = load_weights(source.base_path, torch.float32)
+    model: Any = PeftModel.from_pretrained(base, source.path).merge_and_unload()
+    return cast("PreTrainedModel", model.requires_grad_(True).to(dtype))
+
+
+def fresh_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PreTrainedModel:
+    """Adds a LoRA adapter whose update is 0: B is zero, A is drawn from `seed` (Hu et al. 2021, arXiv:2106.09685)."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=cast(int, int(lora.alpha) if lora.alpha.is_integer() else lora.alpha),  # serving engines want an int
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            adapted: Any = get_peft_model(model, config, autocast_adapter_dtype=False)
+        except ValueError as error:
+            raise user_error(
+                "lora_target_modules",
+                f"training.lora.target_modules does not fit this model: {error}",
+                param="training.lora.target_modules",
+            ) from error
+    return cast("PreTrainedModel", adapted)
+
+
+def continued_adapter(source: ModelSource, lora: LoraSpec, dtype: torch.dtype) -> PreTrainedModel:
+    from peft import PeftModel
+
+    assert source.base_path is not None  # noqa: S101 (the caller looks)
+    config = adapter_config(source.path)
+    if config["r"] != lora.rank:
+        raise user_error(
+            "lora_rank",
+            f"{source.id} is an adapter of rank {config['r']}; training it on can't change that to {lora.rank}. "
+            f"Ask for rank {config['r']}, or leave `lora` out to merge it and train all weights.",
+            param="training.lora.rank",
+        )
+    base = load_weights(source.base_path, dtype)
+    model: Any = PeftModel.from_pretrained(base, source.path, is_trainable=True, autocast_adapter_dtype=False)
+    # Under bfloat16 the adapter's own files may be float32.
+    return cast("PreTrainedModel", model.to(dtype))
+
+
+def adapter_config(folder: Path) -> dict[str, object]:
+    try:
+        config: dict[str, object] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise user_error(
+            "adapter_unreadable", f"The adapter folder {folder.name} has no readable {ADAPTER_CONFIG}.", param="model"
+        ) from error
+    return config
+
+
+def save_model(start: Start, weights: dict[str, Tensor], run: RunSpec, folder: Path) -> None:
+    """Writes `weights` (trained parameters by name) as a folder that `from_pretrained` or peft loads.
+
+    Tokenizer, chat template and generation config are the start's own files.
+    """
+    start.model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
+    if start.kind == "adapter":
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        rewrite_json(folder / ADAPTER_CONFIG, base_model_name_or_path=start.base_id)
+    else:
+        # The model in training may be of a wider type than the weights that are written.
+        rewrite_json(folder / "config.json", dtype=str(next(iter(weights.values())).dtype).removeprefix("torch."))
+    for source in filter(None, (run.model.base_path, run.model.path)):
+        for name in COPIED:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+    if run.training.chat_template is not None:
+        (folder / "chat_template.jinja").write_text(run.training.chat_template, encoding="utf-8")
+
+
+def rewrite_json(path: Path, **changes: str) -> None:
+    """Changes fields, and sorts keys and lists of names: peft writes a set in the order of its hashes."""
+    record = json.loads(path.read_text(encoding="utf-8")) | changes
+    if isinstance(record.get("target_modules"), list):
+        record["target_modules"].sort()
+    path.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")

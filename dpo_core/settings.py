@@ -1,0 +1,64 @@
+"""A TrainingSpec without "auto": the numbers that the training loop reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from dpo_core.errors import user_error
+from dpo_core.spec import Auto, RunSpec
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    beta: float
+    learning_rate: float
+    batch_size: int
+    micro_batch_size: int
+    zero_stage: int
+    bfloat16: bool
+    epochs: int
+    evaluation_steps: int
+    checkpoint_steps: int
+
+    @classmethod
+    def of(cls, run: RunSpec) -> Settings:
+        """Reads `run.training`.
+
+        Raises:
+            RunError: kind `user`; a field is still "auto".
+        """
+        training = run.training
+        batch_size = given(training.batch_size, "batch_size")
+        micro_batch_size = training.micro_batch_size
+        return cls(
+            beta=given(training.beta, "beta") if training.method == "dpo" else 0.0,
+            learning_rate=given(training.learning_rate, "learning_rate"),
+            batch_size=batch_size,
+            micro_batch_size=default_micro_batch(run, batch_size) if micro_batch_size == "auto" else micro_batch_size,
+            zero_stage=given(training.zero_stage, "zero_stage"),
+            bfloat16=given(training.precision, "precision") == "bfloat16",
+            epochs=given(training.epochs, "epochs"),
+            evaluation_steps=given(training.evaluation_steps, "evaluation_steps"),
+            checkpoint_steps=given(training.checkpoint_steps, "checkpoint_steps"),
+        )
+
+    def total_steps(self, steps_per_epoch: int, max_steps: int | None) -> int:
+        """Optimizer steps of the whole run; `max_steps` wins over `epochs`."""
+        return max_steps if max_steps is not None else self.epochs * steps_per_epoch
+
+
+def given(value: T | Auto, name: str) -> T:
+    if value == "auto":
+        raise user_error(
+            "unresolved_auto", f"training.{name} is still `auto`: resolve the spec before training.", param=name
+        )
+    return value
+
+
+def default_micro_batch(run: RunSpec, batch_size: int) -> int:
+    """Few pairs on a GPU, where memory is short; as many as 64 on a CPU, where each call has its cost."""
+    per_rank = -(-batch_size // run.ranks)
+    return min(per_rank, 8 if run.device == "cuda" else 64)

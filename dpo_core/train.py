@@ -1,0 +1,281 @@
+"""The training loop: `train(run, directory)` in every rank."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dpo_core import checkpoints, reference
+from dpo_core.batches import Sampler, deal
+from dpo_core.checkpoints import Progress
+from dpo_core.dataset import load_splits
+from dpo_core.engine import Engine, World, processes
+from dpo_core.errors import RunError, user_error
+from dpo_core.models import Start, load_start
+from dpo_core.objective import LogitsOf, Objective, Preference, Supervised
+from dpo_core.records import TokenItem
+from dpo_core.run_directory import Event, Failure, RunDirectory, Status
+from dpo_core.schedule import learning_rate
+from dpo_core.settings import Settings
+from dpo_core.spec import RunSpec
+
+STATUS_INTERVAL = 0.5
+"""Seconds between two writes of status.json while training: each is an fsync."""
+
+
+def train(run: RunSpec, directory: RunDirectory, stop: Callable[[], bool] = lambda: False) -> Status:
+    """Trains as `run` says and writes results into `directory`; returns the final status.
+
+    Runs in every rank. Outside torchrun it is a group of one. `stop` is asked once a step; when it is true
+    on any rank, all of them make a checkpoint and return `stopped`.
+
+    Raises:
+        RunError: the spec, the data or the model can't be trained with, or the loss is no longer finite.
+    """
+    with processes(run.device) as world:
+        if world.size != run.ranks:
+            raise user_error("ranks", f"The spec asks for {run.ranks} ranks, {world.size} were started.", param="ranks")
+        torch.manual_seed(run.training.seed + world.rank)
+        return Loop(run, directory, world).run_to_end(stop)
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What one update measured, the same on every rank."""
+
+    metrics: dict[str, float]
+    tokens: int
+    stop: bool
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Rank 0's pen: status, metrics and events. The other ranks hold one that writes nothing."""
+
+    directory: RunDirectory
+    writes: bool
+    total_steps: int
+    last: dict[str, dict[str, float]] = field(default_factory=dict)
+    status_written: float = -math.inf
+
+    def event(self, code: str, message: str, *, warn: bool = False, **data: float | str) -> None:
+        if self.writes:
+            level = "warn" if warn else "info"
+            self.directory.append_event(Event(level=level, code=code, message=message, data=dict(data)))
+
+    def metrics(self, split: str, step: int, values: dict[str, float]) -> None:
+        self.last[split] = values
+        if self.writes:
+            self.directory.append_metrics(split, step, values)
+
+    def latest(self) -> dict[str, float]:
+        """The newest values of every split, named `split/metric`."""
+        return {f"{split}/{name}": value for split, values in self.last.items() for name, value in values.items()}
+
+    def running(self, step: int) -> None:
+        now = time.monotonic()
+        if self.writes and now - self.status_written >= STATUS_INTERVAL:
+            self.directory.write_status(Status(state="running", step=step, total_steps=self.total_steps))
+            self.status_written = now
+
+    def finish(self, status: Status) -> Status:
+        if self.writes:
+            self.directory.write_status(status)
+        return status
+
+
+class Loop:
+    """One attempt: everything is loaded by the constructor, `run_to_end` trains."""
+
+    def __init__(self, run: RunSpec, directory: RunDirectory, world: World) -> None:
+        self.run, self.directory, self.world = run, directory, world
+        self.settings = Settings.of(run)
+        resumed = self.resume_point()
+        items, held_out = load_splits(run)
+        self.sampler = Sampler(len(items), self.settings.batch_size, run.training.seed)
+        self.total_steps = self.settings.total_steps(self.sampler.steps_per_epoch, run.training.max_steps)
+        self.recorder = Recorder(directory, world.rank == 0, self.total_steps)
+        dtype = torch.bfloat16 if self.settings.bfloat16 else torch.float32
+        # Another reference model is measured and freed before the policy takes the memory.
+        frozen = self.foreign_reference([*items, *held_out], dtype) if resumed is None else None
+        self.start: Start = load_start(run, dtype)
+        self.engine = Engine(self.start.model, run.training, self.settings, world)
+        self.frozen = self.freeze_reference(frozen, [*items, *held_out])
+        self.training, self.validation = self.objectives(items, held_out)
+        self.step, self.trained_tokens = 0, 0
+        if resumed is not None and run.resume_from is not None:
+            checkpoints.restore(run.resume_from, self.engine)
+            self.step, self.trained_tokens = resumed.step, resumed.trained_tokens
+            self.recorder.event("resumed", f"Goes on from {run.resume_from.name}.", step=self.step)
+
+    # -- before the first step -------------------------------------------------------------------
+
+    def resume_point(self) -> Progress | None:
+        if self.run.resume_from is None:
+            return None
+        return checkpoints.read_progress(self.run.resume_from, self.world.size, self.settings.zero_stage)
+
+    def foreign_reference(self, items: list[TokenItem], dtype: torch.dtype) -> Tensor | None:
+        training = self.run.training
+        if training.method != "dpo" or training.reference == "start":
+            return None
+        logits_of = reference.other_model(self.run, dtype, self.world.device)
+        return self.measure_reference(logits_of, items)
+
+    def freeze_reference(self, values: Tensor | None, items: list[TokenItem]) -> Tensor | None:
+        """The reference of every training and validation pair, [2, N]: frozen earlier, given, or the policy's own."""
+        if self.run.training.method != "dpo":
+            return None
+        if self.run.resume_from is not None:
+            values = reference.load(self.run.resume_from / "state" / reference.FILE_NAME, len(items))
+        elif values is None:
+            self.engine.eval()
+            values = self.measure_reference(self.engine.logits, items)
+        if self.world.rank == 0:
+            reference.save(self.directory.path / reference.FILE_NAME, values)
+        return values
+
+    def measure_reference(self, logits_of: LogitsOf, items: list[TokenItem]) -> Tensor:
+        started = time.monotonic()
+        values = reference.log_probabilities(logits_of, items, self.settings.micro_batch_size, self.world)
+        if not bool(values.isfinite().all()):
+            raise diverged("The reference's log-probabilities are not finite. Check its weights and precision.")
+        seconds = time.monotonic() - started
+        self.recorder.event(
+            "reference_computed", f"Reference of {len(items)} pairs in {seconds:.1f} s.", pairs=len(items)
+        )
+        return values
+
+    def objectives(self, items: list[TokenItem], held_out: list[TokenItem]) -> tuple[Objective, Objective | None]:
+        device, training = self.world.device, self.run.training
+        if self.frozen is None:
+            return Supervised(items, device), Supervised(held_out, device) if held_out else None
+        beta, smoothing = self.settings.beta, training.label_smoothing
+        ours, theirs = self.frozen[:, : len(items)], self.frozen[:, len(items) :]
+        learned = Preference(items, ours, device, beta=beta, label_smoothing=smoothing)
+        if not held_out:
+            return learned, None
+        return learned, Preference(held_out, theirs, device, beta=beta, label_smoothing=smoothing)
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def run_to_end(self, stop: Callable[[], bool]) -> Status:
+        if self.step == 0:
+            self.evaluate()
+        while self.step < self.total_steps:
+            self.recorder.running(self.step)
+            result = self.update(stop)
+            self.recorder.metrics("train", self.step, result.metrics)
+            self.check(result.metrics)
+            self.step += 1
+            self.trained_tokens += result.tokens
+            final = self.step == self.total_steps
+            if final or self.step % self.settings.evaluation_steps == 0:
+                self.evaluate()
+            if final or result.stop or self.step % self.settings.checkpoint_steps == 0:
+                self.save(final=final)
+            if result.stop and not final:
+                return self.finish("stopped")
+        return self.finish("succeeded")
+
+    def update(self, stop: Callable[[], bool]) -> StepResult:
+        """Forward and backward over this rank's share of the global batch, then one update."""
+        started = time.monotonic()
+        self.engine.train()
+        batch = self.sampler.batch(self.step)
+        shares = deal(self.training.lengths(batch), self.settings.micro_batch_size, self.world.size, self.world.rank)
+        divisor, sums = self.training.divisor(batch), []
+        for place, share in enumerate(shares, start=1):
+            indices = [batch[index] for index in share.indices]
+            loss, measured = self.training.micro_batch(self.engine.logits, indices, share.fillers)
+            self.engine.backward(loss / divisor, last=place == len(shares))
+            sums.append(measured)
+        rate = self.rate()
+        norm = self.engine.step(rate)
+        local = torch.tensor([float(stop()), peak_memory(self.world.device)], dtype=torch.float64)
+        gathered = self.world.gather(torch.cat([torch.stack(sums).sum(0), local.to(self.world.device)]))
+        seconds, tokens = time.monotonic() - started, self.training.tokens(batch)
+        totals = gathered.sum(0).tolist()
+        metrics = self.training.means(totals[:-2]) | {
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "epoch": self.step / self.sampler.steps_per_epoch,
+            "items_per_second": len(batch) / seconds,
+            "tokens_per_second": tokens / seconds,
+            "peak_memory_bytes": float(gathered[:, -1].max()),
+        }
+        return StepResult(metrics, tokens, stop=totals[-2] > 0)
+
+    def rate(self) -> float:
+        training = self.run.training
+        return learning_rate(
+            self.step,
+            self.total_steps,
+            peak=self.settings.learning_rate,
+            schedule=training.schedule,
+            warmup_ratio=training.warmup_ratio,
+        )
+
+    def evaluate(self) -> None:
+        if self.validation is None:
+            return
+        self.engine.eval()
+        values = self.validation.evaluate(self.engine.logits, self.settings.micro_batch_size, self.world)
+        self.recorder.metrics("validation", self.step, values)
+
+    def check(self, metrics: dict[str, float]) -> None:
+        """The loss stays finite; and at step 0 the policy *is* the reference `start`, so the loss is ln 2."""
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(metrics[name]):
+                raise diverged(
+                    f"{name} became {metrics[name]} at step {self.step}. The last checkpoint is still good; "
+                    "lower the learning rate, or look for broken rows."
+                )
+        training = self.run.training
+        if self.step == 0 and training.method == "dpo" and training.reference == "start":
+            off = abs(metrics["loss"] - math.log(2))
+            warn = off > (2e-2 if self.settings.bfloat16 else 1e-4)
+            advice = " Dropout makes policy and reference differ." if warn and training.lora else ""
+            text = f"The loss at step 0 is {metrics['loss']:.7f}, ln 2 is {math.log(2):.7f}.{advice}"
+            self.recorder.event("step_zero_check", text, warn=warn, loss=metrics["loss"], difference=off)
+
+    def save(self, *, final: bool) -> None:
+        progress = Progress(
+            step=self.step,
+            trained_tokens=self.trained_tokens,
+            ranks=self.world.size,
+            zero_stage=self.settings.zero_stage,
+        )
+        path = checkpoints.save(
+            self.directory,
+            self.run,
+            self.start,
+            self.engine,
+            progress=progress,
+            frozen=self.frozen,
+            metrics=self.recorder.latest(),
+            final=final,
+        )
+        self.recorder.event("checkpoint_saved", f"Checkpoint {path.name}.", step=self.step)
+
+    def finish(self, state: str) -> Status:
+        return self.recorder.finish(
+            Status.model_validate({"state": state, "step": self.step, "total_steps": self.total_steps})
+        )
+
+
+def diverged(message: str) -> RunError:
+    return RunError(Failure(kind="divergence", code="not_finite", message=message))
+
+
+def peak_memory(device: torch.device) -> float:
+    """Bytes at the peak so far: allocated on the GPU, or resident in this process."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
