@@ -1,0 +1,71 @@
+"""Run directories on disk, `runs/{job}/{fence}/`, and who owns one.
+
+A worker holds a file lock on each of its run directories. The kernel drops the locks of a worker that died,
+so the next worker knows which directories are left over, sweeps their processes and removes them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dpo_core.run_directory import RunDirectory
+
+LOCK = ".owner"
+
+
+class RunFolders:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._locks: dict[Path, int] = {}
+        root.mkdir(parents=True, exist_ok=True)
+
+    def make(self, job_id: str, fence: int) -> RunDirectory:
+        """A new run directory, locked by this process."""
+        folder = self.root / job_id / str(fence)
+        with self._changing():
+            folder.mkdir(parents=True)
+            self._locks[folder] = _lock(folder)
+        return RunDirectory(folder)
+
+    def leftovers(self) -> Iterator[RunDirectory]:
+        """Directories whose worker is gone; each is locked by this process from then on."""
+        for folder in sorted(self.root.glob("*/*")):
+            if folder in self._locks:
+                continue
+            with self._changing():
+                try:
+                    self._locks[folder] = _lock(folder)
+                except (BlockingIOError, FileNotFoundError, NotADirectoryError):
+                    continue  # another worker's, or just removed
+            yield RunDirectory(folder)
+
+    def remove(self, run: RunDirectory) -> None:
+        """Removes a directory that this process holds, and the job's own folder with the last of them."""
+        with self._changing():
+            shutil.rmtree(run.path)
+            os.close(self._locks.pop(run.path))
+            if not any(run.path.parent.iterdir()):
+                run.path.parent.rmdir()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Between the making of a folder and its locking no other worker may take it for a leftover."""
+        with open(self.root / ".lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _lock(folder: Path) -> int:
+    """A descriptor that holds the folder's lock; closing it, or dying, gives the lock up."""
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    return descriptor

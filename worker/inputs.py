@@ -1,0 +1,88 @@
+"""From a work order to spec.json: every file of an attempt brought into its run directory under `input/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from control_plane.leases import Claim
+from control_plane.results import WorkOrder
+from control_plane.storage import Storage, state_prefix
+from control_plane.tables import Checkpoint, File, Model
+from dpo_core.run_directory import MANIFEST, Manifest, RunDirectory, write_whole
+from dpo_core.spec import Device, ModelSource, RunSpec, TrainingSpec
+
+
+def collect(storage: Storage, order: WorkOrder, claim: Claim, run: RunDirectory, device: Device) -> RunSpec:
+    """Fetches what the attempt reads and says where it lies. Base models are used in place.
+
+    Raises:
+        OSError: a file is not in storage, or the disk is full.
+    """
+    inputs = run.path / "input"
+    resume_from = None
+    if claim.kind == "train" and order.checkpoint is not None:
+        resume_from = _checkpoint(storage, order.checkpoint, inputs / "checkpoint")
+    return RunSpec(
+        job_id=claim.job_id,
+        fence=claim.fence,
+        training=_training(order, claim),
+        model=_source(storage, order.start, order.start_base, inputs / "model"),
+        reference=_source(storage, order.reference, order.reference_base, inputs / "reference")
+        if order.reference is not None
+        else None,
+        training_file=_file(storage, order.training_file, inputs / "training.jsonl"),
+        validation_file=_file(storage, order.validation_file, inputs / "validation.jsonl")
+        if order.validation_file is not None
+        else None,
+        ranks=claim.gpus if claim.kind == "train" else max(1, order.job.gpus),
+        device=device,
+        resume_from=resume_from,
+    )
+
+
+def _training(order: WorkOrder, claim: Claim) -> TrainingSpec:
+    """As asked for when it is to be validated; as validation resolved it when it is to be trained."""
+    if claim.kind == "train" and order.job.resolved is not None:
+        return TrainingSpec.model_validate(order.job.resolved["training"])
+    return TrainingSpec.model_validate(order.job.training)
+
+
+def _file(storage: Storage, file: File, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.fetch(file.storage_key, path)
+    return path
+
+
+def _source(storage: Storage, model: Model, base: Model | None, folder: Path) -> ModelSource:
+    path = _model(storage, model, folder)
+    base_path = _model(storage, base, folder.with_name(f"{folder.name}-base")) if base is not None else None
+    return ModelSource(id=model.id, path=path, base_path=base_path)
+
+
+def _model(storage: Storage, model: Model, folder: Path) -> Path:
+    if model.path is not None:
+        return Path(model.path)
+    _fetch_folder(storage, f"{model.storage_prefix}/model", folder)
+    return folder
+
+
+def _checkpoint(storage: Storage, checkpoint: Checkpoint, folder: Path) -> Path:
+    """The checkpoint as its trainer wrote it. Its manifest comes from PostgreSQL, not from storage: the trainer
+    compares the sha256 of every file with it before it unpickles anything."""
+    _fetch_folder(storage, f"{checkpoint.storage_prefix}/model", folder / "model")
+    state = state_prefix(checkpoint.job_id, checkpoint.fence, checkpoint.step)
+    _fetch_folder(storage, f"{state}/state", folder / "state")
+    write_whole(folder / MANIFEST, Manifest.model_validate(checkpoint.manifest).model_dump_json())
+    return folder
+
+
+def _fetch_folder(storage: Storage, prefix: str, folder: Path) -> None:
+    """Every object below `prefix`, under its own name below `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = list(storage.keys(prefix))
+    if not keys:
+        raise FileNotFoundError(f"storage has nothing below {prefix}; it was removed while a job still needed it")
+    for key in keys:
+        target = folder / Path(key).relative_to(prefix)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        storage.fetch(key, target)

@@ -1,0 +1,28 @@
+"""`dpo worker`: the supervisor in the main thread, Celery's ear in another."""
+
+from __future__ import annotations
+
+import logging
+import signal
+
+from control_plane.settings import Settings
+from worker.app import Ear
+from worker.launch import Programs
+from worker.supervisor import Supervisor
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def run(settings: Settings, programs: Programs | None = None) -> None:
+    """Works until SIGTERM or SIGINT: then trainers make a checkpoint and stop, and their jobs are handed back.
+
+    A second signal kills the trainers at once. `programs`: what to launch instead of dpo_core, in tests.
+    """
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    supervisor = Supervisor(settings, programs or Programs())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: supervisor.stop())
+    ear = Ear(settings.redis_url.get_secret_value(), supervisor.wake)
+    ear.start()
+    supervisor.run()
+    ear.stop()

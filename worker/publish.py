@@ -1,0 +1,102 @@
+"""Publishing checkpoints: files into storage first, then one fenced transaction makes them exist."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from control_plane import results
+from control_plane.database import Database
+from control_plane.leases import Claim
+from control_plane.storage import Storage, checkpoint_prefix, state_prefix
+from dpo_core.run_directory import Manifest, RunDirectory
+
+logger = logging.getLogger(__name__)
+
+STATES_KEPT = 2
+"""Published checkpoints of a job that can be resumed from: the newest, and one more for a damaged disk."""
+TRIES = 6
+"""Storage may be away for about a minute: the pause between two tries doubles."""
+
+
+def log_key(job_id: str, fence: int) -> str:
+    """Where an attempt's log lies in storage; no route serves it."""
+    return f"private/{job_id}/{fence}/log.txt"
+
+
+class Publisher:
+    """Publishes the checkpoints of one attempt, oldest first, one at a time, on a pool."""
+
+    def __init__(
+        self, database: Database, storage: Storage, pool: ThreadPoolExecutor, claim: Claim, run: RunDirectory
+    ) -> None:
+        self._database = database
+        self._storage = storage
+        self._pool = pool
+        self._claim = claim
+        self._run = run
+        self._task: Future[None] | None = None
+        self._published: set[int] = set()
+        self._tries = 0
+        self._not_before = 0.0
+
+    @property
+    def busy(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    def advance(self) -> bool:
+        """Starts the next publication if none is under way; False once nothing is left to publish.
+
+        Raises:
+            StaleFence: the job is no longer ours. OSError: storage refused a checkpoint TRIES times.
+        """
+        if self.busy:
+            return True
+        if self._task is not None:
+            task, self._task = self._task, None
+            self._settle(task.exception())
+        waiting = [pair for pair in self._run.complete_checkpoints() if pair[1].step not in self._published]
+        if waiting and time.monotonic() >= self._not_before:
+            self._task = self._pool.submit(self._publish, *waiting[0])
+        return bool(waiting)
+
+    def _settle(self, error: BaseException | None) -> None:
+        """Storage gets some tries; every other error is the caller's."""
+        if error is None:
+            self._tries = 0
+            return
+        if not isinstance(error, OSError) or self._tries == TRIES:
+            raise error
+        self._tries += 1
+        self._not_before = time.monotonic() + 2.0**self._tries
+        logger.warning("%s: a checkpoint could not be stored, trying again: %s", self._claim.job_id, error)
+
+    def _publish(self, folder: Path, manifest: Manifest) -> None:
+        """A crash before the transaction leaves nothing that anybody sees."""
+        job_id, fence = self._claim.job_id, self._claim.fence
+        public = checkpoint_prefix(job_id, fence, manifest.step)
+        private = state_prefix(job_id, fence, manifest.step)
+        for file in manifest.files:
+            prefix = public if file.path.startswith("model/") else private
+            self._storage.put_file(f"{prefix}/{file.path}", folder / file.path)
+        with self._database.transaction() as session:
+            results.publish_checkpoint(session, self._claim, manifest, public)
+        self._published.add(manifest.step)
+        self._forget_old_states()
+        self._remove_old_copies(manifest.step)
+
+    def _forget_old_states(self) -> None:
+        """First the rows say that the states are gone, then they go: nobody resumes from half a state."""
+        with self._database.transaction() as session:
+            forgotten = results.forget_states(session, self._claim, keep=STATES_KEPT)
+        for checkpoint in forgotten:
+            self._storage.delete_prefix(state_prefix(checkpoint.job_id, checkpoint.fence, checkpoint.step))
+
+    def _remove_old_copies(self, newest: int) -> None:
+        """The run directory keeps its newest checkpoint; storage has the others."""
+        for folder, manifest in self._run.complete_checkpoints():
+            if manifest.step in self._published and manifest.step < newest:
+                shutil.rmtree(folder)

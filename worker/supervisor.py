@@ -1,0 +1,197 @@
+"""The supervisor: one loop, in one long-lived thread, that claims work and sees every attempt to its end.
+
+It is the only thread that forks: a trainer's death signal fires when the thread that forked it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from control_plane import leases, workers
+from control_plane.database import Database
+from control_plane.hints import Hints
+from control_plane.ids import new_id
+from control_plane.leases import Claim, Kind
+from control_plane.settings import Settings
+from control_plane.storage import open_storage
+from worker.attempt import DATABASE_AWAY, Attempt, Tools
+from worker.folders import RunFolders
+from worker.launch import Programs
+from worker.slots import find_slots
+from worker.sweep import sweep
+
+logger = logging.getLogger(__name__)
+
+CHILD_POLL_SECONDS = 0.1
+"""How soon the end of a trainer is seen: a waitpid, nothing more."""
+RECONCILE_SECONDS = 5.0
+VALIDATIONS_AT_ONCE = 2
+"""Validation takes no slot, but a CPU and memory."""
+POOL_THREADS = 8
+
+
+class Supervisor:
+    """`run` returns after `stop`. `wake` and `stop` may be called from any thread and from signal handlers."""
+
+    def __init__(self, settings: Settings, programs: Programs) -> None:
+        storage = open_storage(settings.storage_url)
+        self._settings = settings
+        self._database = Database(settings.database_url.get_secret_value())
+        self._hints = Hints(settings.redis_url.get_secret_value())
+        self._tools = Tools(
+            settings=settings,
+            database=self._database,
+            storage=storage,
+            folders=RunFolders(settings.runs_dir or storage.folder.parent / "runs"),
+            slots=find_slots(settings.cpu_slots, os.environ),
+            programs=programs,
+            pool=ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="files"),
+        )
+        self._facts = workers.Facts(
+            id=new_id("worker"),
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            device=self._tools.slots.device,
+            slots=self._tools.slots.total,
+        )
+        self._attempts: list[Attempt] = []
+        # SimpleQueue.put is reentrant: a signal handler may interrupt the very thread that waits.
+        self._waker: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._stops_asked = 0
+        self._stops_obeyed = 0
+        self._registered = False
+        self._next_beat = self._next_look = self._next_reconcile = 0.0
+
+    def wake(self) -> None:
+        """Looks for work now instead of at the next poll."""
+        self._next_look = 0.0
+        self._waker.put(None)
+
+    def stop(self) -> None:
+        """First call: takes no more work, lets trainers make a checkpoint, hands jobs back. Second: kills them."""
+        self._stops_asked += 1
+        self._waker.put(None)
+
+    def run(self) -> None:
+        slots = self._tools.slots
+        logger.info("worker %s: %d %s slots", self._facts.id, slots.total, slots.device)
+        self._clear_leftovers()
+        while not (self._stops_asked and not self._attempts):
+            self._round()
+            self._wait()
+        self._say_goodbye()
+        self._tools.pool.shutdown()
+        self._database.dispose()
+
+    def _round(self) -> None:
+        """Everything that is due, without waiting for anything but PostgreSQL."""
+        now = time.monotonic()
+        self._obey_stops()
+        if now >= self._next_beat:
+            self._next_beat = now + self._settings.heartbeat_seconds
+            for attempt in self._attempts:
+                attempt.beat()
+        for attempt in self._attempts:
+            attempt.tick()
+        if any(attempt.over for attempt in self._attempts):
+            self._attempts = [attempt for attempt in self._attempts if not attempt.over]
+            self._next_look = 0.0  # there is room, and perhaps the next step of the same job
+        try:
+            self._look_after_the_queue(now)
+        except DATABASE_AWAY as error:
+            logger.warning("PostgreSQL doesn't answer, trying again in %g s: %s", self._settings.poll_seconds, error)
+            self._next_look = self._next_reconcile = now + self._settings.poll_seconds
+
+    def _wait(self) -> None:
+        """Until something is due, a child may have ended, or somebody calls."""
+        due = min(self._next_beat, self._next_look, self._next_reconcile) - time.monotonic()
+        longest = CHILD_POLL_SECONDS if self._attempts else self._settings.poll_seconds
+        try:
+            self._waker.get(timeout=max(0.0, min(due, longest)))
+            while True:
+                self._waker.get_nowait()
+        except queue.Empty:
+            return
+
+    # -- work ------------------------------------------------------------------------------------------
+
+    def _look_after_the_queue(self, now: float) -> None:
+        if now >= self._next_reconcile:
+            self._next_reconcile = now + RECONCILE_SECONDS
+            self._beat_and_reconcile()
+        if now >= self._next_look:
+            self._next_look = now + self._settings.poll_seconds
+            while not self._stops_asked and self._claim_one():
+                continue
+
+    def _beat_and_reconcile(self) -> None:
+        with self._database.transaction() as session:
+            if not self._registered:
+                workers.register(session, self._facts)
+            workers.beat(session, self._facts.id)
+        self._registered = True
+        with self._database.transaction() as session:
+            requeued = leases.reconcile(session, max_attempts=self._settings.max_attempts)
+        with self._database.transaction() as session:
+            waiting = leases.waiting(session)
+        if requeued:
+            logger.warning("lost by their workers, waiting again: %s", ", ".join(requeued))
+        if waiting:
+            self._hints.send()
+
+    def _claim_one(self) -> bool:
+        """Takes one more job, if one fits."""
+        validating = sum(attempt.claim.kind == "validate" for attempt in self._attempts)
+        kinds: tuple[Kind, ...] = ("validate", "train") if validating < VALIDATIONS_AT_ONCE else ("train",)
+        sent = time.monotonic()
+        with self._database.transaction() as session:
+            claim = leases.claim(
+                session,
+                worker_id=self._facts.id,
+                free=self._tools.slots.free,
+                total=self._tools.slots.total,
+                lease_seconds=self._settings.lease_seconds,
+                kinds=kinds,
+            )
+        if claim is None:
+            return False
+        return self._begin(claim, sent)
+
+    def _begin(self, claim: Claim, sent: float) -> bool:
+        try:
+            self._attempts.append(Attempt(self._tools, claim, sent))
+        except OSError:
+            logger.exception("%s: no run directory could be made; its lease runs out", claim.job_id)
+            return False
+        return True
+
+    # -- beginning and end -------------------------------------------------------------------------------
+
+    def _clear_leftovers(self) -> None:
+        """What a worker that died left here: nothing of it may run on, and nothing of it is needed."""
+        for run in self._tools.folders.leftovers():
+            while not sweep(run, None):
+                time.sleep(CHILD_POLL_SECONDS)
+            logger.info("cleared away %s, left by a worker that died", run.path)
+            self._tools.folders.remove(run)
+
+    def _obey_stops(self) -> None:
+        if self._stops_asked == self._stops_obeyed:
+            return
+        self._stops_obeyed = self._stops_asked
+        seconds = self._settings.stop_seconds if self._stops_asked == 1 else 0.0
+        logger.info("stopping: %d attempts have %g s to make a checkpoint", len(self._attempts), seconds)
+        for attempt in self._attempts:
+            attempt.stop(seconds)
+
+    def _say_goodbye(self) -> None:
+        try:
+            with self._database.transaction() as session:
+                workers.forget(session, self._facts.id)
+        except DATABASE_AWAY as error:
+            logger.warning("PostgreSQL doesn't answer; it will notice by itself that this worker is gone: %s", error)

@@ -1,0 +1,62 @@
+"""No orphan ever holds a GPU: finding and killing every process of a run.
+
+torchrun starts each rank in a session of its own, so killing torchrun or its process group leaves the ranks
+alive. A run's processes are found three ways: as descendants of the launched one, by the pid and start time
+that ranks record in the run directory, and by a mark that all of them inherit in their environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from dpo_core.run_directory import RunDirectory
+
+MARK = "DPO_RUN_DIRECTORY"
+"""Environment variable of every process of a run: its run directory."""
+
+
+def living(run: RunDirectory, launched: int | None) -> list[psutil.Process]:
+    """Every process of the run that still lives; zombies hold nothing and don't count."""
+    found = {*run.recorded_processes(), *_marked(run.path), *_family(launched)}
+    return [process for process in found if _alive(process)]
+
+
+def sweep(run: RunDirectory, launched: int | None) -> bool:
+    """Kills what is left of the run; True when nothing was left. Call until then: a kill takes a moment."""
+    left = living(run, launched)
+    for process in left:
+        try:
+            process.kill()  # psutil compares the start time first: a reused pid is spared
+        except psutil.NoSuchProcess:
+            continue
+    return not left
+
+
+def _family(launched: int | None) -> list[psutil.Process]:
+    """The launched process, while it is our child that wasn't waited for, and all below it."""
+    if launched is None:
+        return []
+    try:
+        root = psutil.Process(launched)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _marked(folder: Path) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == str(folder):
+                yield process
+        except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+            continue
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

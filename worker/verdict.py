@@ -1,0 +1,58 @@
+"""How an attempt ended: from exit code, status.json and the log's last lines."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import subprocess
+from typing import Literal
+
+from dpo_core.run_directory import Failure, RunDirectory
+
+LOG_LINES = 15
+LOG_BYTES = 3000
+
+
+def failure_of(error: BaseException, doing: str) -> Failure:
+    """The Failure for an error on the worker's own side, while it was `doing` something."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        message = f"The worker's disk is full (while {doing}). Free space there, then make the job again."
+        return Failure(kind="resource", code="disk_full", message=message)
+    return Failure(kind="infrastructure", code="worker_error", message=f"{type(error).__name__} while {doing}: {error}")
+
+
+def how_it_ended(
+    run: RunDirectory, process: subprocess.Popen[bytes] | None, *, stopping: bool
+) -> Failure | Literal["succeeded", "stopped"]:
+    """What the trainer says, if its exit code agrees. `process` has ended, or None if it was never started.
+
+    A process that was asked to stop may end by the signal itself, or be killed when its time is up.
+    """
+    status = run.status()
+    if status is not None and status.failure is not None and not (stopping and status.failure.kind == "infrastructure"):
+        return status.failure
+    if status is not None and status.state in ("succeeded", "stopped") and process and process.returncode == 0:
+        return "succeeded" if status.state == "succeeded" else "stopped"
+    if stopping or process is None:
+        return "stopped"
+    message = f"The training processes ended ({_in_words(process.returncode)}) without saying why.{_log_tail(run)}"
+    return Failure(kind="infrastructure", code="trainer_died", message=message)
+
+
+def _in_words(exit_code: int) -> str:
+    if exit_code < 0:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    return f"exit code {exit_code}"
+
+
+def _log_tail(run: RunDirectory) -> str:
+    """The last lines of log.txt, for the event and the job's error."""
+    try:
+        with open(run.log_file, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - LOG_BYTES))
+            text = file.read().decode("utf-8", errors="replace").replace("\0", "")
+    except FileNotFoundError:
+        return ""
+    lines = text.splitlines()[-LOG_LINES:]
+    return "\nThe last lines of its output:\n" + "\n".join(lines) if lines else ""
