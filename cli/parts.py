@@ -15,16 +15,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cli.errors import PartFailed
+
 PR_SET_PDEATHSIG = 1
-
-
-class PartFailed(Exception):
-    """A part ended or did not become ready; the message holds the end of its log."""
 
 
 @dataclass
 class Part:
-    """One child process. `user` is set only where the parent is root and the program refuses to be."""
+    """One child process. `user` is set only where the parent is root and the program refuses to be.
+
+    `keep_open` names file descriptors that the process inherits.
+    """
 
     name: str
     argv: list[str]
@@ -32,6 +33,7 @@ class Part:
     ready: Callable[[], bool]
     environment: dict[str, str] = field(default_factory=dict)
     user: str | None = None
+    keep_open: tuple[int, ...] = ()
     stop_signal: signal.Signals = signal.SIGTERM
     death_signal: signal.Signals = signal.SIGTERM
     ready_seconds: float = 60.0
@@ -60,6 +62,7 @@ class Part:
                 user=self.user,
                 group=self.user,
                 extra_groups=[] if self.user else None,
+                pass_fds=self.keep_open,
                 start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone, which stops in order
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - the main thread forks before it starts any other
             )
@@ -76,6 +79,17 @@ class Part:
 
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
+
+    def ending(self) -> str:
+        """How the process ended, in words; it must have."""
+        code = self.process.returncode if self.process else None
+        if code is not None and code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        return f"exit code {code}"
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
 
     def stop(self) -> None:
         """Asks it to stop, and kills it after `stop_seconds`."""

