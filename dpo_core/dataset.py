@@ -14,7 +14,7 @@ from dpo_core.errors import user_error
 from dpo_core.formats import read_rows
 from dpo_core.records import Example, Finding, Pair, RowProblem, Text, TokenExample, TokenItem, TokenPair
 from dpo_core.render import Renderer
-from dpo_core.spec import Method, RunSpec
+from dpo_core.spec import Method, RunSpec, TrainingSpec
 from dpo_core.template import TemplateRefusal
 from dpo_core.truncate import fit_example, fit_pair
 
@@ -107,48 +107,44 @@ def split(data: Dataset, fraction: float, seed: int) -> tuple[list[TokenItem], l
     return [item for item, key in keyed if key not in held_out], [item for item, key in keyed if key in held_out]
 
 
-@dataclass(frozen=True, slots=True)
-class Splits:
-    """What a run trains on and measures itself on, with the files behind it."""
-
-    train: list[TokenItem]
-    validation: list[TokenItem]
-    training_data: Dataset
-    validation_data: Dataset | None
-
-
 def load_splits(run_spec: RunSpec) -> tuple[list[TokenItem], list[TokenItem]]:
     """Training and validation items of a run whose `training` has no "auto" left.
 
     Raises:
         RunError: kind `user`; a bad row in a file, or nothing left to train on.
     """
-    splits = read_splits(run_spec)
-    return splits.train, splits.validation
-
-
-def read_splits(run_spec: RunSpec) -> Splits:
-    """`load_splits`, with what was dropped, shortened and found. Raises what `load_splits` raises."""
     training = run_spec.training
-    if training.max_length == "auto" or training.validation_fraction == "auto":
+    if training.max_length == "auto":
         raise ValueError("the training spec must be resolved before its data is loaded")
     renderer = Renderer.for_run(run_spec.model, training)
     data = load(run_spec.training_file, training.method, renderer, training.max_length)
     refuse_problems(data, "training")
-    if run_spec.validation_file is None:
-        train, validation = split(data, training.validation_fraction, training.seed)
-        validation_data = None
-    else:
-        validation_data = load(run_spec.validation_file, training.method, renderer, training.max_length)
-        refuse_problems(validation_data, "validation")
-        train, validation = data.items, validation_data.items
-    if not train:
+    validation = None
+    if run_spec.validation_file is not None:
+        validation = load(run_spec.validation_file, training.method, renderer, training.max_length)
+        refuse_problems(validation, "validation")
+    return divide(data, validation, training)
+
+
+def divide(
+    data: Dataset, validation: Dataset | None, training: TrainingSpec
+) -> tuple[list[TokenItem], list[TokenItem]]:
+    """Training and validation items, by a resolved spec; what is held out only counts without a validation file.
+
+    Raises:
+        RunError: kind `user`; nothing is left to train on.
+    """
+    if not data.items:
         message = (
             f"All {data.rows} rows of the training file are longer than max_length ({training.max_length} tokens) "
             "even with the shortest prompt. Raise `training.max_length` or shorten the answers."
         )
         raise user_error("no_training_rows", message, param="training.max_length")
-    return Splits(train, validation, data, validation_data)
+    if validation is not None:
+        return data.items, validation.items
+    if training.validation_fraction == "auto":
+        raise ValueError("the training spec must be resolved before its data is divided")
+    return split(data, training.validation_fraction, training.seed)
 
 
 def refuse_problems(data: Dataset, name: str) -> None:

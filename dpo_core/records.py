@@ -65,6 +65,10 @@ class TokenPair:
     rejected_prompt: int
 
     @property
+    def sequences(self) -> list[list[int]]:
+        return [self.chosen, self.rejected]
+
+    @property
     def length(self) -> int:
         """Tokens of the longer sequence."""
         return max(len(self.chosen), len(self.rejected))
@@ -77,6 +81,10 @@ class TokenExample:
     line: int
     tokens: list[int]
     prompt: int
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        return [self.tokens]
 
     @property
     def length(self) -> int:

@@ -91,8 +91,6 @@ class Renderer:
 
     def take_findings(self) -> list[Finding]:
         """What was noticed since the last call, with the number of rows."""
-        if self.template is not None and self.template.wrote_date:
-            self._seen["date_in_template"].add(0)
         found = [Finding(code, FINDINGS[code], len(lines)) for code, lines in sorted(self._seen.items())]
         self._seen.clear()
         return found
@@ -119,6 +117,8 @@ class Renderer:
         if self.template is None:
             return _plain(prompt) + _plain(answer)
         text = self.template.render(turns, add_generation_prompt=False)
+        if self.template.wrote_date:
+            self._seen["date_in_template"].add(line)
         if turns[-1].content.strip() not in text:
             self._seen["answer_changed"].add(line)
         if any(turn.content.strip() not in text for turn in turns[:-1]):

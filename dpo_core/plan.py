@@ -1,0 +1,249 @@
+"""Replaces every "auto" of a TrainingSpec, and says why; refuses what was given but can't be.
+
+DPO's defaults follow Zephyr, Tülu 3, SmolLM3 and OLMo 2. Supervised training follows Tülu 2
+(Ivison et al. 2023, arXiv:2311.10702) for all weights, QLoRA (Dettmers et al. 2023, arXiv:2305.14314)
+for an adapter's learning rate.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from dpo_core.errors import user_error
+from dpo_core.prepare_report import Lengths, Value
+from dpo_core.spec import Auto, Device, TrainingSpec
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a plan depends on beside the spec."""
+
+    parameter_count: int
+    vocabulary_size: int
+    context_length: int | None
+    items: int
+    """Pairs or examples of the training file that fit in max_length, before some are held out."""
+
+    lengths: Lengths
+    ranks: int
+    device: Device
+    gpu_memory: int | None = None
+    """Bytes of the smallest GPU; None where there is none or it is not known."""
+
+    has_validation_file: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    training: TrainingSpec
+    values: dict[str, Value]
+    total_steps: int
+    warnings: list[str]
+
+
+class Choices:
+    """Takes each value from the spec where it was given, else the automatic one, and keeps the reasons."""
+
+    def __init__(self, spec: TrainingSpec) -> None:
+        self.spec = spec
+        # By value, not by what was set: a spec that was stored and read back has every field set.
+        defaults = TrainingSpec().model_dump()
+        self.values = {
+            name: Value(value=value, source="auto", reason="the default")
+            if value == defaults[name]
+            else Value(value=value, source="given", reason="given in the spec")
+            for name, value in spec.model_dump().items()
+        }
+
+    def settle(self, name: str, given: T | Auto, automatic: tuple[T, str]) -> T:
+        """The field's value; `automatic` is the value to choose and its reason."""
+        if given != "auto":
+            return given
+        value, reason = automatic
+        self.values[name] = Value(value=value, source="auto", reason=reason)
+        return value
+
+
+def resolve(spec: TrainingSpec, facts: Facts) -> Resolution:
+    """The spec without "auto". Resolving its result again changes nothing.
+
+    Raises:
+        RunError: kind `user`; a given value is impossible with these facts or beside another one.
+    """
+    choices = Choices(spec)
+    settle = choices.settle
+    max_length = settle("max_length", spec.max_length, choose_max_length(spec, facts.lengths, facts.context_length))
+    fraction = settle("validation_fraction", spec.validation_fraction, _validation_fraction(facts))
+    train_items = facts.items if facts.has_validation_file else facts.items - round(fraction * facts.items)
+    epochs = settle("epochs", spec.epochs, _epochs(spec))
+    batch_size = settle("batch_size", spec.batch_size, _batch_size(spec, train_items, epochs))
+    _refuse_impossible(spec, facts, max_length, batch_size, train_items)
+    steps = total_steps(train_items, batch_size, epochs, spec.max_steps)
+    tenth = max(1, math.ceil(steps / 10))
+    automatic_rate, reason = _learning_rate(spec, facts.parameter_count)
+    if spec.learning_rate_multiplier != 1:
+        reason += f", times learning_rate_multiplier {spec.learning_rate_multiplier:g}"
+    precision = settle("precision", spec.precision, _precision(facts.device))
+    resolved: dict[str, Any] = {
+        "max_length": max_length,
+        "validation_fraction": fraction,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "beta": settle("beta", spec.beta, (0.1, "0.1, the usual choice for the sigmoid loss")),
+        "learning_rate": settle(
+            "learning_rate", spec.learning_rate, (automatic_rate * spec.learning_rate_multiplier, reason)
+        ),
+        "micro_batch_size": settle(
+            "micro_batch_size", spec.micro_batch_size, choose_micro_batch_size(batch_size, facts.ranks, facts.device)
+        ),
+        "precision": precision,
+        "zero_stage": settle("zero_stage", spec.zero_stage, _zero_stage(spec, facts, precision)),
+        "evaluation_steps": settle("evaluation_steps", spec.evaluation_steps, (tenth, "10 evaluations a run")),
+        "checkpoint_steps": settle("checkpoint_steps", spec.checkpoint_steps, (tenth, "10 checkpoints a run")),
+        # It is in the learning rate now, and must not be applied again.
+        "learning_rate_multiplier": 1.0,
+    }
+    training = TrainingSpec.model_validate({**spec.model_dump(), **resolved})
+    return Resolution(training, choices.values, steps, _warnings(training, facts))
+
+
+def total_steps(train_items: int, batch_size: int, epochs: int, max_steps: int | None) -> int:
+    """Optimizer steps of a run. An epoch's last batch may be smaller than the others; `max_steps` wins over epochs."""
+    return max_steps if max_steps is not None else epochs * math.ceil(train_items / batch_size)
+
+
+def choose_max_length(spec: TrainingSpec, lengths: Lengths, context_length: int | None) -> tuple[int, str]:
+    """The smallest power of two that covers 99 % of the sequences, at least 2048, at most the model's context."""
+    if spec.max_length != "auto":
+        return spec.max_length, "given in the spec"
+    covering = max(2048, 1 << max(lengths.p99 - 1, 0).bit_length())
+    if context_length is not None and context_length < covering:
+        return context_length, f"the model's context of {context_length} tokens"
+    return covering, f"the smallest power of two, from 2048 on, that covers 99 % of the data ({lengths.p99} tokens)"
+
+
+def _validation_fraction(facts: Facts) -> tuple[float, str]:
+    if facts.has_validation_file:
+        return 0.0, "there is a validation file"
+    if facts.items < 100:
+        return 0.0, f"a tenth of {facts.items} rows would be too few to measure anything"
+    held_out = min(max(200, min(2000, facts.items // 20)), facts.items // 10)
+    return held_out / facts.items, f"{held_out} of {facts.items} rows: 5 %, from 200 to 2,000, at most a tenth"
+
+
+def _epochs(spec: TrainingSpec) -> tuple[int, str]:
+    if spec.method == "supervised":
+        return 2, "2 for supervised training, as in Tülu 2"
+    return 1, "1: preference training overfits in more"
+
+
+def _batch_size(spec: TrainingSpec, train_items: int, epochs: int) -> tuple[int, str]:
+    """A power of two, so long as there are rows for it."""
+    usual, least = (128, 16) if spec.method == "dpo" else (32, 8)
+    for_100_steps = train_items * epochs // 100
+    batch_size = usual
+    while batch_size > least and batch_size > for_100_steps:
+        batch_size //= 2
+    if batch_size > train_items:
+        return max(train_items, 1), f"all {train_items} rows: there are fewer than {batch_size}"
+    if batch_size < usual:
+        return batch_size, f"{usual}, shrunk to make at least 100 steps, but not below {least}"
+    return usual, f"{usual}, the usual choice; there are rows for at least 100 steps"
+
+
+def choose_micro_batch_size(batch_size: int, ranks: int, device: Device) -> tuple[int, str]:
+    """At most a rank's share of the batch."""
+    share = math.ceil(batch_size / ranks)
+    if device == "cuda":
+        return min(share, 8), "at most 8 on a GPU, where memory is short"
+    return min(share, 64), "at most 64 on a CPU, where every call has its cost"
+
+
+def _learning_rate(spec: TrainingSpec, parameters: int) -> tuple[float, str]:
+    """Sizes are nominal: a "3B" model may have 3.2e9 parameters, a "70B" one 6.9e10."""
+    if spec.method == "supervised":
+        if spec.lora is not None:
+            return 2e-4, "2e-4 for a supervised adapter, as in QLoRA"
+        return 2e-5, "2e-5 for supervised training of all weights, as in Tülu 2"
+    if spec.lora is not None:
+        return 5e-6, "5e-6 for DPO with an adapter"
+    count = f"{parameters / 1e9:.3g}B" if parameters >= 1e9 else f"{parameters / 1e6:.3g}M"
+    size = f"DPO of all weights, {count} parameters"
+    if parameters < 3.5e9:
+        return 1e-6, f"1e-6 for {size}"
+    if parameters < 6.5e10:
+        return 5e-7, f"5e-7 for {size}"
+    return 2e-7, f"2e-7 for {size}"
+
+
+def _precision(device: Device) -> tuple[Literal["float32", "bfloat16"], str]:
+    if device == "cuda":
+        return "bfloat16", "bfloat16 on a GPU, with float32 master weights"
+    return "float32", "float32 on a CPU, where bfloat16 is slower"
+
+
+def _zero_stage(spec: TrainingSpec, facts: Facts, precision: str) -> tuple[int, str]:
+    if spec.lora is not None:
+        return 0, "0: an adapter's optimizer state is small"
+    if facts.ranks == 1:
+        return 0, "0: there is one rank, so nothing to shard over"
+    if facts.gpu_memory is None or _bytes_per_rank(facts, precision, 2) <= 0.8 * facts.gpu_memory:
+        return 2, "2: gradients and optimizer state sharded over the ranks"
+    return 3, "3: with the weights on every rank, as in stage 2, they would not fit in a GPU's memory"
+
+
+def _bytes_per_rank(facts: Facts, precision: str, stage: int) -> float:
+    """Weights, gradients and AdamW's state of one rank, without activations (Rajbhandari et al. 2020, section 3)."""
+    weights, gradients, optimizer = (2, 2, 12) if precision == "bfloat16" else (4, 4, 8)
+    shards = [facts.ranks if stage >= since else 1 for since in (3, 2, 1)]
+    return facts.parameter_count * (weights / shards[0] + gradients / shards[1] + optimizer / shards[2])
+
+
+def _refuse_impossible(spec: TrainingSpec, facts: Facts, max_length: int, batch_size: int, train_items: int) -> None:
+    if spec.method == "dpo" and spec.reference == "none":
+        message = (
+            f"The {spec.loss} loss needs a reference model. Set `training.reference` to `start` or to a model's id."
+        )
+        raise user_error("reference_required", message, param="training.reference")
+    if spec.learning_rate != "auto" and spec.learning_rate_multiplier != 1:
+        message = (
+            "Both `learning_rate` and `learning_rate_multiplier` were given; the multiplier belongs to the "
+            "automatic rate. Give one of them."
+        )
+        raise user_error("learning_rate_given_twice", message, param="training.learning_rate_multiplier")
+    if facts.context_length is not None and max_length > facts.context_length:
+        message = (
+            f"max_length {max_length} is more than the model's context of {facts.context_length} tokens. "
+            f"Give at most {facts.context_length}, or `auto`."
+        )
+        raise user_error("max_length_too_large", message, param="training.max_length")
+    if batch_size > train_items > 0:
+        message = (
+            f"batch_size {batch_size} is more than the {train_items} rows there are to train on. "
+            f"Give at most {train_items}, or `auto`, or add rows."
+        )
+        raise user_error("batch_size_too_large", message, param="training.batch_size")
+
+
+def _warnings(training: TrainingSpec, facts: Facts) -> list[str]:
+    found = []
+    rate, batch_size, zero_stage = training.learning_rate, training.batch_size, training.zero_stage
+    if training.method == "dpo" and training.lora is None and isinstance(rate, float) and rate >= 1e-5:
+        found.append(f"A learning rate of {rate:g} is high for DPO of all weights: 1e-6 or less is usual.")
+    if isinstance(batch_size, int) and batch_size % facts.ranks:
+        found.append(
+            f"batch_size {batch_size} is not a multiple of {facts.ranks} ranks: some ranks do work that counts for "
+            "nothing. The result is right, a multiple is faster."
+        )
+    if facts.gpu_memory is not None and training.lora is None and isinstance(zero_stage, int):
+        needed = _bytes_per_rank(facts, training.precision, zero_stage)
+        if needed > 0.8 * facts.gpu_memory:
+            found.append(
+                f"Weights, gradients and optimizer state need about {needed / 2**30:.0f} GiB a rank, of "
+                f"{facts.gpu_memory / 2**30:.0f} GiB: use `lora`, zero_stage 3 or more GPUs if memory runs out."
+            )
+    return found

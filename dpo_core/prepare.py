@@ -1,0 +1,191 @@
+"""Checks and measures a run's data, and settles its spec: `python -m dpo_core.prepare RUN_DIR`.
+
+Reads `spec.json`, writes `prepared.json`, events and `status.json` (running, then succeeded, failed, or
+stopped on SIGTERM). Needs no GPU and imports no torch.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from dpo_core.dataset import Dataset, divide, load, refuse_problems
+from dpo_core.errors import RunError, user_error
+from dpo_core.failures import classify
+from dpo_core.model_folder import model_facts
+from dpo_core.plan import Facts, Resolution, choose_max_length, resolve, total_steps
+from dpo_core.prepare_report import Lengths, Prepared, Report, ReportFinding
+from dpo_core.process import arm_parent_death, start_deadman
+from dpo_core.records import TokenItem
+from dpo_core.render import Renderer
+from dpo_core.run_directory import Event, RunDirectory, Status, write_whole
+from dpo_core.spec import Method, RunSpec
+
+LINES_SHOWN = 100
+"""How many line numbers of dropped rows a report lists."""
+
+
+def prepare(run_spec: RunSpec) -> Prepared:
+    """Reads every row and resolves the spec. The trainer, given the result, sees the same rows and steps.
+
+    Raises:
+        RunError: kind `user`; a bad row, a damaged model folder, or a spec that can't be.
+        OSError: a file can't be read.
+    """
+    training = run_spec.training
+    model = model_facts(run_spec.model)
+    renderer = Renderer.for_run(run_spec.model, training)
+    data = _read(run_spec.training_file, "training", training.method, renderer, None)
+    lengths = Lengths.of([item.length for item in data.items])
+    max_length, _ = choose_max_length(training, lengths, model.context_length)
+    if lengths.longest > max_length:
+        data = _read(run_spec.training_file, "training", training.method, renderer, max_length)
+    validation = None
+    if run_spec.validation_file is not None:
+        validation = _read(run_spec.validation_file, "validation", training.method, renderer, max_length)
+    facts = Facts(
+        parameter_count=model.parameter_count,
+        vocabulary_size=model.vocabulary_size,
+        context_length=model.context_length,
+        items=len(data.items),
+        lengths=lengths,
+        ranks=run_spec.ranks,
+        device=run_spec.device,
+        gpu_memory=gpu_memory() if run_spec.device == "cuda" else None,
+        has_validation_file=validation is not None,
+    )
+    resolution = resolve(training, facts)
+    train, held_out = divide(data, validation, resolution.training)
+    _check_vocabulary([*train, *held_out], facts.vocabulary_size)
+    return _prepared(resolution, data, lengths, train, held_out)
+
+
+def _read(path: Path, name: str, method: Method, renderer: Renderer, max_length: int | None) -> Dataset:
+    data = load(path, method, renderer, max_length)
+    refuse_problems(data, name)
+    return data
+
+
+def _prepared(
+    resolution: Resolution, data: Dataset, lengths: Lengths, train: list[TokenItem], held_out: list[TokenItem]
+) -> Prepared:
+    training = resolution.training
+    batch_size, epochs = training.batch_size, training.epochs
+    if batch_size == "auto" or epochs == "auto":
+        raise ValueError("`resolve` left an auto")
+    # Rows of one prompt stay together, so a few more may be held out than the plan reckoned with.
+    steps = total_steps(len(train), batch_size, epochs, training.max_steps)
+    passes = steps / total_steps(len(train), batch_size, 1, None)
+    report = Report(
+        rows=data.rows,
+        pairs=len(data.items),
+        train_items=len(train),
+        validation_items=len(held_out),
+        dropped_lines=data.dropped_lines[:LINES_SHOWN],
+        dropped=len(data.dropped_lines),
+        truncated=len(data.truncated_lines),
+        lengths=lengths,
+        findings=[ReportFinding(code=it.code, message=it.message, count=it.count) for it in data.findings],
+        warnings=resolution.warnings,
+    )
+    return Prepared(
+        training=training,
+        values=resolution.values,
+        report=report,
+        total_steps=steps,
+        trained_tokens_estimate=round(passes * sum(len(tokens) for item in train for tokens in item.sequences)),
+    )
+
+
+def _check_vocabulary(items: list[TokenItem], vocabulary_size: int) -> None:
+    largest = max(max(tokens) for item in items for tokens in item.sequences)
+    if largest >= vocabulary_size:
+        message = (
+            f"The tokenizer makes token id {largest}, but the model knows only {vocabulary_size} tokens. "
+            "Use the tokenizer that belongs to the model, or resize the model's embeddings."
+        )
+        raise user_error("vocabulary_mismatch", message, param="model")
+
+
+def gpu_memory() -> int | None:
+    """Bytes of the smallest GPU; None where the driver can't be asked."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        return min(int(mebibytes) for mebibytes in answer.split()) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+
+
+def announce(directory: RunDirectory, prepared: Prepared) -> None:
+    """Events for the user: what was read, and everything odd about it."""
+    report = prepared.report
+    message = (
+        f"{report.rows} rows checked: {report.train_items} to train on, {report.validation_items} to validate with, "
+        f"{prepared.total_steps} steps."
+    )
+    counts = report.model_dump(include={"rows", "pairs", "train_items", "validation_items", "dropped", "truncated"})
+    directory.append_event(Event(code="data_prepared", message=message, data=counts))
+    if report.dropped:
+        lines = ", ".join(str(line) for line in report.dropped_lines[:5]) + (", …" if report.dropped > 5 else "")
+        message = (
+            f"Left out, as longer than max_length {prepared.training.max_length}: {report.dropped} rows ({lines})."
+        )
+        directory.append_event(Event(level="warn", code="rows_dropped", message=message))
+    if report.truncated:
+        message = f"Prompts that lost their oldest turns to fit in max_length: {report.truncated}."
+        directory.append_event(Event(code="prompts_truncated", message=message))
+    for found in report.findings:
+        message = f"{found.message} Rows: {found.count}."
+        directory.append_event(Event(level="warn", code=found.code, message=message, data={"count": found.count}))
+    for warning in report.warnings:
+        directory.append_event(Event(level="warn", code="unusual_value", message=warning))
+
+
+def run(path: Path) -> int:
+    """Prepares the run in folder `path`; the exit code is 0 unless it failed."""
+    directory = RunDirectory(path)
+    directory.write_status(Status(state="running"))
+    try:
+        prepared = prepare(directory.spec())
+        announce(directory, prepared)
+        write_whole(directory.prepared_file, prepared.model_dump_json(indent=2))
+        directory.write_status(Status(state="succeeded", total_steps=prepared.total_steps))
+    except Stopped:
+        directory.write_status(Status(state="stopped"))
+        return 0
+    except Exception as error:  # noqa: BLE001 (whatever it was, the status must say so)
+        directory.write_status(Status(state="failed", failure=classify(error)))
+        if not isinstance(error, RunError):
+            traceback.print_exc()
+        return 1
+    return 0
+
+
+class Stopped(BaseException):
+    """SIGTERM arrived. Not an Exception, so that nothing on the way takes it for a failure."""
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise Stopped
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python -m dpo_core.prepare RUN_DIR\n")
+        return 2
+    path = Path(arguments[0])
+    arm_parent_death()
+    signal.signal(signal.SIGTERM, _stop)
+    RunDirectory(path).record_process("prepare")
+    start_deadman(path)
+    return run(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
