@@ -1,0 +1,156 @@
+"""A program that keeps the run-directory contract without training: for faults of the control plane.
+
+`python stub_trainer.py validate RUN_DIR` writes prepared.json. `python stub_trainer.py train [options] RUN_DIR`
+starts one "rank" in a session of its own, as torchrun does. The weights are a chain of digests, one link a
+step, so a run that was resumed ends with the bytes of one that wasn't, and only then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from dpo_core.process import PARENT_PID, arm_parent_death, start_deadman
+from dpo_core.run_directory import (
+    MANIFEST,
+    Event,
+    Failure,
+    Manifest,
+    ManifestFile,
+    RunDirectory,
+    Status,
+    sha256_of,
+    write_whole,
+)
+
+POLL_SECONDS = 0.02
+
+
+def chain(steps: int, job_id: str) -> str:
+    """What the final weights must be."""
+    link = job_id
+    for step in range(steps):
+        link = hashlib.sha256(f"{link} {step}".encode()).hexdigest()
+    return link
+
+
+def validate(run: RunDirectory) -> int:
+    spec = run.spec()
+    if not spec.training_file.read_text().strip():
+        failure = Failure(kind="user", code="invalid_training_file", message="line 1: the file is empty", line=1)
+        run.write_status(Status(state="failed", failure=failure))
+        return 1
+    write_whole(run.prepared_file, json.dumps({"training": spec.training.model_dump(mode="json"), "values": {}}))
+    run.write_status(Status(state="succeeded"))
+    return 0
+
+
+def launch(run: RunDirectory) -> int:
+    """The stand-in for torchrun: one rank, SIGTERM passed on, its exit code ours."""
+    os.environ[PARENT_PID] = str(os.getpid())
+    rank = subprocess.Popen([sys.executable, __file__, "rank", *sys.argv[2:]], start_new_session=True)
+
+    def pass_on(_number: int, _frame: FrameType | None) -> None:
+        rank.send_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    return rank.wait() & 0xFF
+
+
+class Rank:
+    def __init__(self, run: RunDirectory, options: argparse.Namespace) -> None:
+        self.run = run
+        self.options = options
+        self.spec = run.spec()
+        self.asked_to_stop = False
+
+    def ask_to_stop(self, _number: int, _frame: FrameType | None) -> None:
+        self.asked_to_stop = True
+
+    def work(self) -> int:
+        signal.signal(signal.SIGTERM, self.ask_to_stop)
+        self.run.record_process("0")
+        start_deadman(self.run.path, interval=0.1)
+        step, link = self.begin()
+        steps = self.options.steps
+        self.run.append_event(Event(code="stub_started", message=f"starting at step {step}"))
+        while step < steps:
+            self.run.write_status(Status(state="running", step=step, total_steps=steps))
+            self.wait_at(step)
+            if self.asked_to_stop:
+                self.checkpoint(step, link, final=False)
+                self.run.write_status(Status(state="stopped", step=step, total_steps=steps))
+                return 0
+            if step == self.options.fail_at:
+                failure = Failure(kind=self.options.failure, code="stub_failure", message="as ordered")
+                self.run.write_status(Status(state="failed", step=step, failure=failure))
+                return 1
+            self.run.append_metrics("train", step, {"loss": 1.0 / (step + 1), "fence": float(self.spec.fence)})
+            link = hashlib.sha256(f"{link} {step}".encode()).hexdigest()
+            step += 1
+            if step % self.options.checkpoint_every == 0 or step == steps:
+                self.checkpoint(step, link, final=step == steps)
+        self.run.write_status(Status(state="succeeded", step=step, total_steps=steps))
+        return 0
+
+    def begin(self) -> tuple[int, str]:
+        """Step and link to go on from; refuses a checkpoint whose bytes are not its manifest's."""
+        folder = self.spec.resume_from
+        if folder is None:
+            return 0, self.spec.job_id
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        for file in manifest.files:
+            if sha256_of(folder / file.path) != file.sha256:
+                raise ValueError(f"{file.path} is not what the manifest says")
+        return manifest.step, (folder / "state" / "link").read_text()
+
+    def wait_at(self, step: int) -> None:
+        """At the step that the test chose: until its file appears, or we are asked to stop."""
+        while step == self.options.hold_at and not self.options.until.exists() and not self.asked_to_stop:
+            time.sleep(POLL_SECONDS)
+
+    def checkpoint(self, step: int, link: str, *, final: bool) -> None:
+        aside = self.run.checkpoints / f".step-{step}"
+        files = {"model/model.safetensors": link, "model/config.json": "{}", "state/link": link}
+        records = []
+        for name, text in files.items():
+            path = aside / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            records.append(ManifestFile(path=name, bytes=len(text), sha256=sha256_of(path)))
+        manifest = Manifest(step=step, kind="full", files=records, metrics={"loss": 0.5}, final=final)
+        write_whole(aside / MANIFEST, manifest.model_dump_json())
+        target = self.run.checkpoints / f"step-{step}"
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("role", choices=["validate", "train", "rank"])
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--checkpoint-every", type=int, default=2)
+    parser.add_argument("--hold-at", type=int, default=-1)
+    parser.add_argument("--until", type=Path, default=Path("/nonexistent"))
+    parser.add_argument("--fail-at", type=int, default=-1)
+    parser.add_argument("--failure", default="user")
+    parser.add_argument("run", type=Path)
+    options = parser.parse_args()
+    arm_parent_death()
+    run = RunDirectory(options.run)
+    if options.role == "validate":
+        return validate(run)
+    return launch(run) if options.role == "train" else Rank(run, options).work()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

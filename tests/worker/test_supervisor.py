@@ -1,0 +1,131 @@
+"""One supervisor and the stub trainer: how every kind of attempt ends, and that nothing is left."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import select
+
+from control_plane import jobs
+from control_plane.tables import Metric
+from tests.stub_trainer import chain
+from tests.worker.stubs import World, eventually, stub_programs, supervisor
+
+
+def test_a_job_goes_from_its_file_to_published_weights(world: World) -> None:
+    with supervisor(world.settings, stub_programs(["--steps=7"])):
+        job_id = world.job()
+        world.reaches(job_id, "succeeded", "failed")
+        world.nothing_left()
+    assert world.state(job_id) == "succeeded", world.row(job_id).error
+    assert world.final_weights(job_id) == chain(7, job_id)
+    assert world.outcomes(job_id) == [("validate", "succeeded"), ("train", "succeeded")]
+    checkpoints = world.checkpoints(job_id)
+    assert [checkpoint.step for checkpoint in checkpoints] == [2, 4, 6, 7]
+    assert [checkpoint.state_kept for checkpoint in checkpoints] == [False, False, True, True]
+    states = [key for key in world.storage.keys(f"private/{job_id}") if "/state/" in key]
+    assert [key.split("/")[3] for key in states] == ["step-6", "step-7"]
+    with world.database.transaction() as session:
+        steps = session.scalars(select(Metric.step).where(Metric.job_id == job_id).order_by(Metric.step)).all()
+    assert steps == list(range(7))
+    assert "stub_started" in world.codes(job_id)
+    assert world.storage.exists(f"private/{job_id}/2/log.txt")
+
+
+def test_bad_data_fails_the_job_at_once_with_its_line(world: World) -> None:
+    with supervisor(world.settings, stub_programs()):
+        job_id = world.job(text="\n")
+        world.reaches(job_id, "failed")
+        world.nothing_left()
+    error = world.row(job_id).error
+    assert error is not None
+    assert (error["kind"], error["code"], error["line"]) == ("user", "invalid_training_file", 1)
+    assert world.outcomes(job_id) == [("validate", "failed")]
+
+
+@pytest.mark.parametrize("kind", ["user", "resource", "divergence"])
+def test_a_trainers_own_failure_is_the_jobs(world: World, kind: str) -> None:
+    with supervisor(world.settings, stub_programs(["--fail-at=3", f"--failure={kind}"])):
+        job_id = world.job()
+        world.reaches(job_id, "failed")
+        world.nothing_left()
+    error = world.row(job_id).error
+    assert error is not None
+    assert (error["kind"], error["message"]) == (kind, "as ordered")
+    assert [checkpoint.step for checkpoint in world.checkpoints(job_id)] == [2], "the last good checkpoint stays"
+
+
+def test_infrastructure_failures_end_after_max_attempts_without_progress(world: World) -> None:
+    settings = world.settings.model_copy(update={"max_attempts": 2})
+    with supervisor(settings, stub_programs(["--fail-at=1", "--failure=infrastructure"])):
+        job_id = world.job()
+        world.reaches(job_id, "failed")
+        world.nothing_left()
+    assert world.outcomes(job_id) == [("validate", "succeeded"), ("train", "failed"), ("train", "failed")]
+
+
+def test_a_trainer_that_dies_in_silence_leaves_its_last_words(world: World) -> None:
+    settings = world.settings.model_copy(update={"max_attempts": 1})
+    with supervisor(settings, stub_programs(["--no-such-option"])):
+        job_id = world.job()
+        world.reaches(job_id, "failed")
+    error = world.row(job_id).error
+    assert error is not None
+    assert "exit code 2" in error["message"]
+    assert "unrecognized arguments: --no-such-option" in error["message"]
+
+
+@pytest.mark.parametrize("victim", ["rank", "launch"])
+def test_kill_9_goes_on_from_the_last_checkpoint(world: World, victim: str) -> None:
+    with supervisor(world.settings, stub_programs(["--hold-at=3", f"--until={world.go}"])):
+        job_id = world.job()
+        world.held(job_id, step=2)
+        rank = world.rank()
+        (rank if victim == "rank" else rank.parent() or rank).send_signal(signal.SIGKILL)
+        eventually(lambda: len(world.outcomes(job_id)) == 3, "a second attempt began")
+        world.go.touch()
+        world.reaches(job_id, "succeeded", "failed")
+        world.nothing_left()
+    assert world.outcomes(job_id) == [("validate", "succeeded"), ("train", "failed"), ("train", "succeeded")]
+    assert world.final_weights(job_id) == chain(6, job_id)
+    assert world.codes(job_id).count("checkpoint_created") == 3, "steps 2, 4 and 6: the resumed run began at 2"
+
+
+def test_cancel_kills_the_run_and_publishes_nothing_more(world: World) -> None:
+    with supervisor(world.settings, stub_programs(["--hold-at=3", f"--until={world.go}"])):
+        job_id = world.job()
+        world.held(job_id, step=2)
+        with world.database.transaction() as session:
+            jobs.cancel(session, world.project_id, job_id)
+        world.nothing_left()
+        other = world.job()
+        world.go.touch()
+        world.reaches(other, "succeeded", "failed")
+    assert world.state(job_id) == "cancelled"
+    assert [checkpoint.step for checkpoint in world.checkpoints(job_id)] == [2]
+    assert world.state(other) == "succeeded", "the slots came back"
+
+
+def test_slots_are_never_overcommitted(world: World) -> None:
+    with supervisor(world.settings, stub_programs(["--hold-at=3", f"--until={world.go}"])):
+        wide = [world.job(resources={"gpus": 2}) for _ in range(2)]
+        world.held(wide[0], step=2)
+        eventually(lambda: world.state(wide[1]) == "queued", "the second one waits")
+        assert len(world._ranks()) == 1
+        world.go.touch()
+        for job_id in wide:
+            world.reaches(job_id, "succeeded", "failed")
+    assert {world.state(job_id) for job_id in wide} == {"succeeded"}
+
+
+def test_a_program_that_is_not_there_fails_the_job_with_its_name(world: World) -> None:
+    settings = world.settings.model_copy(update={"max_attempts": 1})
+    with supervisor(settings, replace(stub_programs(), train=("/no/such/program",))):
+        job_id = world.job()
+        world.reaches(job_id, "failed")
+        world.nothing_left()
+    error = world.row(job_id).error
+    assert error is not None
+    assert "/no/such/program" in error["message"]
