@@ -1,0 +1,94 @@
+# `make help` lists what there is. Every target sets up what it needs first, and does nothing twice.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+BIN := .venv/bin
+# --no-compile: Python compiles what it imports, once; compiling all of torch ahead takes longer than the rest.
+PIP_INSTALL = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
+FIND_PYTHON = for python in python3.11 python3.12 python3; do \
+	if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
+	then echo $$python; exit; fi; done; \
+	echo 'Python 3.11 or 3.12 is needed (Debian: apt install python3 python3-venv python3-dev)' >&2; exit 1
+
+.PHONY: help
+help: ## List the targets
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name what; \
+	do printf '  make %-12s %s\n' "$$name" "$$what"; done
+
+.PHONY: setup
+setup: .venv/.ops ## Make .venv from the lock, and compile DeepSpeed's communication op
+
+.venv/.python:
+	@python=$$($(FIND_PYTHON)); \
+	echo "making .venv with $$($$python --version)"; \
+	command -v "$${CXX:-g++}" >/dev/null \
+		|| { echo 'a C++ compiler is missing: DeepSpeed compiles an op (Debian: apt install g++)' >&2; exit 1; }; \
+	test -f "$$($$python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" \
+		|| { echo "Python's headers are missing: DeepSpeed's op needs them (Debian: apt install python3-dev)" >&2; exit 1; }; \
+	$$python -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "Python's venv module is missing (Debian: apt install python3-venv)" >&2; exit 1; }; \
+	$$python -m venv .venv
+	@touch $@
+
+.venv/.installed: .venv/.python requirements.lock requirements-dev.lock pyproject.toml
+	@echo 'installing the packages of requirements-dev.lock'
+	@$(PIP_INSTALL) -r requirements-dev.lock
+	@$(PIP_INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.ops: .venv/.installed dpo_core/build_ops.py
+	@$(BIN)/python -m dpo_core.build_ops
+	@touch $@
+
+.PHONY: demo
+demo: setup ## Watch a tiny model learn which answers to prefer: the whole service in a few minutes
+	@$(BIN)/python examples/two_plus_two/demo.py
+
+.PHONY: lint
+lint: setup ## Style: ruff's rules and format
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+
+.PHONY: types
+types: setup ## mypy, strict outside tests
+	@$(BIN)/python -m mypy
+
+.PHONY: imports
+imports: setup ## Who may import whom: import-linter's contracts in pyproject.toml
+	@$(BIN)/lint-imports
+
+.PHONY: test
+test: setup ## Every test but the long ones
+	@$(BIN)/python -m pytest -q -m 'not long'
+
+.PHONY: check
+check: lint types imports test ## What CI runs
+
+.PHONY: check-long
+check-long: setup ## The tests that take longer; run before an issue is called done
+	@$(BIN)/python -m pytest -q -m long
+
+.PHONY: lock
+lock: ## Write the lock anew: the newest versions that pyproject.toml allows
+	@rm -rf build/lock && mkdir -p build
+	@python=$$($(FIND_PYTHON)); $$python -m venv build/lock
+	@build/lock/bin/python -m pip install --quiet --upgrade pip
+	@build/lock/bin/python -m pip install --quiet --no-compile -e .
+	@{ echo '# What the service runs on, by `make lock`. A CPU and a CUDA build of torch share the version: no hashes.'; \
+		$(FREEZE); } > requirements.lock
+	@build/lock/bin/python -m pip install --quiet --no-compile --group dev
+	@{ echo '# What its developers add, by `make lock`.'; echo '-r requirements.lock'; \
+		$(FREEZE) | grep -vxFf requirements.lock; } > requirements-dev.lock
+	@rm -rf build/lock
+
+# A local version such as +cpu names a build, not a version: who installs the lock gets the build that fits.
+FREEZE = build/lock/bin/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+.*//'
+
+.PHONY: clean
+clean: ## Remove what was made here, .venv too; data folders of `dpo up` stay
+	@rm -rf .venv build dist demo-output *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
