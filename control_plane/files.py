@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from sqlalchemy import Select, or_, select
@@ -10,9 +9,12 @@ from sqlalchemy.orm import Session
 
 from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.job_states import FINAL
+from control_plane.pages import Page, paginate
 from control_plane.tables import File, Job
 
 PURPOSES = ("fine-tune",)
+MAX_LIMIT = 10_000
+"""Files a page; OpenAI's own bound and default."""
 
 
 def require_purpose(purpose: str) -> None:
@@ -68,18 +70,23 @@ def list_files(
     *,
     purpose: str | None = None,
     after: str | None = None,
-    limit: int = 10_000,
+    limit: int = MAX_LIMIT,
     order: Literal["asc", "desc"] = "desc",
-) -> tuple[Sequence[File], bool]:
-    """A page of the project's files by age, and whether there are more. `after`: the last page's last id."""
+) -> Page[File]:
+    """A page of the project's files by age. Raises InvalidRequest for a limit or an `after` that can't be."""
     query = select(File).where(File.project_id == project_id)
     if purpose is not None:
         query = query.where(File.purpose == purpose)
-    if after is not None:
-        query = query.where(File.id > after if order == "asc" else File.id < after)
-    query = query.order_by(File.id if order == "asc" else File.id.desc())
-    found = session.scalars(query.limit(limit + 1)).all()
-    return found[:limit], len(found) > limit
+    return paginate(
+        session,
+        query,
+        item_id=File.id,
+        order=(File.created_at, File.id),
+        after=after,
+        limit=limit,
+        newest_first=order == "desc",
+        max_limit=MAX_LIMIT,
+    )
 
 
 def delete(session: Session, project_id: str, file_id: str) -> str:

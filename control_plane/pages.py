@@ -31,13 +31,14 @@ def paginate(
     after: str | None,
     limit: int,
     newest_first: bool = True,
+    max_limit: int = MAX_LIMIT,
 ) -> Page[T]:
     """One page of `query`. `order` must tell any two items apart, such as `(Model.created_at, Model.id)`.
 
     InvalidRequest when `limit` is out of range or `after` names nothing in this list.
     """
-    if not 1 <= limit <= MAX_LIMIT:
-        raise InvalidRequest(f"`limit` must be between 1 and {MAX_LIMIT}, not {limit}.", param="limit")
+    if not 1 <= limit <= max_limit:
+        raise InvalidRequest(f"`limit` must be between 1 and {max_limit}, not {limit}.", param="limit")
     if after is not None:
         last = session.execute(query.with_only_columns(*order).where(item_id == after)).one_or_none()
         if last is None:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
 
 
 def upgrade(url: str, revision: str = "head") -> None:
@@ -16,6 +19,12 @@ def upgrade(url: str, revision: str = "head") -> None:
 def downgrade(url: str, revision: str) -> None:
     """Migrates the database at `url` down to `revision`; "base" removes every table and its data."""
     command.downgrade(_config(url), revision)
+
+
+def at_head(connection: Connection) -> bool:
+    """Whether the database has exactly the schema that this code was written for."""
+    head = ScriptDirectory.from_config(_config("")).get_current_head()
+    return MigrationContext.configure(connection).get_current_revision() == head
 
 
 def _config(url: str) -> Config:

@@ -1,0 +1,83 @@
+"""Every refusal in one envelope: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import cast
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from control_plane.errors import (
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    PermissionDenied,
+    ServiceError,
+    TooLarge,
+    Unauthenticated,
+)
+
+STATUS: dict[type[ServiceError], HTTPStatus] = {
+    InvalidRequest: HTTPStatus.BAD_REQUEST,
+    Unauthenticated: HTTPStatus.UNAUTHORIZED,
+    PermissionDenied: HTTPStatus.FORBIDDEN,
+    NotFound: HTTPStatus.NOT_FOUND,
+    Conflict: HTTPStatus.BAD_REQUEST,  # the openai client retries 409
+    TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+}
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorEnvelope(BaseModel):
+    error: ErrorBody
+
+
+def envelope(status: int, message: str, *, code: str | None, param: str | None = None) -> JSONResponse:
+    kinds = {401: "authentication_error", 403: "permission_error"}
+    kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
+    body = ErrorEnvelope(error=ErrorBody(message=message, type=kind, param=param, code=code))
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    return JSONResponse(body.model_dump(), status, headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Errors of the service, of FastAPI's validation and of routing all leave in the envelope."""
+    for kind in STATUS:
+        app.add_exception_handler(kind, _service_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+
+
+def _service_error(_: Request, failure: Exception) -> JSONResponse:
+    error = cast(ServiceError, failure)
+    return envelope(STATUS[type(error)], error.message, code=error.code, param=error.param)
+
+
+def _validation_error(_: Request, failure: Exception) -> JSONResponse:
+    first = cast(RequestValidationError, failure).errors()[0]
+    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    given = f" (given: {first['input']!r})" if isinstance(first.get("input"), str | int | float) else ""
+    return envelope(400, f"`{param}`: {first['msg']}{given}.", code="invalid_request", param=param)
+
+
+def _http_error(request: Request, failure: Exception) -> JSONResponse:
+    error = cast(HTTPException, failure)
+    where = f"{request.method} {request.url.path}"
+    if error.status_code == 404:
+        return envelope(404, f"There is no route {where}. The API's routes begin with /v1.", code="unknown_url")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        response = envelope(405, f"{where} is not possible; this URL takes {allowed}.", code="method_not_allowed")
+        response.headers["Allow"] = allowed
+        return response
+    return envelope(error.status_code, str(error.detail), code="invalid_request")

@@ -1,0 +1,153 @@
+"""/v1/files: upload, list, read back, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, BinaryIO, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from api.auth import Caller, CallerOf
+from api.lists import After, Item, ListOf, list_of
+from api.services import Services, ServicesOf
+from api.upload import FIELD_BYTES, Upload, receive_upload, too_large
+from control_plane import files
+from control_plane.ids import new_id
+from control_plane.storage import file_key
+from control_plane.tables import File
+
+CHUNK_BYTES = 1024**2
+
+router = APIRouter(prefix="/v1/files", tags=["files"])
+
+UPLOAD_FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {"type": "string", "enum": list(files.PURPOSES)},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+class FileObject(Item):
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int | None = None
+    filename: str
+    purpose: str
+    status: str
+    status_details: str | None
+
+
+class FileDeleted(BaseModel):
+    id: str
+    object: Literal["file"] = "file"
+    deleted: bool = True
+
+
+@router.post("", summary="Upload a file", openapi_extra=UPLOAD_FORM)
+async def upload_file(request: Request, services: ServicesOf, caller: CallerOf) -> FileObject:
+    """The form's parts may come in any order. The file appears once all of it is stored."""
+    limit = services.settings.max_file_bytes
+    if int(request.headers.get("content-length", 0)) > limit + 4 * FIELD_BYTES:
+        raise too_large(limit)
+    file_id = new_id("file")
+    sink = services.storage.writer(file_key(file_id))
+    content_type = request.headers.get("content-type")
+    upload = await receive_upload(request.stream(), content_type, sink, max_bytes=limit)
+    return await run_in_threadpool(_record, services, caller, file_id, upload)
+
+
+@router.get("", summary="List files")
+def list_files(
+    services: ServicesOf,
+    caller: CallerOf,
+    *,
+    purpose: str | None = None,
+    after: After = None,
+    limit: Annotated[int, Query(ge=1, le=files.MAX_LIMIT)] = files.MAX_LIMIT,
+    order: Literal["asc", "desc"] = "desc",
+) -> ListOf[FileObject]:
+    with services.database.transaction() as session:
+        page = files.list_files(session, caller.project_id, purpose=purpose, after=after, limit=limit, order=order)
+        return list_of([_shape(file) for file in page.items], page.has_more)
+
+
+@router.get("/{file_id}", summary="Read a file's facts")
+def retrieve_file(file_id: str, services: ServicesOf, caller: CallerOf) -> FileObject:
+    with services.database.transaction() as session:
+        return _shape(files.get(session, caller.project_id, file_id))
+
+
+@router.get("/{file_id}/content", summary="Read a file's bytes", response_class=StreamingResponse)
+def read_content(file_id: str, services: ServicesOf, caller: CallerOf) -> StreamingResponse:
+    with services.database.transaction() as session:
+        file = files.get(session, caller.project_id, file_id)
+    headers = {
+        "Content-Length": str(file.bytes),
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",
+    }
+    content = read_chunks(services.storage.open(file.storage_key))
+    return StreamingResponse(content, media_type="application/octet-stream", headers=headers)
+
+
+@router.delete("/{file_id}", summary="Delete a file that no unfinished job uses")
+def delete_file(file_id: str, services: ServicesOf, caller: CallerOf) -> FileDeleted:
+    with services.database.transaction() as session:
+        storage_key = files.delete(session, caller.project_id, file_id)
+    services.storage.delete(storage_key)
+    return FileDeleted(id=file_id)
+
+
+def read_chunks(stream: BinaryIO) -> Iterator[bytes]:
+    """The stream's bytes in pieces; closes it."""
+    with stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _record(services: Services, caller: Caller, file_id: str, upload: Upload) -> FileObject:
+    """The row of a file whose bytes are stored; without the row the bytes go again."""
+    try:
+        with services.database.transaction() as session:
+            file = files.add(
+                session,
+                caller.project_id,
+                filename=upload.filename,
+                purpose=upload.purpose,
+                bytes=upload.bytes,
+                sha256=upload.sha256,
+                storage_key=file_key(file_id),
+                file_id=file_id,
+            )
+            return _shape(file)
+    except BaseException:
+        services.storage.delete(file_key(file_id))
+        raise
+
+
+def _shape(file: File) -> FileObject:
+    return FileObject(
+        id=file.id,
+        bytes=file.bytes,
+        created_at=int(file.created_at.timestamp()),
+        filename=file.filename,
+        purpose=file.purpose,
+        status=file.status,
+        status_details=file.status_details,
+    )

@@ -1,0 +1,209 @@
+"""Jobs, events and checkpoints as OpenAI's clients read them; what is ours stands under `run`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.lists import Item
+from control_plane.job_requests import PRIORITIES
+from control_plane.job_states import FINAL, State
+from control_plane.progress import estimated_finish
+from control_plane.tables import Checkpoint, Event, Job, Metric
+
+Status = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
+
+STATUS: dict[State, Status] = {
+    State.validating: "validating_files",
+    State.queued: "queued",
+    State.running: "running",
+    State.pausing: "running",
+    State.paused: "queued",
+    State.succeeded: "succeeded",
+    State.failed: "failed",
+    State.cancelled: "cancelled",
+}
+
+CHECKPOINT_METRICS = {
+    "train_loss": "train/loss",
+    "train_mean_token_accuracy": "train/token_accuracy",
+    "valid_loss": "validation/loss",
+    "full_valid_loss": "validation/loss",  # our evaluations always read the whole validation set
+    "valid_mean_token_accuracy": "validation/token_accuracy",
+    "full_valid_mean_token_accuracy": "validation/token_accuracy",
+}
+"""OpenAI's names, and ours for the same."""
+
+
+class JobFailure(BaseModel):
+    code: str
+    message: str
+    param: str | None
+    line: int | None = None
+
+
+class Hyperparameters(BaseModel):
+    batch_size: int | Literal["auto"]
+    learning_rate_multiplier: float | Literal["auto"]
+    n_epochs: int | Literal["auto"]
+
+
+class Progress(BaseModel):
+    step: int
+    total_steps: int | None
+
+
+class Run(BaseModel):
+    """Ours: where the job really is, and every choice that was made for it."""
+
+    state: State
+    progress: Progress
+    eta: int | None
+    """Unix second at which training will be done at its present speed."""
+    attempt: int
+    """The fence of the latest claim; 0 before the first."""
+    priority: str
+    gpus: int
+    training: dict[str, Any]
+    """The training spec as asked for."""
+    resolved: dict[str, Any] | None
+    """The spec without "auto", the reason for every value, and what was found in the data."""
+
+
+class JobObject(Item):
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    error: JobFailure | None
+    fine_tuned_model: str | None
+    finished_at: int | None
+    hyperparameters: Hyperparameters
+    model: str
+    organization_id: str
+    result_files: list[str] = Field(default_factory=list)
+    seed: int
+    status: Status
+    trained_tokens: int | None
+    training_file: str
+    validation_file: str | None
+    estimated_finish: int | None
+    integrations: list[Any] = Field(default_factory=list)
+    metadata: dict[str, str] | None
+    method: dict[str, Any]
+    run: Run
+
+
+class JobEvent(Item):
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    message: str
+    type: Literal["message", "metrics"]
+    data: dict[str, Any]
+
+
+class CheckpointMetrics(BaseModel):
+    """OpenAI's names where they fit, and every metric that was known, such as `train/rewards/margins`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    step: int
+
+
+class JobCheckpoint(Item):
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    metrics: CheckpointMetrics
+    step_number: int
+
+
+class Measurement(BaseModel):
+    split: str
+    step: int
+    """Optimizer updates behind the weights that were measured."""
+    created_at: int
+    values: dict[str, float]
+
+
+def job_object(job: Job) -> JobObject:
+    state = State(job.state)
+    resolved = (job.resolved or {}).get("training", job.training)
+    shown = {
+        "batch_size": resolved["batch_size"],
+        "learning_rate_multiplier": resolved["learning_rate_multiplier"],
+        "n_epochs": resolved["epochs"],
+    }
+    settings = {**shown, "beta": resolved["beta"]} if job.method == "dpo" else shown
+    finish = _seconds(estimated_finish(job))
+    return JobObject(
+        id=job.id,
+        created_at=int(job.created_at.timestamp()),
+        error=JobFailure.model_validate(job.error) if job.error else None,
+        fine_tuned_model=job.result_name if state is State.succeeded else None,
+        finished_at=_seconds(job.finished_at),
+        hyperparameters=Hyperparameters.model_validate(shown),
+        model=job.model_id,
+        organization_id=job.project_id,
+        seed=job.seed,
+        status=STATUS[state],
+        trained_tokens=job.trained_tokens if state in FINAL else None,
+        training_file=job.training_file_id,
+        validation_file=job.validation_file_id,
+        estimated_finish=finish,
+        metadata=job.user_metadata,
+        method={"type": job.method, job.method: {"hyperparameters": settings}},
+        run=_run(job, state, finish),
+    )
+
+
+def _run(job: Job, state: State, finish: int | None) -> Run:
+    total_steps = job.progress.get("total_steps") or (job.resolved or {}).get("total_steps")
+    return Run(
+        state=state,
+        progress=Progress(step=job.progress.get("step", 0), total_steps=total_steps),
+        eta=finish,
+        attempt=job.fence,
+        priority=next(name for name, number in PRIORITIES.items() if number == job.priority),
+        gpus=job.gpus,
+        training=job.training,
+        resolved=job.resolved,
+    )
+
+
+def job_event(event: Event) -> JobEvent:
+    return JobEvent.model_validate(
+        {
+            "id": event.id,
+            "created_at": int(event.created_at.timestamp()),
+            "level": event.level,
+            "message": event.message,
+            "type": event.type,
+            "data": {"code": event.code, **event.data},
+        }
+    )
+
+
+def job_checkpoint(checkpoint: Checkpoint) -> JobCheckpoint:
+    known: dict[str, float] = checkpoint.manifest["metrics"]
+    named = {openai: known[ours] for openai, ours in CHECKPOINT_METRICS.items() if ours in known}
+    return JobCheckpoint(
+        id=checkpoint.id,
+        created_at=int(checkpoint.created_at.timestamp()),
+        fine_tuned_model_checkpoint=checkpoint.model_id,
+        fine_tuning_job_id=checkpoint.job_id,
+        metrics=CheckpointMetrics.model_validate({"step": checkpoint.step, **named, **known}),
+        step_number=checkpoint.step,
+    )
+
+
+def measurement(metric: Metric) -> Measurement:
+    return Measurement(
+        split=metric.split, step=metric.step, created_at=int(metric.created_at.timestamp()), values=metric.values
+    )
+
+
+def _seconds(moment: datetime | None) -> int | None:
+    return int(moment.timestamp()) if moment is not None else None

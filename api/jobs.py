@@ -1,0 +1,144 @@
+"""/v1/fine_tuning/jobs: create, list, read, cancel; events, checkpoints and metrics."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from api.auth import CallerOf
+from api.job_shapes import (
+    JobCheckpoint,
+    JobEvent,
+    JobObject,
+    Measurement,
+    job_checkpoint,
+    job_event,
+    job_object,
+    measurement,
+)
+from api.json_body import JsonBody
+from api.lists import After, Limit, ListOf, list_of
+from api.services import ServicesOf
+from control_plane import jobs
+from control_plane.job_requests import JobRequest, read_request
+from control_plane.repetition import Repeatable
+from control_plane.tables import Metric
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+
+JOB_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}}},
+    }
+}
+
+
+class MetricsList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Measurement]
+    has_more: bool = False
+
+
+@router.post("", summary="Create a job", openapi_extra=JOB_BODY)
+def create_job(
+    body: JsonBody,
+    services: ServicesOf,
+    caller: CallerOf,
+    idempotency_key: Annotated[str | None, Header()] = None,
+    x_stainless_retry_count: Annotated[int, Header()] = 0,
+) -> JobObject:
+    """A request that is sent again (same Idempotency-Key, or the openai client's own retry) makes no second job."""
+    repeatable = Repeatable(idempotency_key, caller.key_id, is_retry=x_stainless_retry_count > 0)
+    with services.database.transaction() as session:
+        shape = job_object(jobs.create(session, caller.project_id, read_request(body), repeatable=repeatable))
+    services.hints.send()
+    return shape
+
+
+@router.get("", summary="List jobs, newest first")
+def list_jobs(
+    request: Request, services: ServicesOf, caller: CallerOf, after: After = None, limit: Limit = 20
+) -> ListOf[JobObject]:
+    """`metadata[name]=value` lists the jobs that carry it; several must all be there."""
+    metadata = {
+        name.removeprefix("metadata[").removesuffix("]"): value
+        for name, value in request.query_params.items()
+        if name.startswith("metadata[") and name.endswith("]")
+    }
+    with services.database.transaction() as session:
+        page = jobs.list_jobs(session, caller.project_id, after=after, limit=limit, metadata=metadata)
+        return list_of([job_object(job) for job in page.items], page.has_more)
+
+
+@router.get("/{job_id}", summary="Read a job")
+def retrieve_job(job_id: str, services: ServicesOf, caller: CallerOf) -> JobObject:
+    with services.database.transaction() as session:
+        return job_object(jobs.get(session, caller.project_id, job_id))
+
+
+@router.post("/{job_id}/cancel", summary="Cancel a job; final at once")
+def cancel_job(job_id: str, services: ServicesOf, caller: CallerOf) -> JobObject:
+    with services.database.transaction() as session:
+        return job_object(jobs.cancel(session, caller.project_id, job_id))
+
+
+@router.get("/{job_id}/events", summary="What happened to a job, newest first")
+def list_events(
+    job_id: str, services: ServicesOf, caller: CallerOf, after: After = None, limit: Limit = 20
+) -> ListOf[JobEvent]:
+    with services.database.transaction() as session:
+        page = jobs.list_events(session, caller.project_id, job_id, after=after, limit=limit)
+        return list_of([job_event(event) for event in page.items], page.has_more)
+
+
+@router.get("/{job_id}/checkpoints", summary="A job's checkpoints, latest step first")
+def list_checkpoints(
+    job_id: str, services: ServicesOf, caller: CallerOf, after: After = None, limit: Limit = 10
+) -> ListOf[JobCheckpoint]:
+    with services.database.transaction() as session:
+        page = jobs.list_checkpoints(session, caller.project_id, job_id, after=after, limit=limit)
+        return list_of([job_checkpoint(checkpoint) for checkpoint in page.items], page.has_more)
+
+
+@router.get("/{job_id}/metrics", summary="A job's measurements, by step", response_model=MetricsList)
+def list_metrics(
+    job_id: str,
+    services: ServicesOf,
+    caller: CallerOf,
+    *,
+    split: str | None = None,
+    after_step: int | None = None,
+    form: Annotated[Literal["json", "csv"], Query(alias="format")] = "json",
+) -> MetricsList | StreamingResponse:
+    """`split`: only train, or only validation; `after_step`: only later ones; `format=csv`: one row a measurement."""
+    with services.database.transaction() as session:
+        found = jobs.list_metrics(session, caller.project_id, job_id, split=split, after_step=after_step)
+    if form == "csv":
+        return StreamingResponse(_csv(found), media_type="text/csv")
+    return MetricsList(data=[measurement(metric) for metric in found])
+
+
+def _csv(metrics: Sequence[Metric]) -> Iterator[str]:
+    """A header, then one row a measurement; a metric that a split doesn't have is left empty."""
+    names = sorted({name for metric in metrics for name in metric.values})
+    line = io.StringIO()
+    writer = csv.writer(line, lineterminator="\n")
+    rows = ([metric.split, metric.step, *(metric.values.get(name, "") for name in names)] for metric in metrics)
+    for row in (["split", "step", *names], *rows):
+        writer.writerow(row)
+        yield line.getvalue()
+        line.seek(0)
+        line.truncate()
+
+
+def request_schema() -> dict[str, Any]:
+    """The create request's JSON schema and those it refers to, for the OpenAPI document."""
+    schema = JobRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {**schema.pop("$defs", {}), "JobRequest": schema}

@@ -1,0 +1,58 @@
+"""The HTTP application: `uvicorn api.main:factory --factory`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from api import errors, files, health, jobs, models
+from api.edge import Edge
+from api.services import Services
+from control_plane.database import Database
+from control_plane.hints import Hints
+from control_plane.settings import Settings
+from control_plane.storage import open_storage
+
+
+def factory() -> FastAPI:
+    """The application with the settings of the environment, for uvicorn's --factory."""
+    return create_app(Settings())
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Connects to nothing until it is asked. Raises InvalidRequest for a storage URL that can't be."""
+    storage = open_storage(settings.storage_url)
+    services = Services(
+        settings=settings,
+        database=Database(settings.database_url.get_secret_value()),
+        storage=storage,
+        hints=Hints(settings.redis_url.get_secret_value()),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        storage.remove_abandoned()
+        yield
+        services.hints.close()
+        services.database.dispose()
+
+    app = FastAPI(
+        title="dpo-service",
+        version=version("dpo-service"),
+        summary="Aligns language models on preference data; speaks OpenAI's fine-tuning API.",
+        docs_url=None,  # the pages load scripts of other people's servers into the operator's browser
+        redoc_url=None,
+        lifespan=lifespan,
+        responses={400: {"model": errors.ErrorEnvelope}, 401: {"model": errors.ErrorEnvelope}},
+        telemetry={"auto_configure": False},  # else FastAPI would read the environment by itself
+    )
+    app.state.services = services
+    errors.install(app)
+    app.add_middleware(Edge)
+    for part in (files, jobs, models, health):
+        app.include_router(part.router)
+    app.openapi()["components"]["schemas"].update(jobs.request_schema())  # FastAPI keeps the document it made
+    return app

@@ -1,0 +1,29 @@
+"""What every endpoint works with, made once by `create_app` and handed to endpoints as a dependency."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from control_plane.database import Database
+from control_plane.hints import Hints
+from control_plane.settings import Settings
+from control_plane.storage import Storage
+
+
+@dataclass(frozen=True)
+class Services:
+    settings: Settings
+    database: Database
+    storage: Storage
+    hints: Hints
+
+
+def services_of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesOf = Annotated[Services, Depends(services_of)]

@@ -1,0 +1,86 @@
+"""The real application behind a real uvicorn on a loopback port, with the session's PostgreSQL and Redis."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import httpx
+import pytest
+import uvicorn
+from openai import OpenAI
+
+from api.main import create_app
+from control_plane import keys, projects
+from control_plane.database import Database
+from control_plane.settings import Settings
+
+
+@dataclass(frozen=True)
+class Api:
+    url: str
+    host: str
+    port: int
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Settings], Api]]:
+    """Starts the API with the given settings; every one started is stopped at the end."""
+    running: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def start(settings: Settings) -> Api:
+        server = uvicorn.Server(
+            uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=5)
+        )
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        running.append((server, thread))
+        deadline = time.monotonic() + 20
+        while not server.started:
+            assert thread.is_alive() and time.monotonic() < deadline
+            time.sleep(0.01)
+        host, port = server.servers[0].sockets[0].getsockname()
+        return Api(f"http://{host}:{port}", host, port)
+
+    yield start
+    for server, thread in running:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def api(serve: Callable[[Settings], Api], settings: Settings) -> Api:
+    return serve(settings)
+
+
+@pytest.fixture
+def make_key(database: Database) -> Callable[[str], str]:
+    """Makes an API key in the project of that name."""
+
+    def make(project: str) -> str:
+        with database.transaction() as session:
+            return keys.create(session, projects.ensure(session, project).id, "test")[1]
+
+    return make
+
+
+@pytest.fixture
+def secret(make_key: Callable[[str], str]) -> str:
+    return make_key("default")
+
+
+@pytest.fixture
+def client(api: Api, secret: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{api.url}/v1", api_key=secret, max_retries=0, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def http(api: Api, secret: str) -> Iterator[httpx.Client]:
+    """For what the openai client would never send."""
+    headers = {"Authorization": f"Bearer {secret}"}
+    with httpx.Client(base_url=api.url, headers=headers, timeout=30) as client:
+        yield client

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+
+from control_plane.settings import Settings
+from tests.api.conftest import Api
+
+ROWS = b'{"prompt": "What is 1+1?", "chosen": "2", "rejected": "3"}\n' * 100
+
+
+def stored(settings: Settings) -> list[Path]:
+    """Every file in storage, finished or not."""
+    folder = Path(settings.storage_url.removeprefix("file://"))
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def refusal(error: openai.APIStatusError) -> dict[str, str]:
+    assert isinstance(error.body, dict)
+    return error.body
+
+
+def test_upload_read_delete(client: OpenAI, settings: Settings) -> None:
+    file = client.files.create(file=("pairs.jsonl", ROWS), purpose="fine-tune")
+    assert (file.object, file.bytes, file.filename, file.purpose) == ("file", len(ROWS), "pairs.jsonl", "fine-tune")
+    assert file.status == "processed"
+    assert client.files.retrieve(file.id) == file
+    assert client.files.content(file.id).read() == ROWS
+    assert [path.name for path in stored(settings)] == [file.id]
+    assert client.files.delete(file.id).deleted
+    assert stored(settings) == []
+    with pytest.raises(openai.NotFoundError, match="A file appears once its upload is complete"):
+        client.files.retrieve(file.id)
+
+
+def test_list_pages(client: OpenAI) -> None:
+    made = [client.files.create(file=(f"{number}.jsonl", ROWS), purpose="fine-tune").id for number in range(5)]
+    assert [file.id for file in client.files.list(limit=2)] == made[::-1]
+    assert [file.id for file in client.files.list(order="asc")] == made
+    assert list(client.files.list(purpose="batch")) == []
+    first = client.files.list(limit=2)
+    assert first.has_more and len(first.data) == 2
+    with pytest.raises(openai.BadRequestError, match="limit"):
+        client.files.list(limit=0)
+
+
+def test_the_filename_is_only_shown_back(client: OpenAI, settings: Settings) -> None:
+    file = client.files.create(file=("../../etc/päss wd.jsonl", ROWS), purpose="fine-tune")
+    assert file.filename == "päss wd.jsonl"
+    assert [path.name for path in stored(settings)] == [file.id]
+    assert client.files.content(file.id).read() == ROWS
+
+
+@pytest.mark.parametrize("order", [["purpose", "file"], ["file", "purpose"]])
+def test_the_parts_may_come_in_any_order(http: httpx.Client, order: list[str]) -> None:
+    parts = {
+        "purpose": b'Content-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n',
+        "file": b'Content-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n' + ROWS + b"\r\n",
+    }
+    body = b"".join(b"--x\r\n" + parts[name] for name in order) + b"--x--\r\n"
+    answer = http.post("/v1/files", content=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert answer.status_code == 200, answer.text
+    assert http.get(f"/v1/files/{answer.json()['id']}/content").content == ROWS
+
+
+def test_refused_forms(http: httpx.Client, settings: Settings) -> None:
+    file = {"file": ("a.jsonl", ROWS)}
+    for answer, param, words in [
+        (http.post("/v1/files", files=file), "purpose", "no `purpose`"),
+        (http.post("/v1/files", files=file, data={"purpose": "assistants"}), "purpose", "'fine-tune'"),
+        (http.post("/v1/files", files={"purpose": (None, "fine-tune")}), "file", "no `file`"),
+        (http.post("/v1/files", files={"file": ("a", b"")}, data={"purpose": "fine-tune"}), "file", "is empty"),
+        (http.post("/v1/files", files=[*file.items(), *file.items()]), "file", "two `file` parts"),
+        (http.post("/v1/files", files={"file": (None, "text")}), "file", "as a text field"),
+        (http.post("/v1/files", files=file, data={"purpos": "fine-tune"}), "purpos", "unknown field"),
+        (http.post("/v1/files", files=file, data={"expires_after[seconds]": "3600"}), "expires_after", "not supported"),
+        (http.post("/v1/files", files=file, data={"purpose": "x" * 20_000}), "purpose", "too long"),
+        (http.post("/v1/files", json={"purpose": "fine-tune"}), "file", "multipart/form-data"),
+    ]:
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["param"] == param
+        assert words in answer.json()["error"]["message"]
+    assert stored(settings) == []
+    assert http.get("/v1/files").json()["data"] == []
+
+
+def test_too_large(serve: Callable[[Settings], Api], settings: Settings, secret: str) -> None:
+    api = serve(settings.model_copy(update={"max_file_bytes": 1_000_000}))
+    with OpenAI(base_url=f"{api.url}/v1", api_key=secret, max_retries=0) as client:
+        assert client.files.create(file=("full.jsonl", b"x" * 1_000_000), purpose="fine-tune").bytes == 1_000_000
+        for size in (1_000_001, 3_000_000):  # found out while reading, and from Content-Length
+            with pytest.raises(openai.APIStatusError, match="1,000,000 bytes") as refused:
+                client.files.create(file=("large.jsonl", b"x" * size), purpose="fine-tune")
+            assert refused.value.status_code == 413
+    assert len(stored(settings)) == 1
+
+
+def test_an_upload_cut_off_half_way_leaves_nothing(api: Api, client: OpenAI, settings: Settings, secret: str) -> None:
+    head = (
+        f"POST /v1/files HTTP/1.1\r\nHost: {api.host}\r\nAuthorization: Bearer {secret}\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 10000000\r\n\r\n"
+        '--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
+        '--x\r\nContent-Disposition: form-data; name="file"; filename="cut.jsonl"\r\n\r\n'
+    )
+    with socket.create_connection((api.host, api.port)) as connection:
+        connection.sendall(head.encode() + ROWS * 400)
+        wait_until(lambda: len(stored(settings)) == 1)
+        assert client.files.list().data == [], "a file that is still uploading must not be seen"
+    wait_until(lambda: stored(settings) == [])
+    assert client.files.list().data == []
+
+
+def test_a_form_without_its_end_is_refused(http: httpx.Client, settings: Settings) -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n' + ROWS
+    answer = http.post("/v1/files", content=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert answer.status_code == 400
+    assert "cut off" in answer.json()["error"]["message"]
+    assert stored(settings) == []
+
+
+def test_another_projects_file_is_not_there(client: OpenAI, make_key: Callable[[str], str]) -> None:
+    file = client.files.create(file=("a.jsonl", ROWS), purpose="fine-tune")
+    other = client.with_options(api_key=make_key("other"))
+    assert other.files.list().data == []
+    for call in (other.files.retrieve, other.files.content, other.files.delete):
+        with pytest.raises(openai.NotFoundError):
+            call(file.id)
+    assert client.files.retrieve(file.id).id == file.id
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
