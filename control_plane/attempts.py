@@ -37,25 +37,18 @@ def end_for_another(
     attempt = end(session, job, outcome, failure)
     job.fruitless_attempts = 0 if attempt.made_progress else job.fruitless_attempts + 1
     if job.fruitless_attempts >= max_attempts:
-        give_up(
-            session,
-            job,
-            failure.model_copy(
-                update={
-                    "message": f"{job.fruitless_attempts} attempts in a row ended without a new checkpoint. "
-                    f"The last one: {failure.message}"
-                }
-            ),
+        message = (
+            f"{job.fruitless_attempts} attempts in a row ended without a new checkpoint; the last: {failure.message}"
         )
+        give_up(session, job, failure.model_copy(update={"message": message}))
+        return False
+    if job.state == State.pausing:
+        message = f"{failure.message} The job is paused."
+        move(session, job, State.paused, code=failure.code, message=message, level="warn")
         return False
     if job.state == State.validating:
-        events.add(
-            session, job, code=failure.code, message=f"{failure.message} The files are checked again.", level="warn"
-        )
-    elif job.state == State.pausing:
-        move(
-            session, job, State.paused, code=failure.code, message=f"{failure.message} The job is paused.", level="warn"
-        )
+        message = f"{failure.message} The files are checked again."
+        events.add(session, job, code=failure.code, message=message, level="warn")
     else:
         message = f"{failure.message} The job waits for a worker and goes on from its last checkpoint."
         move(session, job, State.queued, code=failure.code, message=message, level="warn")

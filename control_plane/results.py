@@ -110,6 +110,19 @@ def publish_checkpoint(session: Session, claim: Claim, manifest: Manifest, stora
     return model
 
 
+def forget_states(session: Session, claim: Claim, *, keep: int) -> list[Checkpoint]:
+    """Marks the resume state of all but the newest `keep` checkpoints as gone; returns those that lost theirs.
+
+    Call it before the states are deleted: a row never promises a state that isn't there.
+    """
+    job = _held(session, claim)
+    kept = select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.state_kept)
+    old = list(session.scalars(kept.order_by(Checkpoint.step.desc()).offset(keep)))
+    for checkpoint in old:
+        checkpoint.state_kept = False
+    return old
+
+
 def finish_validation(session: Session, claim: Claim, prepared: Json) -> None:
     """The data is fit to train on; `prepared` holds the choices that were made."""
     job = _held(session, claim)

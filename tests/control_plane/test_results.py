@@ -1,0 +1,332 @@
+"""What a worker reports; and that a report under a stale fence changes nothing at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import Table, select
+from sqlalchemy.orm import Session
+
+from control_plane import jobs, leases, results
+from control_plane.database import Database
+from control_plane.errors import Conflict, StaleFence
+from control_plane.job_states import State, move
+from control_plane.leases import Claim
+from control_plane.progress import estimated_finish
+from control_plane.tables import Attempt, Base, Model
+from dpo_core.run_directory import Failure, Manifest
+from tests.control_plane.rows import (
+    MODEL,
+    PROJECT,
+    add_file,
+    add_model,
+    claim_one,
+    create,
+    event_codes,
+    read_job,
+    set_clock_ahead,
+    started,
+)
+
+
+def metric(step: int, loss: float, split: str = "train") -> dict[str, Any]:
+    return {"split": split, "step": step, "time": 0.0, "values": {"loss": loss}}
+
+
+def manifest(step: int, *, final: bool = False, kind: str = "full") -> Manifest:
+    return Manifest.model_validate(
+        {
+            "step": step,
+            "kind": kind,
+            "files": [{"path": "model/config.json", "bytes": 2, "sha256": "ab"}],
+            "metrics": {"loss": 0.5},
+            "trained_tokens": 7 * step,
+            "final": final,
+        }
+    )
+
+
+def failure(kind: str) -> Failure:
+    return Failure.model_validate({"kind": kind, "code": "broken", "message": "It broke; mend it.", "line": 3})
+
+
+REPORTS: dict[str, Callable[[Session, Claim], object]] = {
+    "work_order": results.work_order,
+    "record": lambda session, claim: results.record(
+        session, claim, metrics=[metric(1, 0.1)], events=[{"code": "c", "message": "m"}], step=1, total_steps=2
+    ),
+    "publish_checkpoint": lambda session, claim: results.publish_checkpoint(session, claim, manifest(4), "prefix"),
+    "forget_states": lambda session, claim: results.forget_states(session, claim, keep=0),
+    "finish_validation": lambda session, claim: results.finish_validation(session, claim, {"pairs": 3}),
+    "succeed": results.succeed,
+    "hand_back": results.hand_back,
+    "fail user": lambda session, claim: results.fail(session, claim, failure("user"), max_attempts=3),
+    "fail infrastructure": lambda session, claim: results.fail(
+        session, claim, failure("infrastructure"), max_attempts=3
+    ),
+    "renew": leases.renew,
+}
+
+
+def everything(database: Database) -> dict[str, list[Any]]:
+    with database.transaction() as session:
+        tables: list[Table] = Base.metadata.sorted_tables
+        return {table.name: sorted(map(repr, session.execute(select(table)))) for table in tables}
+
+
+def cancelled(database: Database, claim: Claim) -> None:
+    with database.transaction() as session:
+        jobs.cancel(session, PROJECT, claim.job_id)
+
+
+def lost(database: Database, claim: Claim) -> None:
+    with database.transaction() as session:
+        set_clock_ahead(session, 31)
+        leases.reconcile(session, max_attempts=3)
+
+
+def claimed_by_another(database: Database, claim: Claim) -> None:
+    lost(database, claim)
+    assert claim_one(database, worker_id="w2").fence == claim.fence + 1
+
+
+def ended(database: Database, claim: Claim) -> None:
+    with database.transaction() as session:
+        results.hand_back(session, claim)
+
+
+@pytest.mark.parametrize("overtaken", [cancelled, lost, claimed_by_another, ended])
+def test_a_stale_fence_changes_nothing(stocked: Database, overtaken: Callable[[Database, Claim], None]) -> None:
+    claim = started(stocked)
+    with stocked.transaction() as session:
+        results.publish_checkpoint(session, claim, manifest(2, final=True), "earlier")
+    overtaken(stocked, claim)
+    before = everything(stocked)
+    for report in REPORTS.values():
+        with pytest.raises(StaleFence), stocked.transaction() as session:
+            report(session, claim)
+        # Even in a transaction that goes on in spite of it.
+        with stocked.transaction() as session, pytest.raises(StaleFence):
+            report(session, claim)
+    assert everything(stocked) == before
+
+
+def test_every_function_of_the_module_is_in_the_stale_test() -> None:
+    public = {
+        name
+        for name, item in vars(results).items()
+        if callable(item)
+        and getattr(item, "__module__", "") == results.__name__
+        and name[0].islower()
+        and name[0] != "_"
+    }
+    assert public == {name.split()[0] for name in REPORTS} - {"renew"}
+
+
+def test_recording_twice_replaces_and_keeps_the_order_of_events(stocked: Database) -> None:
+    claim = started(stocked)
+    said = [
+        {"level": "warn", "code": f"e{number}", "message": str(number), "data": {"n": number}} for number in range(5)
+    ]
+    with stocked.transaction() as session:
+        results.record(session, claim, metrics=[metric(1, 0.7), metric(2, 0.6), metric(2, 0.65)], events=said)
+        results.record(session, claim, metrics=[metric(2, 0.5), metric(2, 0.9, "validation")], step=2, total_steps=4)
+    with stocked.transaction() as session:
+        found = [(row.split, row.step, row.values["loss"]) for row in jobs.list_metrics(session, PROJECT, claim.job_id)]
+        later = jobs.list_metrics(session, PROJECT, claim.job_id, split="train", after_step=1)
+    assert found == [("train", 1, 0.7), ("train", 2, 0.5), ("validation", 2, 0.9)]
+    assert [row.step for row in later] == [2]
+    assert event_codes(stocked, claim.job_id)[-5:] == ["e0", "e1", "e2", "e3", "e4"]
+    progress = read_job(stocked, claim.job_id).progress
+    assert (progress["step"], progress["total_steps"]) == (2, 4)
+
+
+def test_a_resumed_attempt_overwrites_what_it_measures_again(stocked: Database) -> None:
+    first = started(stocked)
+    with stocked.transaction() as session:
+        results.record(session, first, metrics=[metric(step, 0.7) for step in range(4)])
+        results.hand_back(session, first)
+    second = claim_one(stocked)
+    with stocked.transaction() as session:
+        results.record(session, second, metrics=[metric(2, 0.1)])
+        rows = jobs.list_metrics(session, PROJECT, second.job_id)
+        assert [(row.step, row.values["loss"], row.fence) for row in rows] == [
+            (0, 0.7, 1),
+            (1, 0.7, 1),
+            (2, 0.1, 2),
+            (3, 0.7, 1),
+        ]
+
+
+def test_the_finish_is_estimated_from_the_attempts_own_speed(stocked: Database) -> None:
+    claim = started(stocked)
+    for step, seconds in [(10, 0), (20, 100)]:
+        with stocked.transaction() as session:
+            set_clock_ahead(session, seconds)
+            results.record(session, claim, step=step, total_steps=50)
+        if step == 10:
+            assert estimated_finish(read_job(stocked, claim.job_id)) is None
+    job = read_job(stocked, claim.job_id)
+    finish = estimated_finish(job)
+    assert finish is not None and job.started_at is not None
+    assert 400 <= (finish - job.started_at).total_seconds() < 410
+    with stocked.transaction() as session:
+        results.hand_back(session, claim)
+    assert estimated_finish(read_job(stocked, claim.job_id)) is None
+
+
+def test_checkpoints_become_models(stocked: Database) -> None:
+    claim = started(stocked)
+    with stocked.transaction() as session:
+        model = results.publish_checkpoint(session, claim, manifest(3), "checkpoints/a")
+        results.publish_checkpoint(session, claim, manifest(6, final=True), "checkpoints/b")
+    job = read_job(stocked, claim.job_id)
+    assert model.id == f"{job.result_name}-step-3"
+    assert job.trained_tokens == 42
+    with stocked.transaction() as session:
+        final, last = session.get_one(Model, job.result_name), session.get_one(Model, f"{job.result_name}-step-6")
+        page = jobs.list_checkpoints(session, PROJECT, job.id)
+    for found, step, prefix in [(model, 3, "checkpoints/a"), (final, 6, "checkpoints/b"), (last, 6, "checkpoints/b")]:
+        assert (found.project_id, found.kind, found.form, found.base_id) == (PROJECT, "checkpoint", "full", None)
+        assert (found.job_id, found.step, found.storage_prefix, found.facts) == (job.id, step, prefix, {"layers": 2})
+    assert [(row.step, row.model_id, row.manifest["metrics"]) for row in page.items] == [
+        (6, last.id, {"loss": 0.5}),
+        (3, model.id, {"loss": 0.5}),
+    ]
+    assert event_codes(stocked, job.id)[-2:] == ["checkpoint_created", "checkpoint_created"]
+
+
+def test_a_later_attempt_publishes_the_same_step_again(stocked: Database) -> None:
+    first = started(stocked)
+    with stocked.transaction() as session:
+        results.publish_checkpoint(session, first, manifest(3), "old")
+        results.hand_back(session, first)
+    second = claim_one(stocked)
+    with stocked.transaction() as session:
+        model = results.publish_checkpoint(session, second, manifest(3), "new")
+        page = jobs.list_checkpoints(session, PROJECT, second.job_id)
+        assert [(row.fence, row.storage_prefix) for row in page.items] == [(2, "new")]
+        assert model.storage_prefix == "new"
+        assert not session.get_one(Attempt, (second.job_id, second.fence)).made_progress
+
+
+def test_only_the_newest_states_are_kept(stocked: Database) -> None:
+    claim = started(stocked)
+    with stocked.transaction() as session:
+        for step in (1, 2, 3):
+            results.publish_checkpoint(session, claim, manifest(step), f"p{step}")
+        assert [row.step for row in results.forget_states(session, claim, keep=1)] == [2, 1]
+        assert results.forget_states(session, claim, keep=1) == []
+
+
+def test_an_adapter_names_its_full_model(stocked: Database) -> None:
+    first = started(stocked)
+    with stocked.transaction() as session:
+        model = results.publish_checkpoint(session, first, manifest(1, kind="adapter"), "a")
+        assert (model.form, model.base_id) == ("adapter", MODEL)
+        results.hand_back(session, first)
+        jobs.cancel(session, PROJECT, first.job_id)
+    second = started(stocked, model=model.id)
+    with stocked.transaction() as session:
+        order = results.work_order(session, second)
+        assert order.start_base is not None
+        assert (order.start.id, order.start_base.id) == (model.id, MODEL)
+        adapter = results.publish_checkpoint(session, second, manifest(1, kind="adapter"), "b")
+        full = results.publish_checkpoint(session, second, manifest(2), "c")
+        assert (adapter.base_id, full.base_id) == (MODEL, None)
+
+
+def test_the_work_order_holds_all_that_a_worker_needs(stocked: Database) -> None:
+    with stocked.transaction() as session:
+        add_file(session, "file-2")
+        add_model(session, "base/other")
+    claim = started(stocked, validation_file="file-2", training={"reference": "base/other"})
+    with stocked.transaction() as session:
+        order = results.work_order(session, claim)
+        assert order.checkpoint is None
+        for step in (10, 2):
+            results.publish_checkpoint(session, claim, manifest(step), f"p{step}")
+        order = results.work_order(session, claim)
+    assert order.job.training["reference"] == "base/other"
+    assert (order.training_file.id, order.validation_file and order.validation_file.id) == ("file-1", "file-2")
+    assert (order.start.id, order.start_base) == (MODEL, None)
+    assert (order.reference and order.reference.id, order.reference_base) == ("base/other", None)
+    assert order.checkpoint is not None and order.checkpoint.step == 10
+
+
+def test_from_validation_to_success(stocked: Database) -> None:
+    with stocked.transaction() as session:
+        job_id = create(session).id
+    reader = claim_one(stocked)
+    with stocked.transaction() as session:
+        results.finish_validation(session, reader, {"pairs": 3})
+    assert read_job(stocked, job_id).resolved == {"pairs": 3}
+    trainer = claim_one(stocked)
+    with pytest.raises(Conflict, match="final checkpoint"), stocked.transaction() as session:
+        results.succeed(session, trainer)
+    with stocked.transaction() as session:
+        results.publish_checkpoint(session, trainer, manifest(5, final=True), "p")
+        results.succeed(session, trainer)
+        outcomes = [session.get_one(Attempt, (job_id, claim.fence)).outcome for claim in (reader, trainer)]
+    job = read_job(stocked, job_id)
+    assert (job.state, job.lease_until, outcomes) == ("succeeded", None, ["succeeded", "succeeded"])
+    assert job.finished_at is not None
+    assert event_codes(stocked, job_id)[-4:] == [
+        "files_validated",
+        "job_started",
+        "checkpoint_created",
+        "job_succeeded",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["user", "resource", "divergence"])
+def test_a_failure_of_the_jobs_own_is_final(stocked: Database, kind: str) -> None:
+    claim = started(stocked)
+    with stocked.transaction() as session:
+        results.fail(session, claim, failure(kind), max_attempts=3)
+    job = read_job(stocked, claim.job_id)
+    assert (job.state, job.error) == ("failed", failure(kind).model_dump())
+    assert event_codes(stocked, claim.job_id)[-1] == "broken"
+
+
+def test_infrastructure_gets_another_attempt_until_too_many_were_fruitless(stocked: Database) -> None:
+    claim = started(stocked)
+    with stocked.transaction() as session:
+        results.fail(session, claim, failure("infrastructure"), max_attempts=2)
+    assert read_job(stocked, claim.job_id).state == "queued"
+    claim = claim_one(stocked)
+    with stocked.transaction() as session:
+        results.fail(session, claim, failure("infrastructure"), max_attempts=2)
+    assert read_job(stocked, claim.job_id).state == "failed"
+
+
+def test_handing_back_does_not_count_as_a_fruitless_attempt(stocked: Database) -> None:
+    claim = started(stocked)
+    ended(stocked, claim)
+    job = read_job(stocked, claim.job_id)
+    assert (job.state, job.fruitless_attempts, job.lease_until) == ("queued", 0, None)
+    with stocked.transaction() as session:
+        reader_job = create(session).id
+    reader = leases_for(stocked, reader_job)
+    ended(stocked, reader)
+    assert read_job(stocked, reader_job).state == "validating"
+    assert leases_for(stocked, reader_job).fence == 2
+
+
+def leases_for(database: Database, job_id: str) -> Claim:
+    with database.transaction() as session:
+        claim = leases.claim(session, worker_id="w1", free=0, total=8, lease_seconds=30)
+    assert claim is not None and claim.job_id == job_id
+    return claim
+
+
+@pytest.mark.parametrize("stop", [ended, lost])
+def test_a_pausing_job_ends_paused(stocked: Database, stop: Callable[[Database, Claim], None]) -> None:
+    claim = started(stocked)
+    with stocked.transaction() as session:
+        job = jobs.get(session, PROJECT, claim.job_id)
+        move(session, job, State.pausing, code="pausing", message="Pausing.")
+    stop(stocked, claim)
+    assert read_job(stocked, claim.job_id).state == "paused"
