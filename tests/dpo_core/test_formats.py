@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dpo_core import formats
+from dpo_core.formats import read_rows
+from dpo_core.records import Example, Message, Pair, RowProblem
+from dpo_core.spec import Method
+from tests.makers import real_data, write_preference_file, write_rows, write_supervised_file
+
+USER = {"role": "user", "content": "q"}
+GOOD = {"role": "assistant", "content": "good"}
+BAD = {"role": "assistant", "content": "bad"}
+OPENAI = {"input": {"messages": [USER]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]}
+
+
+def one(folder: Path, row: object, method: Method = "dpo") -> Pair | Example | RowProblem:
+    (record,) = read_rows(write_rows(folder / "file.jsonl", [row]), method)
+    return record
+
+
+def raw(folder: Path, content: bytes, method: Method = "dpo") -> list[Pair | Example | RowProblem]:
+    path = folder / "file.jsonl"
+    path.write_bytes(content)
+    return list(read_rows(path, method))
+
+
+def test_the_makers_files_are_read_whole(tmp_path: Path) -> None:
+    pairs = list(read_rows(write_preference_file(tmp_path / "pairs.jsonl", 50), "dpo"))
+    examples = list(read_rows(write_supervised_file(tmp_path / "examples.jsonl", 50), "supervised"))
+    assert [pair.line for pair in pairs if isinstance(pair, Pair)] == list(range(1, 51))
+    assert [example.line for example in examples if isinstance(example, Example)] == list(range(1, 51))
+
+
+TURNS = Pair(1, (Message("user", "q"),), (Message("assistant", "good"),), (Message("assistant", "bad"),))
+
+
+@pytest.mark.parametrize(
+    ("row", "pair"),
+    [
+        (OPENAI, TURNS),
+        ({"prompt": "q", "chosen": "good", "rejected": "bad"}, Pair(1, "q", "good", "bad")),
+        ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, TURNS),
+        ({"prompt": [USER], "chosen": "good", "rejected": "bad"}, TURNS),
+        ({"prompt": "q", "chosen": [GOOD], "rejected": "bad"}, TURNS),
+        ({"prompt": "q", "chosen": "good", "rejected": "bad", "score": 3, "label": None}, Pair(1, "q", "good", "bad")),
+    ],
+)
+def test_preference_shapes(tmp_path: Path, row: object, pair: Pair) -> None:
+    assert one(tmp_path, row) == pair
+
+
+@pytest.mark.parametrize(
+    ("row", "example"),
+    [
+        ({"messages": [USER, GOOD]}, Example(1, (Message("user", "q"),), (Message("assistant", "good"),))),
+        ({"prompt": "q", "completion": "good"}, Example(1, "q", "good")),
+        ({"prompt": [USER], "completion": "good"}, Example(1, (Message("user", "q"),), (Message("assistant", "good"),))),
+    ],
+)
+def test_supervised_shapes(tmp_path: Path, row: object, example: Example) -> None:
+    assert one(tmp_path, row, "supervised") == example
+
+
+def test_text_parts_are_joined_and_developer_is_the_system_turn(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
+    turns = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts}]
+    record = one(tmp_path, {"prompt": turns, "chosen": "4", "rejected": "5"})
+    assert isinstance(record, Pair)
+    assert record.prompt == (Message("system", "be brief"), Message("user", "2+2?"))
+
+
+def explicit(**change: object) -> dict[str, object]:
+    return {"prompt": "q", "chosen": "good", "rejected": "bad"} | change
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "field", "hint"),
+    [
+        ([1], "not_an_object", None, "array"),
+        ("text", "not_an_object", None, "object"),
+        ({"prompt": "q", "choosen": "good", "rejected": "bad"}, "missing_field", "chosen", "Rename it to `chosen`"),
+        ({"prompt": "q", "chosen": "good"}, "missing_field", "rejected", "Add it"),
+        ({"chosen": "good", "rejected": "bad"}, "missing_field", "prompt", "Add it"),
+        (explicit(rejected=None), "missing_field", "rejected", "null"),
+        (OPENAI | {"input": {"message": [USER]}}, "missing_field", "input.messages", "Rename it to `messages`"),
+        (OPENAI | {"input": "q"}, "wrong_type", "input", "object"),
+        (explicit(prompt=7), "wrong_type", "prompt", "a number"),
+        (explicit(chosen={"a": 1}), "wrong_type", "chosen", "an object"),
+        (explicit(chosen=[]), "wrong_type", "chosen", "empty list"),
+        (explicit(chosen=["text"]), "wrong_type", "chosen[0]", "object"),
+        (explicit(prompt=[{"role": "human", "content": "q"}]), "bad_role", "prompt[0].role", "user"),
+        (explicit(prompt=[{"role": ["user"], "content": "q"}]), "bad_role", "prompt[0].role", "user"),
+        (explicit(prompt=[{"role": "user"}]), "missing_field", "prompt[0].content", "Add it"),
+        (explicit(prompt=" \n"), "empty_prompt", "prompt", "empty"),
+        (explicit(prompt=[USER, GOOD]), "bad_prompt_end", "prompt", "assistant turn"),
+        (explicit(chosen="  "), "empty_answer", "chosen", "empty"),
+        (explicit(rejected=[{"role": "assistant", "content": ""}]), "empty_answer", "rejected", "empty"),
+        (explicit(rejected="good "), "equal_answers", "rejected", "equal"),
+        (explicit(chosen=[USER]), "bad_answer_role", "chosen", "assistant"),
+        (explicit(chosen=[USER, GOOD]), "prompt_in_answer", "chosen", "prompt"),
+        (explicit(chosen=[GOOD, GOOD]), "many_turns", "chosen", "not supported yet"),
+        (explicit(chosen=[GOOD | {"tool_calls": [{}]}]), "unsupported_field", "chosen[0].tool_calls", "not supported"),
+        (explicit(tools=[{"name": "f"}]), "unsupported_field", "tools", "not supported"),
+        (OPENAI | {"input": {"messages": [USER], "tools": [{}]}}, "unsupported_field", "input.tools", "not supported"),
+        (explicit(prompt=[{"role": "user", "content": [{"type": "image_url"}]}]), "unsupported_content", None, "text"),
+        (explicit(chosen="\ud83d"), "bad_text", "chosen", "surrogate"),
+        ({"messages": [USER, GOOD], "label": True}, "unpaired", "label", "unpaired"),
+        ({"prompt": "q", "completion": "good", "label": False}, "unpaired", "label", "unpaired"),
+        ({"messages": [USER, GOOD]}, "wrong_method", None, "`supervised`"),
+        ({"question": "q", "answer": "a"}, "unknown_format", None, "`question`, `answer`"),
+        ({}, "unknown_format", None, "none"),
+    ],
+)
+def test_bad_preference_rows(tmp_path: Path, row: object, code: str, field: str | None, hint: str) -> None:
+    path = tmp_path / "file.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    (problem,) = read_rows(path, "dpo")
+    assert isinstance(problem, RowProblem)
+    assert (problem.line, problem.code) == (1, code)
+    assert field is None or problem.field == field
+    assert hint in problem.message
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "hint"),
+    [
+        (OPENAI, "wrong_method", "`dpo`"),
+        ({"prompt": "q", "chosen": "good", "rejected": "bad"}, "wrong_method", "`dpo`"),
+        ({"messages": [USER]}, "bad_answer_role", "last message"),
+        ({"messages": [GOOD]}, "empty_prompt", "empty"),
+        ({"messages": []}, "wrong_type", "empty list"),
+        ({"prompt": "q", "completions": "a"}, "missing_field", "Rename it to `completion`"),
+        ({"messages": [USER, GOOD], "label": True}, "unpaired", "unpaired"),
+    ],
+)
+def test_bad_supervised_rows(tmp_path: Path, row: object, code: str, hint: str) -> None:
+    problem = one(tmp_path, row, "supervised")
+    assert isinstance(problem, RowProblem)
+    assert problem.code == code
+    assert hint in problem.message
+
+
+ROW = b'{"prompt": "q", "chosen": "good", "rejected": "bad"}'
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "hint"),
+    [
+        (b"{", "not_json", "column"),
+        (ROW[:-5], "not_json", "column"),
+        (b'{"prompt": NaN}', "not_json", "NaN"),
+        (b'{"prompt": -Infinity}', "not_json", "Infinity"),
+        (b'{"prompt": ' + b"9" * 5000 + b"}", "not_json", "digits"),
+        (b'{"a": ' + b"[" * 100_000, "not_json", "nested too deeply"),
+        (b'{"prompt": "\xff"}', "not_utf8", "Byte 13"),
+    ],
+)
+def test_a_bad_line_stops_nothing(tmp_path: Path, line: bytes, code: str, hint: str) -> None:
+    before, problem, after = raw(tmp_path, ROW + b"\n" + line + b"\n" + ROW)
+    assert isinstance(before, Pair)
+    assert isinstance(problem, RowProblem)
+    assert (problem.line, problem.code) == (2, code)
+    assert hint in problem.message
+    assert isinstance(after, Pair)
+    assert after.line == 3
+
+
+def test_byte_order_mark_crlf_and_blank_lines_are_accepted(tmp_path: Path) -> None:
+    records = raw(tmp_path, b"\xef\xbb\xbf" + ROW + b"\r\n\r\n" + ROW + b"\r\n\n")
+    assert [(type(record), record.line) for record in records] == [(Pair, 1), (Pair, 3)]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \r\n", b"\xef\xbb\xbf"])
+def test_a_file_without_rows(tmp_path: Path, content: bytes) -> None:
+    (problem,) = raw(tmp_path, content)
+    assert isinstance(problem, RowProblem)
+    assert problem.code == "empty_file"
+
+
+def test_a_json_array_is_named_as_one(tmp_path: Path) -> None:
+    first = raw(tmp_path, b"[\n" + ROW + b",\n" + ROW + b"\n]\n")[0]
+    assert isinstance(first, RowProblem)
+    assert "JSON array" in first.message
+
+
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_a_line_over_the_limit_is_skipped(tmp_path: Path, end: bytes) -> None:
+    records = raw(tmp_path, b"x" * (2 * formats.MAX_LINE_BYTES + 10) + end + (ROW if end else b""))
+    assert isinstance(records[0], RowProblem)
+    assert (records[0].code, records[0].line) == ("line_too_long", 1)
+    assert [(type(record), record.line) for record in records[1:]] == ([(Pair, 2)] if end else [])
+
+
+def test_a_line_at_the_limit_is_read(tmp_path: Path) -> None:
+    line = ROW + b" " * (formats.MAX_LINE_BYTES - len(ROW) - 1) + b"\n"
+    assert [type(record) for record in raw(tmp_path, line + ROW)] == [Pair, Pair]
+
+
+def test_real_files() -> None:
+    orca = list(read_rows(real_data("orca/validation.jsonl"), "dpo"))
+    assert len(orca) == 284
+    assert all(isinstance(record, Pair) for record in orca)
+    piqa = list(read_rows(real_data("piqa/piqa_validation_pairs.jsonl"), "dpo"))
+    assert len(piqa) == 1838
+    assert all(isinstance(record, Pair) for record in piqa)
+
+
+def test_real_unpaired_rows_are_refused(tmp_path: Path) -> None:
+    rows = json.loads(real_data("llama-factory/kto_en_demo.json").read_bytes())
+    records = list(read_rows(write_rows(tmp_path / "kto.jsonl", rows), "dpo"))
+    assert {record.code for record in records if isinstance(record, RowProblem)} == {"unpaired"}
+    assert len(records) == 300
