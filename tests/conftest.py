@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import psycopg
@@ -32,8 +33,13 @@ class Servers:
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    data = tmp_path_factory.mktemp("servers")
+def servers() -> Iterator[Servers]:
+    # Not below pytest's own folder: each pytest that starts closes that to other users, and root's PostgreSQL is one.
+    with TemporaryDirectory(prefix="dpo-test-servers-") as folder:
+        yield from run_servers(Path(folder))
+
+
+def run_servers(data: Path) -> Iterator[Servers]:
     database, database_url = postgres(data)
     broker, redis_url = redis_server(data)
     for part in (database, broker):
