@@ -19,6 +19,8 @@ def run(settings: Settings, programs: Programs | None = None) -> None:
     A second signal kills the trainers at once. `programs`: what to launch instead of dpo_core, in tests.
     """
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    for noisy in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)  # two lines for every hint
     supervisor = Supervisor(settings, programs or Programs())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: supervisor.stop())

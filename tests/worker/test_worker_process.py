@@ -1,0 +1,148 @@
+"""Whole worker processes, stopped, frozen, killed and cut off from Redis."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from control_plane import leases
+from control_plane.hints import Hints
+from control_plane.tables import Worker
+from tests.stub_trainer import chain
+from tests.worker.stubs import World, eventually, stub_programs, supervisor, worker_process
+from worker.app import Ear
+
+
+def hold(world: World) -> list[str]:
+    """Options of a stub that waits at step 3, after its checkpoint at 2."""
+    return ["--hold-at=3", f"--until={world.go}"]
+
+
+def short_leases(world: World) -> World:
+    world.settings = world.settings.model_copy(update={"lease_seconds": 3.0})
+    return world
+
+
+def pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal waits for a process that is stopped."""
+    fields = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+    )
+    return bool(int(fields["ShdPnd"], 16) >> (number - 1) & 1)
+
+
+def test_sigterm_hands_the_job_back_with_a_checkpoint_of_where_it_was(world: World) -> None:
+    with worker_process(world.settings, *hold(world)) as worker:
+        job_id = world.job()
+        world.held(job_id, step=2)
+        world.rank()
+        worker.terminate()
+        assert worker.wait(timeout=30) == 0
+    assert world.state(job_id) == "queued"
+    assert world.outcomes(job_id)[-1] == ("train", "stopped")
+    assert world.checkpoints(job_id)[-1].step == 3, "made on the way out"
+    assert world.row(job_id).fruitless_attempts == 0
+    world.nothing_left()
+    with world.database.transaction() as session:
+        assert session.query(Worker).filter(Worker.left_at.is_(None)).count() == 0
+    with supervisor(world.settings, stub_programs()):
+        world.reaches(job_id, "succeeded", "failed")
+    assert world.final_weights(job_id) == chain(6, job_id)
+
+
+def test_a_second_signal_does_not_wait_for_the_checkpoint(world: World) -> None:
+    with worker_process(world.settings, *hold(world)) as worker:
+        job_id = world.job()
+        world.held(job_id, step=2)
+        rank = world.rank()
+        rank.suspend()  # can't make a checkpoint any more
+        worker.terminate()
+        eventually(lambda: pending(rank.pid, signal.SIGTERM), "the first signal was obeyed")
+        worker.terminate()
+        assert worker.wait(timeout=15) == 0
+    assert world.state(job_id) == "queued"
+    assert world.checkpoints(job_id)[-1].step == 2
+    world.nothing_left()
+
+
+def test_kill_9_of_the_worker_kills_its_ranks_and_the_next_worker_goes_on(world: World) -> None:
+    short_leases(world)
+    with worker_process(world.settings, *hold(world)) as worker:
+        job_id = world.job()
+        world.held(job_id, step=2)
+        worker.kill()
+        worker.wait()
+        eventually(lambda: not world.processes(), "the kernel killed launch and rank")
+    world.go.touch()
+    with worker_process(world.settings, *hold(world)):
+        world.reaches(job_id, "succeeded", "failed")
+        world.nothing_left()
+    assert world.outcomes(job_id) == [("validate", "succeeded"), ("train", "lost"), ("train", "succeeded")]
+    assert world.final_weights(job_id) == chain(6, job_id)
+
+
+def test_a_frozen_worker_loses_the_job_and_changes_nothing_when_it_thaws(world: World) -> None:
+    short_leases(world)
+    with worker_process(world.settings, *hold(world)) as frozen:
+        job_id = world.job()
+        world.held(job_id, step=2)
+        rank = world.rank()
+        frozen.send_signal(signal.SIGSTOP)
+        eventually(lambda: not rank.is_running() or rank.status() == "zombie", "its rank stopped by itself")
+        world.go.touch()
+        with supervisor(world.settings.model_copy(update={"runs_dir": world.runs / "other"}), stub_programs()):
+            world.reaches(job_id, "succeeded", "failed")
+            before = (world.outcomes(job_id), world.codes(job_id), world.final_weights(job_id))
+            frozen.send_signal(signal.SIGCONT)
+            eventually(lambda: not list(world.runs.glob("ftjob-*/*")), "the thawed worker cleared away")
+        assert (world.outcomes(job_id), world.codes(job_id), world.final_weights(job_id)) == before
+    assert before[0] == [("validate", "succeeded"), ("train", "lost"), ("train", "succeeded")]
+    assert before[2] == chain(6, job_id)
+
+
+def test_without_redis_a_worker_still_finds_work(world: World) -> None:
+    world.settings = world.settings.model_copy(
+        update={"redis_url": SecretStr(f"redis+socket://{world.runs.parent}/no-such.socket")}
+    )
+    with worker_process(world.settings) as worker:
+        job_id = world.job()
+        world.reaches(job_id, "succeeded", "failed")
+        worker.terminate()
+        assert worker.wait(timeout=30) == 0
+    assert world.state(job_id) == "succeeded"
+
+
+def test_a_hint_is_heard(redis_url: str) -> None:
+    heard: list[float] = []
+    ear = Ear(redis_url, lambda: heard.append(time.monotonic()))
+    ear.start()
+    hints = Hints(redis_url)
+    try:
+        hints.send()
+        eventually(lambda: bool(heard), "the hint arrived")
+    finally:
+        hints.close()
+        ear.stop()
+
+
+def test_a_lapsed_lease_is_seen_by_any_worker(world: World) -> None:
+    with world.database.transaction() as session:
+        workers_claim = {"worker_id": "gone", "free": 2, "total": 2, "lease_seconds": 0.0}
+        job_id = world.job()
+        assert leases.claim(session, **workers_claim) is not None
+    with supervisor(world.settings, stub_programs()):
+        world.reaches(job_id, "succeeded", "failed")
+    assert world.outcomes(job_id)[0] == ("validate", "lost")
+
+
+@pytest.mark.parametrize("module", ["worker.app", "worker.main"])
+def test_importing_the_worker_loads_no_tensors(module: str) -> None:
+    program = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'deepspeed'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
