@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from cli.servers import postgres, redis_server
 from control_plane.database import Database
 from control_plane.settings import Settings
 from migrations.run import upgrade
+from tests.makers import make_tiny_model
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,14 @@ class Servers:
     def execute(self, statement: str) -> None:
         with psycopg.connect(self.database_url.replace("+psycopg", ""), autocommit=True) as connection:
             connection.execute(statement)  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="session")
+def open_folder() -> Iterator[Path]:
+    """A folder that another user may pass through: as root PostgreSQL is one. Every pytest that starts
+    closes the folder above its `tmp_path`s to others, also while this one still runs."""
+    with tempfile.TemporaryDirectory(prefix="dpo-test-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")
@@ -92,3 +102,9 @@ def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
         port=0,
         cpu_slots=2,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama's folder. Read only: it is shared."""
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
