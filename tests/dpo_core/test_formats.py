@@ -58,7 +58,10 @@ def test_preference_shapes(tmp_path: Path, row: object, pair: Pair) -> None:
     [
         ({"messages": [USER, GOOD]}, Example(1, (Message("user", "q"),), (Message("assistant", "good"),))),
         ({"prompt": "q", "completion": "good"}, Example(1, "q", "good")),
-        ({"prompt": [USER], "completion": "good"}, Example(1, (Message("user", "q"),), (Message("assistant", "good"),))),
+        (
+            {"prompt": [USER], "completion": "good"},
+            Example(1, (Message("user", "q"),), (Message("assistant", "good"),)),
+        ),
     ],
 )
 def test_supervised_shapes(tmp_path: Path, row: object, example: Example) -> None:

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dpo_core.dataset import load_splits
+from dpo_core.errors import RunError
+from dpo_core.model_folder import model_facts, parameter_count
+from dpo_core.prepare import prepare, run
+from dpo_core.prepare_report import read_prepared
+from dpo_core.run_directory import RunDirectory, read_lines
+from dpo_core.spec import ModelSource, RunSpec, TrainingSpec
+from tests.makers import make_tokenizer, write_preference_file, write_rows, write_supervised_file
+
+
+def spec_of(model: Path, training_file: Path, validation_file: Path | None = None, **training: object) -> RunSpec:
+    return RunSpec(
+        job_id="job",
+        training=TrainingSpec.model_validate(training),
+        model=ModelSource(id="tiny", path=model),
+        training_file=training_file,
+        validation_file=validation_file,
+        ranks=2,
+    )
+
+
+def directory_of(path: Path, spec: RunSpec) -> RunDirectory:
+    directory = RunDirectory(path)
+    directory.create(spec)
+    return directory
+
+
+def events(directory: RunDirectory) -> list[dict[str, object]]:
+    return [event for event, _ in read_lines(directory.events_file, 0)]
+
+
+def test_the_trainer_sees_the_rows_that_were_counted(tiny_model: Path, tmp_path: Path) -> None:
+    spec = spec_of(tiny_model, write_preference_file(tmp_path / "t.jsonl", 400), epochs=3)
+    prepared = prepare(spec)
+    assert "auto" not in prepared.training.model_dump().values()
+    train, validation = load_splits(spec.model_copy(update={"training": prepared.training}))
+    assert (len(train), len(validation)) == (prepared.report.train_items, prepared.report.validation_items) == (360, 40)
+    assert prepared.training.batch_size == 16
+    assert prepared.total_steps == 3 * 23
+    tokens = sum(len(sequence) for item in train for sequence in item.sequences)
+    assert prepared.trained_tokens_estimate == 3 * tokens
+    assert prepared.report.findings == []
+
+
+def test_a_run_that_succeeds(tiny_model: Path, tmp_path: Path) -> None:
+    validation = write_supervised_file(tmp_path / "v.jsonl", 7, seed=1)
+    spec = spec_of(
+        tiny_model, write_supervised_file(tmp_path / "t.jsonl", 40), validation, method="supervised", max_steps=5
+    )
+    directory = directory_of(tmp_path / "run", spec)
+    assert run(directory.path) == 0
+    status, prepared = directory.status(), read_prepared(directory)
+    assert status is not None
+    assert (status.state, status.total_steps) == ("succeeded", 5)
+    assert (prepared.report.train_items, prepared.report.validation_items) == (40, 7)
+    assert [event["code"] for event in events(directory)] == ["data_prepared"]
+
+
+def test_a_bad_row_fails_the_run_by_its_number(tiny_model: Path, tmp_path: Path) -> None:
+    rows: list[object] = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(20)]
+    rows[16] = {"prompt": "q", "chosen": "a", "rejected": "a"}
+    directory = directory_of(tmp_path / "run", spec_of(tiny_model, write_rows(tmp_path / "t.jsonl", rows)))
+    assert run(directory.path) == 1
+    status = directory.status()
+    assert status is not None
+    assert status.failure is not None
+    assert (status.state, status.failure.kind, status.failure.code) == ("failed", "user", "invalid_training_file")
+    assert status.failure.line == 17
+    assert status.failure.message.startswith("1 of 20 rows is bad in the training file; line 17: ")
+    assert not directory.prepared_file.exists()
+
+
+def test_a_bad_validation_file_says_which_file(tiny_model: Path, tmp_path: Path) -> None:
+    validation = write_supervised_file(tmp_path / "v.jsonl", 2)
+    with pytest.raises(RunError, match="validation file") as caught:
+        prepare(spec_of(tiny_model, write_preference_file(tmp_path / "t.jsonl", 20), validation))
+    assert caught.value.failure.code == "invalid_validation_file"
+
+
+def test_dropped_rows_are_events(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "chosen": "a" * (10 + 40 * (n % 2)), "rejected": "b"} for n in range(20)]
+    spec = spec_of(tiny_model, write_rows(tmp_path / "t.jsonl", rows), max_length=60, batch_size=4)
+    directory = directory_of(tmp_path / "run", spec)
+    assert run(directory.path) == 0
+    report = read_prepared(directory).report
+    assert (report.rows, report.pairs, report.dropped, report.dropped_lines[:2]) == (20, 10, 10, [2, 4])
+    dropped = events(directory)[1]
+    assert (dropped["code"], dropped["level"]) == ("rows_dropped", "warn")
+    assert "10 rows (2, 4, 6, 8, 10, …)" in str(dropped["message"])
+
+
+def test_findings_and_warnings_are_events(tiny_model: Path, tmp_path: Path) -> None:
+    spec = spec_of(
+        tiny_model,
+        write_preference_file(tmp_path / "t.jsonl", 20),
+        chat_template="{{ messages[-1].content }}",
+        learning_rate=0.1,
+    )
+    directory = directory_of(tmp_path / "run", spec)
+    assert run(directory.path) == 0
+    codes = [event["code"] for event in events(directory)]
+    assert codes == ["data_prepared", "generation_prompt_differs", "no_end_of_turn", "turn_changed", "unusual_value"]
+
+
+def test_a_missing_file_is_no_fault_of_the_user(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = directory_of(tmp_path / "run", spec_of(tiny_model, tmp_path / "gone.jsonl"))
+    assert run(directory.path) == 1
+    status = directory.status()
+    assert status is not None
+    assert status.failure is not None
+    assert status.failure.kind == "infrastructure"
+    assert "gone.jsonl" in capsys.readouterr().err
+
+
+def test_a_tokenizer_of_another_model(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_tokenizer(tmp_path / "model")
+    config = json.loads((tiny_model / "config.json").read_text()) | {"vocab_size": 100}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").symlink_to(tiny_model / "model.safetensors")
+    with pytest.raises(RunError, match="knows only 100 tokens"):
+        prepare(spec_of(folder, write_preference_file(tmp_path / "t.jsonl", 20)))
+
+
+def test_model_facts(tiny_model: Path, tmp_path: Path) -> None:
+    facts = model_facts(ModelSource(id="tiny", path=tiny_model))
+    # embeddings and head 2·264·32; a layer 32·(32+16+16+32) + 3·32·64 + 2·32; the last norm 32
+    assert facts.parameter_count == 2 * 264 * 32 + 2 * (32 * 96 + 3 * 32 * 64 + 64) + 32
+    assert (facts.vocabulary_size, facts.context_length) == (264, 4096)
+    assert model_facts(ModelSource(id="adapter", path=tmp_path, base_path=tiny_model)) == facts
+
+
+def test_damaged_model_folders(tiny_model: Path, tmp_path: Path) -> None:
+    model = ModelSource(id="broken", path=tmp_path)
+    with pytest.raises(RunError, match="names no vocab_size"):
+        model_facts(model)
+    (tmp_path / "config.json").write_text("[")
+    with pytest.raises(RunError, match="not valid JSON"):
+        model_facts(model)
+    with pytest.raises(RunError, match=r"no model\.safetensors"):
+        parameter_count(tmp_path)
+    weights = (tiny_model / "model.safetensors").read_bytes()
+    for damaged in (b"", weights[:100], b"\xff" * 16, b"\x02" + bytes(7) + b"[]"):
+        (tmp_path / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(RunError, match="cut off"):
+            parameter_count(tmp_path)
+
+
+def test_sharded_weights_are_added_up(tiny_model: Path, tmp_path: Path) -> None:
+    for name in ("a.safetensors", "b.safetensors"):
+        (tmp_path / name).symlink_to(tiny_model / "model.safetensors")
+    index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors", "z": "a.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert parameter_count(tmp_path) == 2 * parameter_count(tiny_model)
+
+
+def test_as_a_program_it_loads_no_torch(tiny_model: Path, tmp_path: Path) -> None:
+    directory = directory_of(tmp_path / "run", spec_of(tiny_model, write_preference_file(tmp_path / "t.jsonl", 20)))
+    program = (
+        "import sys; from dpo_core.prepare import main; code = main(sys.argv[1:]); "
+        "assert not {'torch', 'transformers', 'deepspeed', 'peft'} & sys.modules.keys(); sys.exit(code)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(directory.path)], check=True, timeout=60)
+    status = directory.status()
+    assert status is not None
+    assert status.state == "succeeded"
+    assert (directory.processes / "prepare.json").exists()
+    assert subprocess.run([sys.executable, "-m", "dpo_core.prepare"], check=False, timeout=60).returncode == 2
+
+
+def test_sigterm_stops_it(tiny_model: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.jsonl")  # nobody writes to it, so reading it lasts
+    directory = directory_of(tmp_path / "run", spec_of(tiny_model, tmp_path / "t.jsonl"))
+    process = subprocess.Popen([sys.executable, "-m", "dpo_core.prepare", str(directory.path)])
+    deadline = time.monotonic() + 60
+    while directory.status() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    status = directory.status()
+    assert status is not None
+    assert status.state == "stopped"

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, processors
+
+from dpo_core.errors import RunError
+from dpo_core.formats import read_rows
+from dpo_core.records import Example, Message, Pair
+from dpo_core.render import Renderer, common_prefix
+from dpo_core.template import TemplateRefusal
+from dpo_core.truncate import fit_example, fit_pair, shorter_prompts
+from tests.makers import CHAT_TEMPLATE, make_tokenizer, real_data
+
+PAIR = Pair(1, (Message("user", "2+2?"),), (Message("assistant", "4"),), (Message("assistant", "5"),))
+STRINGS = Pair(1, "2+2?", "4", "5")
+WITH_BOS = "{{ bos_token }}" + CHAT_TEMPLATE
+HEADER = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tokenizer(tmp_path_factory.mktemp("chat"))
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """A tokenizer without a chat template that puts a begin-of-text token in front."""
+    make_tokenizer(tmp_path, chat_template=None)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    configure(tmp_path, bos_token="<|im_start|>")
+    return tmp_path
+
+
+def configure(folder: Path, **entries: object) -> None:
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+
+def text(renderer: Renderer, tokens: list[int]) -> str:
+    return renderer.tokenizer.decode(tokens, skip_special_tokens=False)
+
+
+def codes(renderer: Renderer) -> dict[str, int]:
+    return {finding.code: finding.count for finding in renderer.take_findings()}
+
+
+def test_a_pair_is_split_where_the_answers_begin(folder: Path) -> None:
+    renderer = Renderer(folder)
+    item = renderer.pair(PAIR)
+    assert text(renderer, item.chosen[: item.chosen_prompt]) == HEADER
+    # the newline behind the end of the turn is the template's, nobody generates it
+    assert text(renderer, item.chosen[item.chosen_prompt :]) == "4<|im_end|>"
+    assert text(renderer, item.rejected[item.rejected_prompt :]) == "5<|im_end|>"
+    assert renderer.prompt(PAIR.prompt) == item.chosen[: item.chosen_prompt]
+    assert renderer.pair(STRINGS) == item
+    assert renderer.take_findings() == []
+
+
+def test_an_example_is_split_likewise(folder: Path) -> None:
+    renderer = Renderer(folder)
+    item = renderer.example(Example(3, PAIR.prompt, PAIR.chosen))
+    assert (item.line, item.tokens, item.prompt) == (3, renderer.pair(PAIR).chosen, renderer.pair(PAIR).chosen_prompt)
+
+
+def test_plain_text_gets_what_the_tokenizer_adds_and_an_end(plain: Path) -> None:
+    renderer = Renderer(plain)
+    item = renderer.pair(STRINGS)
+    assert text(renderer, item.chosen) == "<|im_start|>2+2?4<|im_end|>"
+    assert item.chosen_prompt == item.rejected_prompt == 5
+    assert renderer.prompt("2+2?") == item.chosen[:5]
+
+
+def test_turns_without_a_chat_template_are_refused(plain: Path) -> None:
+    with pytest.raises(RunError, match=r"training\.chat_template") as caught:
+        Renderer(plain).pair(PAIR)
+    assert caught.value.failure.param == "training.chat_template"
+    assert Renderer(plain, CHAT_TEMPLATE).pair(PAIR).chosen_prompt > 0
+
+
+def test_a_merge_over_the_boundary_belongs_to_the_answer() -> None:
+    assert common_prefix([1, 2, 9], [1, 2, 3]) == 2
+    assert common_prefix([1, 2], [1, 2, 3]) == 2
+    assert common_prefix([], [1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("template", "code"),
+    [
+        (CHAT_TEMPLATE.replace("<|im_end|>", ""), "no_end_of_turn"),
+        (CHAT_TEMPLATE.replace("'<|im_end|>\\n'", "'<|im_end|>\\n' + 'bye'"), "no_end_of_turn"),
+        (CHAT_TEMPLATE.replace("<|im_end|>", "<|im_end|><|im_end|>"), "doubled_end_of_turn"),
+        (
+            CHAT_TEMPLATE.replace("assistant\\n' }}{% endif %}", "assistant\\n<think>' }}{% endif %}"),
+            "generation_prompt_differs",
+        ),
+        (CHAT_TEMPLATE.replace("message.content +", "message.content | upper +"), None),
+        ("{{ strftime_now('%Y') }}" + CHAT_TEMPLATE, "date_in_template"),
+    ],
+)
+def test_odd_templates_are_reported(folder: Path, template: str, code: str | None) -> None:
+    renderer = Renderer(folder, template)
+    renderer.pair(PAIR)
+    assert codes(renderer) == ({} if code is None else {code: 1})
+    assert codes(renderer) == {}
+
+
+def test_text_that_the_template_leaves_out_is_reported(folder: Path) -> None:
+    renderer = Renderer(folder, CHAT_TEMPLATE.replace("message.content", "message.content.split('</think>')[-1]"))
+    renderer.example(Example(1, "q", "<think>hm</think>4"))
+    renderer.example(Example(2, "<think>hm</think>q", "4"))
+    assert codes(renderer) == {"answer_changed": 1, "turn_changed": 1}
+
+
+def test_special_tokens_in_text_are_reported_once_a_row(folder: Path) -> None:
+    renderer = Renderer(folder)
+    renderer.pair(Pair(7, "q<|im_start|>", "a<|im_start|>", "b"))
+    assert codes(renderer) == {"special_token_in_text": 1}
+
+
+def test_a_doubled_begin_of_text_is_removed(folder: Path, tmp_path: Path) -> None:
+    configure(make_tokenizer(tmp_path), bos_token="<|endoftext|>")
+    once, twice = Renderer(tmp_path, WITH_BOS), Renderer(tmp_path, "{{ bos_token }}" + WITH_BOS)
+    assert once.pair(PAIR) == twice.pair(PAIR)
+    assert text(once, once.prompt("2+2?")) == "<|endoftext|>" + HEADER
+    assert codes(once) == {}
+    assert codes(twice) == {"doubled_bos": 1}
+
+
+def test_a_row_that_the_template_refuses(folder: Path) -> None:
+    renderer = Renderer(folder, "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(TemplateRefusal, match="roles must alternate"):
+        renderer.pair(PAIR)
+    with pytest.raises(TemplateRefusal, match="no tokens"):
+        Renderer(folder, "{% if add_generation_prompt or true %}same{% endif %}").pair(PAIR)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.__class__ }}",
+        "{{ strftime_now.__globals__ }}",
+        "{{ dict.__init__.__globals__ }}",
+        "{% set ns = namespace() %}{% set ns.__class__ = 1 %}",
+        "{{ namespace(_a=1) }}",
+        "{% set _ = messages.append(1) %}",
+    ],
+)
+def test_templates_stay_in_the_sandbox(folder: Path, template: str) -> None:
+    with pytest.raises(TemplateRefusal):
+        Renderer(folder, template).pair(PAIR)
+
+
+def test_a_template_with_a_syntax_error(folder: Path) -> None:
+    with pytest.raises(RunError, match=r"not valid Jinja.*line 1") as caught:
+        Renderer(folder, "{% for %}")
+    assert caught.value.failure.code == "invalid_chat_template"
+
+
+def test_every_place_of_a_chat_template(tmp_path: Path) -> None:
+    make_tokenizer(tmp_path, chat_template=None)
+    assert Renderer(tmp_path).template is None
+    configure(tmp_path, chat_template=[{"name": "tool_use", "template": "x"}, {"name": "default", "template": "list"}])
+    assert rendering(tmp_path) == "list"
+    configure(tmp_path, chat_template="config")
+    assert rendering(tmp_path) == "config"
+    (tmp_path / "chat_template.jinja").write_text("file {{ eos_token }} {{ extra }}")
+    assert rendering(tmp_path) == "file <|im_end|> 1"
+    assert Renderer(tmp_path, "given").prompt("q") == Renderer(tmp_path, "given").tokenizer.encode("given").ids
+
+
+def rendering(folder: Path) -> str:
+    renderer = Renderer(folder, variables={"extra": 1})
+    return text(renderer, renderer.prompt("q"))
+
+
+def test_a_folder_without_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"no tokenizer\.json"):
+        Renderer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(RunError, match="can't be read"):
+        Renderer(tmp_path)
+
+
+def long_pair() -> Pair:
+    turns = [Message("system", "s"), Message("user", "one"), Message("assistant", "1"), Message("user", "two")]
+    return Pair(1, tuple(turns), PAIR.chosen, PAIR.rejected)
+
+
+def test_long_prompts_lose_their_oldest_turns(folder: Path) -> None:
+    renderer = Renderer(folder)
+    whole = renderer.pair(long_pair())
+    assert fit_pair(renderer, long_pair(), whole.length) == (whole, False)
+    cut, truncated = fit_pair(renderer, long_pair(), whole.length - 1)
+    assert truncated
+    assert cut is not None
+    turn = "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\n4<|im_end|>"
+    assert text(renderer, cut.chosen) == turn
+    assert cut.chosen[: cut.chosen_prompt] == cut.rejected[: cut.rejected_prompt]
+    assert fit_pair(renderer, long_pair(), cut.length - 1) == (None, False)
+    example = Example(1, long_pair().prompt, PAIR.chosen)
+    assert fit_example(renderer, example, whole.length - 1)[0] == renderer.example(
+        Example(1, (Message("system", "s"), Message("user", "two")), PAIR.chosen)
+    )
+
+
+def test_shorter_prompts_begin_with_a_user_turn() -> None:
+    turns = tuple(Message(role, role) for role in ("user", "assistant", "tool", "user", "user"))
+    assert list(shorter_prompts(turns)) == [turns[3:], turns[4:]]
+    assert list(shorter_prompts("text")) == []
+
+
+def test_plain_prompts_lose_tokens_from_the_left(plain: Path) -> None:
+    renderer = Renderer(plain)
+    cut, truncated = fit_pair(renderer, STRINGS, 5)
+    assert truncated
+    assert cut is not None
+    assert text(renderer, cut.chosen) == "<|im_start|>2?4<|im_end|>"
+    assert (cut.chosen_prompt, cut.rejected_prompt) == (3, 3)
+    assert fit_pair(renderer, STRINGS, 3) == (None, False)
+    example, _ = fit_example(renderer, Example(1, "2+2?", "4"), 4)
+    assert example is not None
+    assert text(renderer, example.tokens) == "<|im_start|>?4<|im_end|>"
+
+
+def as_dicts(turns: Iterable[Message]) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
+
+
+def test_ids_equal_those_of_transformers() -> None:
+    from transformers import AutoTokenizer
+
+    folder = real_data("tokenizers/minimind")
+    theirs, ours = AutoTokenizer.from_pretrained(folder), Renderer(folder)
+    newline = theirs.encode("\n", add_special_tokens=False)
+    for row in read_rows(real_data("orca/validation.jsonl"), "dpo"):
+        assert isinstance(row, Pair)
+        assert not isinstance(row.prompt, str)
+        item = ours.pair(row)
+        opening = theirs.apply_chat_template(as_dicts(row.prompt), add_generation_prompt=True, return_dict=False)
+        assert ours.prompt(row.prompt) == opening == item.chosen[: item.chosen_prompt]
+        for answer, tokens in ((row.chosen, item.chosen), (row.rejected, item.rejected)):
+            assert not isinstance(answer, str)
+            whole = theirs.apply_chat_template(as_dicts((*row.prompt, *answer)), return_dict=False)
+            assert tokens + newline == whole
+    assert ours.take_findings() == []
+
+
+FEATURES = """{%- set ns = namespace(n=0) -%}
+{% for message in messages %}
+    {% if message.role == 'system' %}{% continue %}{% endif %}
+    {% set ns.n = ns.n + 1 %}
+    {% generation %}{{ message | tojson }}{% endgeneration %}
+    {{ dict(a='<ü>') | tojson(indent=1) }}{{ ns.n }}{{ eos_token }}{{ flag }}
+{% endfor %}
+{% if add_generation_prompt %}>{% endif %}
+"""
+
+
+def test_template_features_equal_those_of_transformers(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    turns = (Message("system", "s"), Message("user", "<b>ü 'q'</b>"), Message("assistant", "a"), Message("user", "x"))
+    theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        as_dicts(turns), chat_template=FEATURES, add_generation_prompt=True, return_dict=False, flag=True
+    )
+    assert Renderer(folder, FEATURES, {"flag": True}).prompt(turns) == theirs
