@@ -115,7 +115,12 @@ def _conversation(row: Row, line: int) -> Example:
     if answer.role != "assistant":
         message = f"The last message must be the assistant's: it is what is learned. Here it is the {answer.role}'s."
         raise BadRow("bad_answer_role", "messages", message)
-    _check_answer_text(answer.content, f"messages[{len(turns) - 1}]")
+    field = f"messages[{len(turns) - 1}]"
+    _check_answer_text(answer.content, field)
+    given = row["messages"]
+    if isinstance(given, list) and given[-1].get("weight") == 0:
+        message = f"`{field}.weight` is 0, so the row's answer is not to be learned. Remove the row, or the weight."
+        raise BadRow("zero_weight", f"{field}.weight", message)
     _check_prompt(turns[:-1], "messages")
     return _example(line, turns[:-1], turns[-1:])
 

@@ -136,6 +136,7 @@ def test_bad_preference_rows(tmp_path: Path, row: object, code: str, field: str 
         ({"messages": [USER]}, "bad_answer_role", "last message"),
         ({"messages": [GOOD]}, "empty_prompt", "empty"),
         ({"messages": []}, "wrong_type", "empty list"),
+        ({"messages": [USER, GOOD | {"weight": 0}]}, "zero_weight", "messages[1].weight"),
         ({"prompt": "q", "completions": "a"}, "missing_field", "Rename it to `completion`"),
         ({"messages": [USER, GOOD], "label": True}, "unpaired", "unpaired"),
     ],
