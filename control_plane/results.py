@@ -20,6 +20,7 @@ from control_plane.errors import Conflict, StaleFence
 from control_plane.ids import new_id
 from control_plane.job_states import State, move
 from control_plane.leases import Claim
+from control_plane.storable import storable
 from control_plane.tables import Attempt, Checkpoint, File, Job, Json, Metric, Model
 from dpo_core.run_directory import Event, Failure, Manifest
 
@@ -76,7 +77,7 @@ def record(
     job = _held(session, claim)
     _store_metrics(session, job, metrics)
     for line in events:
-        _store_event(session, job, Event.model_validate(line))
+        _store_event(session, job, Event.model_validate(storable(line)))
     if step is not None:
         progress.report(session, job, step, total_steps)
 
@@ -127,7 +128,7 @@ def finish_validation(session: Session, claim: Claim, prepared: Json) -> None:
     """The data is fit to train on; `prepared` holds the choices that were made."""
     job = _held(session, claim)
     attempts.end(session, job, "succeeded")
-    job.resolved = prepared
+    job.resolved = storable(prepared)
     job.fruitless_attempts = 0
     move(session, job, State.queued, code="files_validated", message="Files validated, moving job to queued state.")
 
@@ -160,6 +161,7 @@ def hand_back(session: Session, claim: Claim) -> None:
 def fail(session: Session, claim: Claim, failure: Failure, *, max_attempts: int) -> None:
     """The attempt failed. Through infrastructure: as a lost one, another follows. Otherwise the job fails."""
     job = _held(session, claim)
+    failure = Failure.model_validate(storable(failure.model_dump()))
     if failure.kind == "infrastructure":
         attempts.end_for_another(session, job, failure, outcome="failed", max_attempts=max_attempts)
         return

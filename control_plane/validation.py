@@ -16,7 +16,6 @@ M = TypeVar("M", bound=BaseModel)
 
 def validated(model: type[M], data: object) -> M:
     """`data` as `model`. InvalidRequest whose `param` is the field's path, such as "training.beta"."""
-    _refuse_nul(data, "")
     try:
         return model.model_validate(data)
     except ValidationError as failure:
@@ -27,19 +26,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence with the known name most like `name`, or an empty string."""
     found = get_close_matches(name, list(known), n=1)
     return f' Did you mean "{found[0]}"?' if found else ""
-
-
-def _refuse_nul(value: object, path: str) -> None:
-    """PostgreSQL stores every character but this one."""
-    if isinstance(value, str) and "\0" in value:
-        raise InvalidRequest(f'"{path}" contains a NUL character; remove it.', param=path, code="invalid_value")
-    if isinstance(value, dict):
-        for name, item in value.items():
-            _refuse_nul(name, path)
-            _refuse_nul(item, f"{path}.{name}" if path else str(name))
-    elif isinstance(value, list):
-        for item in value:
-            _refuse_nul(item, path)
 
 
 def _first_problem(failure: ValidationError, model: type[BaseModel], data: object) -> InvalidRequest:

@@ -49,7 +49,6 @@ def dpo(**hyperparameters: Any) -> dict[str, Any]:
         ({"resources": {"nodes": 2}}, "resources.nodes", "invalid_value", "must be 1, not 2"),
         ({"priority": "urgent"}, "priority", "invalid_value", "'low', 'normal' or 'high'"),
         ({"suffix": "s" * 65}, "suffix", "invalid_value", "at most 64 characters"),
-        ({"suffix": "a\0b"}, "suffix", "invalid_value", "NUL character"),
         ({"seed": -1}, "seed", "invalid_value", "not -1"),
         ({"metadata": {str(n): "" for n in range(17)}}, "metadata", "invalid_value", "at most 16 items"),
         ({"metadata": {"a": "b" * 513}}, "metadata.a", "invalid_value", "at most 512 characters"),

@@ -330,3 +330,16 @@ def test_a_pausing_job_ends_paused(stocked: Database, stop: Callable[[Database, 
         move(session, job, State.pausing, code="pausing", message="Pausing.")
     stop(stocked, claim)
     assert read_job(stocked, claim.job_id).state == "paused"
+
+
+def test_text_that_postgresql_cannot_hold_is_reported_nevertheless(stocked: Database) -> None:
+    claim = started(stocked)
+    quoted = failure("user").model_copy(update={"message": "line 3: 'a\0b\ud800'"})
+    with stocked.transaction() as session:
+        said = {"code": "quote", "message": "\0", "data": {"text": ["\udfff"]}}
+        results.record(session, claim, events=[said])
+        results.fail(session, claim, quoted, max_attempts=3)
+    job = read_job(stocked, claim.job_id)
+    assert job.error is not None
+    assert job.error["message"] == "line 3: 'a\ufffdb\ufffd'"
+    assert event_codes(stocked, claim.job_id)[-2:] == ["quote", "broken"]
