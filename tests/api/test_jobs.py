@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+
+from control_plane import leases, models, results
+from control_plane.database import Database
+from control_plane.leases import Claim
+from dpo_core.run_directory import Failure
+from tests.control_plane.model_folders import make_folder
+
+JOBS = "/v1/fine_tuning/jobs"
+ROWS = b'{"prompt": "What is 1+1?", "chosen": "2", "rejected": "3"}\n' * 100
+
+
+@pytest.fixture
+def request_body(client: OpenAI, database: Database, tmp_path: Path) -> dict[str, Any]:
+    """A create request that is in order."""
+    with database.transaction() as session:
+        models.register_base(session, make_folder(tmp_path / "tiny"))
+    file = client.files.create(file=("pairs.jsonl", ROWS), purpose="fine-tune")
+    return {"model": "base/tiny", "training_file": file.id, "method": {"type": "dpo"}}
+
+
+def claim_next(database: Database) -> Claim:
+    """What a worker does; the claim is all that is needed to report as one."""
+    with database.transaction() as session:
+        claim = leases.claim(session, worker_id="w", free=8, total=8, lease_seconds=60)
+    assert claim is not None
+    return claim
+
+
+def create(http: httpx.Client, body: dict[str, Any], **headers: str) -> dict[str, Any]:
+    answer = http.post(JOBS, json=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    job: dict[str, Any] = answer.json()
+    return job
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "words"),
+    [
+        ({"model": "base/tni"}, "model", '"base/tiny"'),
+        ({"training_file": "file-none"}, "training_file", "upload it first"),
+        ({"validation_file": "file-none"}, "validation_file", "upload it first"),
+        ({"trainig_file": "x"}, "trainig_file", '"training_file"'),
+        ({"training": {"learning_rat": 1e-5}}, "training.learning_rat", '"learning_rate"'),
+        ({"training": {"beta": 0}}, "training.beta", "greater than 0"),
+        ({"training": {"learning_rate": 2.5}}, "training.learning_rate", "less than or equal to 1"),
+        ({"resources": {"gpus": 0}}, "resources.gpus", "greater than or equal to 1"),
+        ({"method": {"type": "reinforcement"}}, "method.type", "'dpo'"),
+        (
+            {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}, "training": {"beta": 0.2}},
+            "training.beta",
+            "0.1",
+        ),
+        ({"metadata": {"a": 1}}, "metadata.a", "string"),
+        ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations", "not supported"),
+    ],
+)
+def test_bad_requests(
+    http: httpx.Client, request_body: dict[str, Any], change: dict[str, Any], param: str, words: str
+) -> None:
+    answer = http.post(JOBS, json={**request_body, **change})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param), error
+    assert words in error["message"]
+    assert http.get(JOBS).json()["data"] == []
+
+
+def test_missing_fields(http: httpx.Client) -> None:
+    error = http.post(JOBS, json={"training_file": "file-x"}).json()["error"]
+    assert (error["param"], error["code"]) == ("model", "missing_field")
+
+
+def test_a_new_job(http: httpx.Client, request_body: dict[str, Any]) -> None:
+    body = {**request_body, "metadata": {"team": "a"}, "seed": 7, "priority": "high", "training": {"beta": 0.3}}
+    job = create(http, body)
+    assert (job["status"], job["run"]["state"], job["run"]["attempt"]) == ("validating_files", "validating", 0)
+    assert job["run"]["progress"] == {"step": 0, "total_steps": None}
+    assert job["run"]["priority"] == "high"
+    assert job["hyperparameters"] == {"batch_size": "auto", "n_epochs": "auto", "learning_rate_multiplier": 1.0}
+    assert job["method"] == {"type": "dpo", "dpo": {"hyperparameters": {**job["hyperparameters"], "beta": 0.3}}}
+    assert (job["seed"], job["metadata"], job["result_files"], job["integrations"]) == (7, {"team": "a"}, [], [])
+    nothing_yet = ("error", "fine_tuned_model", "finished_at", "trained_tokens", "estimated_finish", "validation_file")
+    assert [job[name] for name in nothing_yet] == [None] * 6
+    assert http.get(f"{JOBS}/{job['id']}").json() == job
+
+
+def test_a_request_that_comes_twice(http: httpx.Client, request_body: dict[str, Any]) -> None:
+    first = create(http, request_body)
+    assert create(http, request_body, **{"x-stainless-retry-count": "1"})["id"] == first["id"]
+    assert create(http, request_body)["id"] != first["id"]
+    keyed = create(http, request_body, **{"Idempotency-Key": "k"})
+    assert create(http, request_body, **{"Idempotency-Key": "k"})["id"] == keyed["id"]
+    answer = http.post(JOBS, json={**request_body, "seed": 1}, headers={"Idempotency-Key": "k"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "idempotency_key_reused")
+    assert len(http.get(JOBS).json()["data"]) == 3
+
+
+def test_lists(http: httpx.Client, request_body: dict[str, Any]) -> None:
+    made = [create(http, {**request_body, "metadata": {"n": str(n), "all": "yes"}})["id"] for n in range(3)]
+    page = http.get(JOBS, params={"limit": 2}).json()
+    assert [job["id"] for job in page["data"]] == [made[2], made[1]]
+    assert (page["has_more"], page["first_id"], page["last_id"]) == (True, made[2], made[1])
+    last = http.get(JOBS, params={"limit": 2, "after": made[1]}).json()
+    assert ([job["id"] for job in last["data"]], last["has_more"]) == ([made[0]], False)
+    found = http.get(JOBS, params={"metadata[n]": "1", "metadata[all]": "yes"}).json()["data"]
+    assert [job["id"] for job in found] == [made[1]]
+    assert http.get(JOBS, params={"metadata[n]": "9"}).json()["data"] == []
+    assert http.get(JOBS, params={"after": "ftjob-none"}).json()["error"]["param"] == "after"
+
+
+def test_more_gpus_than_any_worker_has(http: httpx.Client, request_body: dict[str, Any]) -> None:
+    job = create(http, {**request_body, "resources": {"gpus": 64}})
+    newest = http.get(f"{JOBS}/{job['id']}/events").json()["data"][0]
+    assert (newest["level"], newest["data"]["code"]) == ("warn", "no_worker_large_enough")
+    assert "64 GPUs" in newest["message"]
+
+
+def test_cancel_is_final(http: httpx.Client, request_body: dict[str, Any]) -> None:
+    job = create(http, request_body)
+    cancelled = http.post(f"{JOBS}/{job['id']}/cancel").json()
+    assert (cancelled["status"], cancelled["finished_at"] is not None) == ("cancelled", True)
+    answer = http.post(f"{JOBS}/{job['id']}/cancel")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "illegal_move")
+
+
+def test_a_failed_job_says_why(http: httpx.Client, request_body: dict[str, Any], database: Database) -> None:
+    job = create(http, request_body)
+    failure = Failure(kind="user", code="bad_row", message="Line 3 has no `chosen`.", param="training_file", line=3)
+    with database.transaction() as session:
+        claim = leases.claim(session, worker_id="w", free=8, total=8, lease_seconds=60)
+        assert claim is not None
+        results.fail(session, claim, failure, max_attempts=5)
+    job = http.get(f"{JOBS}/{job['id']}").json()
+    assert job["status"] == "failed"
+    assert job["error"] == {"code": "bad_row", "message": failure.message, "param": "training_file", "line": 3}
+    assert http.get(f"{JOBS}/{job['id']}/events").json()["data"][0]["level"] == "error"
+
+
+def test_metrics(http: httpx.Client, request_body: dict[str, Any], database: Database) -> None:
+    url = f"{JOBS}/{create(http, request_body)['id']}/metrics"
+    assert http.get(url).json() == {"object": "list", "data": [], "has_more": False}
+    claim = claim_next(database)
+    lines = [
+        {"split": "train", "step": 1, "values": {"loss": 0.5, "lr": 1e-6}},
+        {"split": "train", "step": 2, "values": {"loss": 0.25, "lr": 2e-6}},
+        {"split": "validation", "step": 2, "values": {"loss": 0.75}},
+    ]
+    with database.transaction() as session:
+        results.record(session, claim, metrics=lines)
+    data = http.get(url).json()["data"]
+    assert [{name: line[name] for name in ("split", "step", "values")} for line in data] == lines
+    assert len(http.get(url, params={"after_step": 1}).json()["data"]) == 2
+    assert [line["step"] for line in http.get(url, params={"split": "validation"}).json()["data"]] == [2]
+    answer = http.get(url, params={"format": "csv"})
+    assert answer.headers["content-type"].startswith("text/csv")
+    rows = list(csv.DictReader(answer.text.splitlines()))
+    assert rows[0] == {"split": "train", "step": "1", "loss": "0.5", "lr": "1e-06"}
+    assert rows[2] == {"split": "validation", "step": "2", "loss": "0.75", "lr": ""}
+    assert http.get(url, params={"format": "xml"}).json()["error"]["param"] == "format"
+
+
+def test_another_projects_job_is_not_there(
+    client: OpenAI, http: httpx.Client, request_body: dict[str, Any], make_key: Callable[[str], str]
+) -> None:
+    job = create(http, request_body)
+    headers = {"Authorization": f"Bearer {make_key('other')}"}
+    for tail in ("", "/events", "/checkpoints", "/metrics"):
+        answer = http.get(f"{JOBS}/{job['id']}{tail}", headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    assert http.post(f"{JOBS}/{job['id']}/cancel", headers=headers).status_code == 404
+    assert http.post(JOBS, json=request_body, headers=headers).json()["error"]["param"] == "training_file"
+    assert http.get(JOBS, headers=headers).json()["data"] == []
+    with pytest.raises(openai.BadRequestError, match="in use by the unfinished job"):
+        client.files.delete(request_body["training_file"])
