@@ -26,8 +26,9 @@ class Hints:
     """Sends hints with Celery's producer; knows the task's name, not the worker's code."""
 
     def __init__(self, redis_url: str) -> None:
-        self._celery = Celery(broker=redis_url, set_as_current=False)
-        self._celery.conf.broker_transport_options = TIMEOUTS
+        self._celery = Celery(set_as_current=False)
+        # Not `broker`: a CELERY_BROKER_URL in the environment, set for another program, would win over that.
+        self._celery.conf.update(broker_write_url=redis_url, broker_transport_options=TIMEOUTS)
 
     def send(self) -> None:
         """Tells one idle worker to look for work. Call it after the commit."""

@@ -14,7 +14,8 @@ from cli.servers import redis_server
 from control_plane.hints import Hints, redis_py_url
 
 
-def test_a_hint_is_a_message_for_the_workers_task(redis_url: str) -> None:
+def test_a_hint_is_a_message_for_the_workers_task(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://another.program.invalid/0")
     hints = Hints(redis_url)
     with redis.Redis.from_url(redis_py_url(redis_url)) as client:
         client.delete("celery")
