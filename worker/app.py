@@ -17,8 +17,11 @@ from control_plane.hints import TASK
 
 def make_app(redis_url: str, wake: Callable[[], None]) -> Celery:
     """The Celery app whose task calls `wake`. Connects to nothing."""
-    app = Celery("dpo", broker=redis_url, set_as_current=False)
+    app = Celery("dpo", set_as_current=False)
     app.conf.update(
+        # Not `broker`: a CELERY_BROKER_URL in the environment, set for another program, would win over these.
+        broker_read_url=redis_url,
+        broker_write_url=redis_url,
         task_ignore_result=True,
         task_acks_late=False,
         # With a prefetch of 1 a busy worker keeps a hint while another is idle.
@@ -29,7 +32,11 @@ def make_app(redis_url: str, wake: Callable[[], None]) -> Celery:
         broker_connection_max_retries=None,
         broker_transport_options={"socket_timeout": 5, "socket_connect_timeout": 5, "socket_keepalive": True},
     )
-    app.task(wake, name=TASK)
+
+    def look() -> None:
+        wake()
+
+    app.task(look, name=TASK)
     return app
 
 

@@ -30,13 +30,13 @@ def how_it_ended(
     """
     status = run.status()
     if status is not None and status.failure is not None and not (stopping and status.failure.kind == "infrastructure"):
-        return status.failure
+        return _with_log(status.failure, run)
     if status is not None and status.state in ("succeeded", "stopped") and process and process.returncode == 0:
         return "succeeded" if status.state == "succeeded" else "stopped"
     if stopping or process is None:
         return "stopped"
-    message = f"The training processes ended ({_in_words(process.returncode)}) without saying why.{_log_tail(run)}"
-    return Failure(kind="infrastructure", code="trainer_died", message=message)
+    message = f"The training processes ended ({_in_words(process.returncode)}) without saying why."
+    return _with_log(Failure(kind="infrastructure", code="trainer_died", message=message), run)
 
 
 def _in_words(exit_code: int) -> str:
@@ -45,8 +45,14 @@ def _in_words(exit_code: int) -> str:
     return f"exit code {exit_code}"
 
 
+def _with_log(failure: Failure, run: RunDirectory) -> Failure:
+    """A failure that isn't the user's to mend shows the last lines of the log to whoever mends it."""
+    if failure.kind != "infrastructure":
+        return failure
+    return failure.model_copy(update={"message": failure.message + _log_tail(run)})
+
+
 def _log_tail(run: RunDirectory) -> str:
-    """The last lines of log.txt, for the event and the job's error."""
     try:
         with open(run.log_file, "rb") as file:
             size = file.seek(0, 2)
