@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import httpx
+import httpx2
 import pytest
 import uvicorn
 from openai import OpenAI
@@ -79,8 +79,8 @@ def client(api: Api, secret: str) -> Iterator[OpenAI]:
 
 
 @pytest.fixture
-def http(api: Api, secret: str) -> Iterator[httpx.Client]:
+def http(api: Api, secret: str) -> Iterator[httpx2.Client]:
     """For what the openai client would never send."""
     headers = {"Authorization": f"Bearer {secret}"}
-    with httpx.Client(base_url=api.url, headers=headers, timeout=30) as client:
+    with httpx2.Client(base_url=api.url, headers=headers, timeout=30) as client:
         yield client

@@ -7,7 +7,7 @@ import logging
 import socket
 from collections.abc import Callable
 
-import httpx
+import httpx2
 import pytest
 
 from control_plane.database import Database
@@ -15,7 +15,7 @@ from control_plane.settings import Settings
 from tests.api.conftest import Api
 
 
-def error_of(answer: httpx.Response, status: int) -> dict[str, str | None]:
+def error_of(answer: httpx2.Response, status: int) -> dict[str, str | None]:
     assert answer.status_code == status, answer.text
     assert answer.headers["x-request-id"].startswith("req-")
     assert set(answer.json()) == {"error"}
@@ -24,7 +24,7 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, str | None]:
     return error
 
 
-def test_routes_and_methods(http: httpx.Client) -> None:
+def test_routes_and_methods(http: httpx2.Client) -> None:
     assert error_of(http.get("/v1/nothing"), 404)["code"] == "unknown_url"
     assert error_of(http.get("/"), 404)["code"] == "unknown_url"
     answer = http.put("/v1/files")
@@ -32,7 +32,7 @@ def test_routes_and_methods(http: httpx.Client) -> None:
     assert "POST" in answer.headers["allow"]
 
 
-def test_validation_is_400_with_the_parameter(http: httpx.Client) -> None:
+def test_validation_is_400_with_the_parameter(http: httpx2.Client) -> None:
     error = error_of(http.get("/v1/files?limit=many"), 400)
     assert (error["param"], error["type"]) == ("limit", "invalid_request_error")
     assert "many" in (error["message"] or "")
@@ -42,22 +42,22 @@ def test_validation_is_400_with_the_parameter(http: httpx.Client) -> None:
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/fine_tuning/jobs", "/v1/models", "/v1/models/base%2Fx"])
 def test_keys(api: Api, secret: str, path: str) -> None:
     for headers in ({}, {"Authorization": "Basic abc"}, {"Authorization": "Bearer"}):
-        answer = httpx.get(api.url + path, headers=headers)
+        answer = httpx2.get(api.url + path, headers=headers)
         error = error_of(answer, 401)
         assert "dpo keys create" in (error["message"] or "")
         assert answer.headers["www-authenticate"] == "Bearer"
-    error = error_of(httpx.get(api.url + path, headers={"Authorization": f"Bearer {secret}x"}), 401)
+    error = error_of(httpx2.get(api.url + path, headers={"Authorization": f"Bearer {secret}x"}), 401)
     assert (error["code"], error["type"]) == ("invalid_api_key", "authentication_error")
 
 
 def test_a_wrong_key_is_answered_though_the_upload_is_still_coming(api: Api) -> None:
-    answer = httpx.post(
+    answer = httpx2.post(
         f"{api.url}/v1/files", headers={"Authorization": "Bearer x"}, files={"file": ("a", b"x" * 8_000_000)}
     )
     assert error_of(answer, 401)["code"] == "invalid_api_key"
 
 
-def test_bodies_that_are_no_json(http: httpx.Client) -> None:
+def test_bodies_that_are_no_json(http: httpx2.Client) -> None:
     for body in (b"", b"{", b"\xff", b'{"model": NaN}', b"[" * 100_000, b'{"a": "\\ud800"}', b'{"a\\u0000": 1}'):
         error = error_of(http.post("/v1/fine_tuning/jobs", content=body), 400)
         assert error["code"] == "invalid_json", error
@@ -67,17 +67,17 @@ def test_bodies_that_are_no_json(http: httpx.Client) -> None:
 def test_a_body_has_a_limit(serve: Callable[[Settings], Api], settings: Settings, secret: str) -> None:
     api = serve(settings.model_copy(update={"max_json_bytes": 1000}))
     headers = {"Authorization": f"Bearer {secret}"}
-    answer = httpx.post(f"{api.url}/v1/fine_tuning/jobs", headers=headers, content=b" " * 1001)
+    answer = httpx2.post(f"{api.url}/v1/fine_tuning/jobs", headers=headers, content=b" " * 1001)
     assert "1,000 bytes" in (error_of(answer, 413)["message"] or "")
 
 
-def test_characters_that_postgresql_can_not_hold(http: httpx.Client) -> None:
+def test_characters_that_postgresql_can_not_hold(http: httpx2.Client) -> None:
     for path in ("/v1/files/file%00", "/v1/files?after=%00", "/v1/models/a%00%2Fb"):
         assert "NUL" in (error_of(http.get(path), 400)["message"] or "")
 
 
 def test_a_failure_hides_its_details_and_logs_them(
-    http: httpx.Client, database: Database, caplog: pytest.LogCaptureFixture
+    http: httpx2.Client, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     with database.engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE files RENAME COLUMN filename TO secret_column")
@@ -98,7 +98,7 @@ def test_http_that_is_no_http(api: Api) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 400")
 
 
-def test_the_openapi_document(http: httpx.Client) -> None:
+def test_the_openapi_document(http: httpx2.Client) -> None:
     document = http.get("/openapi.json").json()
     text = json.dumps(document)
     assert "JobRequest" in document["components"]["schemas"]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
+import httpx2
 import openai
 import pytest
 from openai import OpenAI
@@ -59,7 +59,7 @@ def test_the_filename_is_only_shown_back(client: OpenAI, settings: Settings) -> 
 
 
 @pytest.mark.parametrize("order", [["purpose", "file"], ["file", "purpose"]])
-def test_the_parts_may_come_in_any_order(http: httpx.Client, order: list[str]) -> None:
+def test_the_parts_may_come_in_any_order(http: httpx2.Client, order: list[str]) -> None:
     parts = {
         "purpose": b'Content-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n',
         "file": b'Content-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n' + ROWS + b"\r\n",
@@ -70,7 +70,7 @@ def test_the_parts_may_come_in_any_order(http: httpx.Client, order: list[str]) -
     assert http.get(f"/v1/files/{answer.json()['id']}/content").content == ROWS
 
 
-def test_refused_forms(http: httpx.Client, settings: Settings) -> None:
+def test_refused_forms(http: httpx2.Client, settings: Settings) -> None:
     file = {"file": ("a.jsonl", ROWS)}
     for answer, param, words in [
         (http.post("/v1/files", files=file), "purpose", "no `purpose`"),
@@ -117,7 +117,7 @@ def test_an_upload_cut_off_half_way_leaves_nothing(api: Api, client: OpenAI, set
     assert client.files.list().data == []
 
 
-def test_a_form_without_its_end_is_refused(http: httpx.Client, settings: Settings) -> None:
+def test_a_form_without_its_end_is_refused(http: httpx2.Client, settings: Settings) -> None:
     body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n' + ROWS
     answer = http.post("/v1/files", content=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
     assert answer.status_code == 400

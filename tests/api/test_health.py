@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import httpx
+import httpx2
 from pydantic import SecretStr
 
 from control_plane.settings import Settings
@@ -11,29 +11,29 @@ from tests.api.conftest import Api
 
 
 def test_ready(api: Api) -> None:
-    assert httpx.get(f"{api.url}/healthz").json() == {"status": "ok"}
-    answer = httpx.get(f"{api.url}/readyz")
+    assert httpx2.get(f"{api.url}/healthz").json() == {"status": "ok"}
+    answer = httpx2.get(f"{api.url}/readyz")
     assert answer.status_code == 200
     assert answer.json() == {"status": "ok", "database": "ok", "redis": "ok"}
 
 
 def test_redis_is_only_a_shortcut(serve: Callable[[Settings], Api], settings: Settings) -> None:
     api = serve(settings.model_copy(update={"redis_url": SecretStr("redis+socket:///nowhere/redis.sock")}))
-    answer = httpx.get(f"{api.url}/readyz")
+    answer = httpx2.get(f"{api.url}/readyz")
     assert (answer.status_code, answer.json()["redis"]) == (200, "unreachable")
 
 
 def test_without_a_database(serve: Callable[[Settings], Api], settings: Settings) -> None:
     url = "postgresql+psycopg://nobody@/nothing?host=/nowhere"
     api = serve(settings.model_copy(update={"database_url": SecretStr(url)}))
-    assert httpx.get(f"{api.url}/healthz").status_code == 200
-    answer = httpx.get(f"{api.url}/readyz")
+    assert httpx2.get(f"{api.url}/healthz").status_code == 200
+    answer = httpx2.get(f"{api.url}/readyz")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "database_unreachable")
     assert "nowhere" not in answer.text
 
 
 def test_an_older_schema(api: Api, database_url: str) -> None:
     downgrade(database_url, "base")
-    answer = httpx.get(f"{api.url}/readyz")
+    answer = httpx2.get(f"{api.url}/readyz")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "database_not_migrated")
     assert "dpo migrate" in answer.json()["error"]["message"]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 from openai import OpenAI
@@ -37,7 +37,7 @@ def claim_next(database: Database) -> Claim:
     return claim
 
 
-def create(http: httpx.Client, body: dict[str, Any], **headers: str) -> dict[str, Any]:
+def create(http: httpx2.Client, body: dict[str, Any], **headers: str) -> dict[str, Any]:
     answer = http.post(JOBS, json=body, headers=headers)
     assert answer.status_code == 200, answer.text
     job: dict[str, Any] = answer.json()
@@ -66,7 +66,7 @@ def create(http: httpx.Client, body: dict[str, Any], **headers: str) -> dict[str
     ],
 )
 def test_bad_requests(
-    http: httpx.Client, request_body: dict[str, Any], change: dict[str, Any], param: str, words: str
+    http: httpx2.Client, request_body: dict[str, Any], change: dict[str, Any], param: str, words: str
 ) -> None:
     answer = http.post(JOBS, json={**request_body, **change})
     error = answer.json()["error"]
@@ -75,12 +75,12 @@ def test_bad_requests(
     assert http.get(JOBS).json()["data"] == []
 
 
-def test_missing_fields(http: httpx.Client) -> None:
+def test_missing_fields(http: httpx2.Client) -> None:
     error = http.post(JOBS, json={"training_file": "file-x"}).json()["error"]
     assert (error["param"], error["code"]) == ("model", "missing_field")
 
 
-def test_a_new_job(http: httpx.Client, request_body: dict[str, Any]) -> None:
+def test_a_new_job(http: httpx2.Client, request_body: dict[str, Any]) -> None:
     body = {**request_body, "metadata": {"team": "a"}, "seed": 7, "priority": "high", "training": {"beta": 0.3}}
     job = create(http, body)
     assert (job["status"], job["run"]["state"], job["run"]["attempt"]) == ("validating_files", "validating", 0)
@@ -94,7 +94,7 @@ def test_a_new_job(http: httpx.Client, request_body: dict[str, Any]) -> None:
     assert http.get(f"{JOBS}/{job['id']}").json() == job
 
 
-def test_a_request_that_comes_twice(http: httpx.Client, request_body: dict[str, Any]) -> None:
+def test_a_request_that_comes_twice(http: httpx2.Client, request_body: dict[str, Any]) -> None:
     first = create(http, request_body)
     assert create(http, request_body, **{"x-stainless-retry-count": "1"})["id"] == first["id"]
     assert create(http, request_body)["id"] != first["id"]
@@ -105,7 +105,7 @@ def test_a_request_that_comes_twice(http: httpx.Client, request_body: dict[str, 
     assert len(http.get(JOBS).json()["data"]) == 3
 
 
-def test_lists(http: httpx.Client, request_body: dict[str, Any]) -> None:
+def test_lists(http: httpx2.Client, request_body: dict[str, Any]) -> None:
     made = [create(http, {**request_body, "metadata": {"n": str(n), "all": "yes"}})["id"] for n in range(3)]
     page = http.get(JOBS, params={"limit": 2}).json()
     assert [job["id"] for job in page["data"]] == [made[2], made[1]]
@@ -118,14 +118,14 @@ def test_lists(http: httpx.Client, request_body: dict[str, Any]) -> None:
     assert http.get(JOBS, params={"after": "ftjob-none"}).json()["error"]["param"] == "after"
 
 
-def test_more_gpus_than_any_worker_has(http: httpx.Client, request_body: dict[str, Any]) -> None:
+def test_more_gpus_than_any_worker_has(http: httpx2.Client, request_body: dict[str, Any]) -> None:
     job = create(http, {**request_body, "resources": {"gpus": 64}})
     newest = http.get(f"{JOBS}/{job['id']}/events").json()["data"][0]
     assert (newest["level"], newest["data"]["code"]) == ("warn", "no_worker_large_enough")
     assert "64 GPUs" in newest["message"]
 
 
-def test_cancel_is_final(http: httpx.Client, request_body: dict[str, Any]) -> None:
+def test_cancel_is_final(http: httpx2.Client, request_body: dict[str, Any]) -> None:
     job = create(http, request_body)
     cancelled = http.post(f"{JOBS}/{job['id']}/cancel").json()
     assert (cancelled["status"], cancelled["finished_at"] is not None) == ("cancelled", True)
@@ -133,7 +133,7 @@ def test_cancel_is_final(http: httpx.Client, request_body: dict[str, Any]) -> No
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "illegal_move")
 
 
-def test_a_failed_job_says_why(http: httpx.Client, request_body: dict[str, Any], database: Database) -> None:
+def test_a_failed_job_says_why(http: httpx2.Client, request_body: dict[str, Any], database: Database) -> None:
     job = create(http, request_body)
     failure = Failure(kind="user", code="bad_row", message="Line 3 has no `chosen`.", param="training_file", line=3)
     with database.transaction() as session:
@@ -146,7 +146,7 @@ def test_a_failed_job_says_why(http: httpx.Client, request_body: dict[str, Any],
     assert http.get(f"{JOBS}/{job['id']}/events").json()["data"][0]["level"] == "error"
 
 
-def test_metrics(http: httpx.Client, request_body: dict[str, Any], database: Database) -> None:
+def test_metrics(http: httpx2.Client, request_body: dict[str, Any], database: Database) -> None:
     url = f"{JOBS}/{create(http, request_body)['id']}/metrics"
     assert http.get(url).json() == {"object": "list", "data": [], "has_more": False}
     claim = claim_next(database)
@@ -170,7 +170,7 @@ def test_metrics(http: httpx.Client, request_body: dict[str, Any], database: Dat
 
 
 def test_another_projects_job_is_not_there(
-    client: OpenAI, http: httpx.Client, request_body: dict[str, Any], make_key: Callable[[str], str]
+    client: OpenAI, http: httpx2.Client, request_body: dict[str, Any], make_key: Callable[[str], str]
 ) -> None:
     job = create(http, request_body)
     headers = {"Authorization": f"Bearer {make_key('other')}"}

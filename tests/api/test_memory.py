@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from control_plane.settings import Settings
@@ -71,7 +71,7 @@ def form(digest: hashlib._Hash) -> Iterator[bytes]:
 
 def test_a_large_file_goes_up_and_down(server: Server, secret: str) -> None:
     headers = {"Authorization": f"Bearer {secret}"}
-    with httpx.Client(base_url=server.url, headers=headers, timeout=120) as http:
+    with httpx2.Client(base_url=server.url, headers=headers, timeout=120) as http:
         assert http.get("/v1/files").status_code == 200  # everything that is loaded late is loaded now
         before = server.peak_mib()
         server.reset_peak()

@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
+import httpx2
 import openai
 import pytest
 from openai import OpenAI
@@ -43,7 +43,7 @@ def checkpoint(database: Database, settings: Settings) -> str:
 
 
 @pytest.mark.parametrize("slash", ["/", "%2F"])
-def test_an_id_with_its_slash(http: httpx.Client, base: str, slash: str, tmp_path: Path) -> None:
+def test_an_id_with_its_slash(http: httpx2.Client, base: str, slash: str, tmp_path: Path) -> None:
     model = http.get(f"/v1/models/{base.replace('/', slash)}").json()
     assert (model["id"], model["object"], model["owned_by"]) == (base, "model", "base")
     details = model["details"]
@@ -59,7 +59,7 @@ def test_unknown_models(client: OpenAI) -> None:
         assert refused.value.code == "model_not_found"
 
 
-def test_the_archive_is_the_model_folder(http: httpx.Client, checkpoint: str) -> None:
+def test_the_archive_is_the_model_folder(http: httpx2.Client, checkpoint: str) -> None:
     answer = http.get(f"/v1/models/{checkpoint}/archive")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/x-tar"
@@ -73,7 +73,7 @@ def test_the_archive_is_the_model_folder(http: httpx.Client, checkpoint: str) ->
     assert http.get(f"/v1/models/{checkpoint}/archive").content == answer.content
 
 
-def test_no_archive_of_a_base_model(http: httpx.Client, base: str) -> None:
+def test_no_archive_of_a_base_model(http: httpx2.Client, base: str) -> None:
     answer = http.get(f"/v1/models/{base}/archive")
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")
 
@@ -89,7 +89,7 @@ def test_deleting(client: OpenAI, base: str, checkpoint: str, settings: Settings
     assert [model.id for model in client.models.list()] == [base]
 
 
-def test_another_projects_model_is_not_there(api_for: Callable[[str], httpx.Client], checkpoint: str) -> None:
+def test_another_projects_model_is_not_there(api_for: Callable[[str], httpx2.Client], checkpoint: str) -> None:
     other = api_for("other")
     for answer in (
         other.get(f"/v1/models/{checkpoint}"),
@@ -101,10 +101,10 @@ def test_another_projects_model_is_not_there(api_for: Callable[[str], httpx.Clie
 
 
 @pytest.fixture
-def api_for(http: httpx.Client, make_key: Callable[[str], str]) -> Callable[[str], httpx.Client]:
+def api_for(http: httpx2.Client, make_key: Callable[[str], str]) -> Callable[[str], httpx2.Client]:
     """The HTTP client with another project's key."""
 
-    def with_key(project: str) -> httpx.Client:
+    def with_key(project: str) -> httpx2.Client:
         http.headers["Authorization"] = f"Bearer {make_key(project)}"
         return http
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from openai import AsyncOpenAI, OpenAI
-from openai._legacy_response import HttpxBinaryResponseContent
+from openai import AsyncOpenAI, HttpxBinaryResponseContent, OpenAI
 from openai.types import FileObject, Model
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
