@@ -1,19 +1,15 @@
-"""A table on the terminal; plain columns where the output is a pipe."""
+"""A table on the terminal that a script can read too: plain columns, nothing cut off or wrapped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import typer
 
 
-def show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints rows under their columns. Nothing is cut off or wrapped, so a script can split the lines."""
-    table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False)
-    for row in rows:
-        table.add_row(*(Text(cell, no_wrap=True, overflow="ignore") for cell in row))
-    console = Console()
-    console.print(table, soft_wrap=True, width=max(console.width, console.measure(table).maximum))
+def show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints the rows under their columns."""
+    lines = [columns, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(columns))]
+    for line in lines:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

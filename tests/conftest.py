@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,14 +31,6 @@ class Servers:
     def execute(self, statement: str) -> None:
         with psycopg.connect(self.database_url.replace("+psycopg", ""), autocommit=True) as connection:
             connection.execute(statement)  # type: ignore[call-overload]
-
-
-@pytest.fixture(scope="session")
-def open_folder() -> Iterator[Path]:
-    """A folder that another user may pass through: as root PostgreSQL is one. Every pytest that starts
-    closes the folder above its `tmp_path`s to others, also while this one still runs."""
-    with tempfile.TemporaryDirectory(prefix="dpo-test-") as folder:
-        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

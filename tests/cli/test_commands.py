@@ -1,0 +1,74 @@
+"""The commands that need only a database, and what they say when something is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from control_plane import keys
+from control_plane.database import Database
+from control_plane.errors import Unauthenticated
+from tests.cli.running import dpo
+from tests.makers import make_tiny_model
+
+
+def test_keys_are_made_listed_and_revoked(database_url: str, database: Database) -> None:
+    made = dpo("keys", "create", "laptop", DPO_DATABASE_URL=database_url)
+    secret = made.stdout.strip()
+    with database.transaction() as session:
+        key = keys.authenticate(session, secret)
+
+    listed = dpo("keys", "list", DPO_DATABASE_URL=database_url).stdout.splitlines()
+    assert listed[1].split()[:2] == [key.id, "laptop"]
+    assert listed[1].endswith("valid")
+    assert secret not in "".join(listed)
+
+    assert dpo("keys", "revoke", key.id, DPO_DATABASE_URL=database_url).stdout == f"revoked {key.id} (laptop)\n"
+    with database.transaction() as session, pytest.raises(Unauthenticated):
+        keys.authenticate(session, secret)
+
+
+def test_models_are_added_listed_and_removed(database_url: str, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    make_tiny_model(folder)
+    assert dpo("models", "add", folder, "--name", "small", DPO_DATABASE_URL=database_url).stdout == "base/small\n"
+    listed = dpo("models", "list", DPO_DATABASE_URL=database_url).stdout.splitlines()
+    assert [line.split() for line in listed[1:]] == [["base/small", "base", "full", str(folder)]]
+    dpo("models", "remove", "base/small", DPO_DATABASE_URL=database_url)
+    assert len(dpo("models", "list", DPO_DATABASE_URL=database_url).stdout.splitlines()) == 1
+
+
+def test_a_refusal_is_one_line(database_url: str, tmp_path: Path) -> None:
+    refused = dpo("models", "add", tmp_path / "nothing", DPO_DATABASE_URL=database_url)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("dpo: ")
+    assert refused.stderr.count("\n") == 1
+
+
+def test_missing_and_wrong_settings_are_named() -> None:
+    nothing = dpo("worker")
+    assert nothing.returncode == 1
+    assert nothing.stderr == (
+        "dpo: not set in the environment: DPO_DATABASE_URL, DPO_REDIS_URL, DPO_STORAGE_URL. "
+        "`dpo up` needs none of them\n"
+    )
+    wrong = dpo("api", DPO_DATABASE_URL="x", DPO_REDIS_URL="x", DPO_STORAGE_URL="x", DPO_PORT="high")
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("dpo: wrong in the environment: DPO_PORT: ")
+    assert wrong.stderr.count("\n") == 1
+
+
+def test_a_service_that_is_down_is_said_to_be(tmp_path: Path) -> None:
+    nowhere = dpo("keys", "list", "--data", tmp_path / "nowhere")
+    assert "there is no data folder" in nowhere.stderr
+    down = dpo("keys", "list", "--data", tmp_path)
+    assert down.stderr.startswith(
+        f"dpo: no database answers at {tmp_path}; start the service with `dpo up --data {tmp_path}`"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_migrate_can_be_repeated(database_url: str) -> None:
+    for _ in range(2):
+        assert dpo("migrate", DPO_DATABASE_URL=database_url).stdout == "the schema is up to date\n"
