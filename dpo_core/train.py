@@ -41,7 +41,6 @@ def train(run: RunSpec, directory: RunDirectory, stop: Callable[[], bool] = lamb
     with processes(run.device) as world:
         if world.size != run.ranks:
             raise user_error("ranks", f"The spec asks for {run.ranks} ranks, {world.size} were started.", param="ranks")
-        torch.manual_seed(run.training.seed + world.rank)
         return Loop(run, directory, world).run_to_end(stop)
 
 
@@ -109,6 +108,8 @@ class Loop:
         self.frozen = self.freeze_reference(frozen, [*items, *held_out])
         self.training, self.validation = self.objectives(items, held_out)
         self.step, self.trained_tokens = 0, 0
+        # Here and not earlier: loading a model draws numbers too, and how many is not ours to say.
+        torch.manual_seed(run.training.seed + world.rank)
         if resumed is not None and run.resume_from is not None:
             checkpoints.restore(run.resume_from, self.engine)
             self.step, self.trained_tokens = resumed.step, resumed.trained_tokens
