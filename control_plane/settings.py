@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -61,3 +61,12 @@ class Settings(DatabaseSettings):
 
     max_json_bytes: Annotated[int, Field(ge=1)] = 1024**2
     """Largest JSON body of a request."""
+
+    @model_validator(mode="after")
+    def _beats_often_enough(self) -> Self:
+        if 2 * self.heartbeat_seconds > self.lease_seconds:
+            raise ValueError(
+                f"DPO_HEARTBEAT_SECONDS is {self.heartbeat_seconds:g} and DPO_LEASE_SECONDS {self.lease_seconds:g}: "
+                "a lease must outlive two heartbeats, or every run loses it"
+            )
+        return self

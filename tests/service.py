@@ -16,14 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
+from pydantic import SecretStr
 
 from control_plane import keys, models, projects
 from control_plane.database import Database
 from control_plane.settings import Settings
+from tests.conftest import Servers
+from tests.makers import make_tiny_model
 from worker.sweep import MARK
 
 FINAL = ("succeeded", "failed", "cancelled")
@@ -49,7 +52,10 @@ class Service:
 
     def __post_init__(self) -> None:
         self.openai = OpenAI(base_url=f"{self.url}/v1", api_key=self.key)
-        self.http = httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=60)
+        self.http = httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=60)
+
+    def checkpoint_steps(self, job_id: str) -> list[int]:
+        return [checkpoint.step_number for checkpoint in self.openai.fine_tuning.jobs.checkpoints.list(job_id)]
 
     @property
     def runs(self) -> Path:
@@ -143,6 +149,21 @@ def service(settings: Settings, folder: Path, base_models: dict[str, Path]) -> I
     assert running.trainers() == []
 
 
+@contextmanager
+def running_service(servers: Servers, migrated_template: str, folder: Path, name: str) -> Iterator[Service]:
+    """A service with the base model `base/tiny`, over a database of its own."""
+    (folder / "storage").mkdir()
+    servers.execute(f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
+    settings = Settings(
+        database_url=SecretStr(servers.url_of(name)),
+        redis_url=SecretStr(servers.redis_url),
+        storage_url=(folder / "storage").as_uri(),
+        cpu_slots=2,
+    )
+    with service(settings, folder, {"tiny": make_tiny_model(folder / "tiny")}) as running:
+        yield running
+
+
 def _prepare(settings: Settings, base_models: dict[str, Path]) -> str:
     database = Database(settings.database_url.get_secret_value())
     with database.transaction() as session:
@@ -177,5 +198,5 @@ def _ready(running: Service) -> bool:
     assert running.processes["api"].poll() is None, running.log("api")
     try:
         return running.http.get("/readyz").status_code == 200
-    except httpx.TransportError:
+    except httpx2.TransportError:
         return False

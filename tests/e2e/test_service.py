@@ -16,8 +16,8 @@ from tests.service import Service, poll_until
 PAIRS = 24
 STEPS = 4
 SPEC = {
-    "learning_rate": 1e-3,
-    "batch_size": 8,
+    "learning_rate": 1e-2,
+    "batch_size": PAIRS,
     "max_steps": STEPS,
     "warmup_ratio": 0.0,
     "max_length": 128,

@@ -1,0 +1,107 @@
+"""What a trainer's process is given: its slots, an environment without secrets, and an owner who sweeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dpo_core.run_directory import RunDirectory
+from tests.worker.stubs import eventually
+from worker.folders import RunFolders
+from worker.launch import launch, trainer_environment
+from worker.slots import Slots, find_slots
+from worker.sweep import living, sweep
+
+SLEEPER = "import time; time.sleep(600)"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunFolders(tmp_path / "runs").make("ftjob-1", 1)
+
+
+def test_no_secret_reaches_a_trainer(run: RunDirectory) -> None:
+    ours = {
+        "PATH": "/bin",
+        "NCCL_DEBUG": "INFO",
+        "DPO_DATABASE_URL": "secret",
+        "DPO_REDIS_URL": "secret",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "HF_TOKEN": "secret",
+    }
+    theirs = trainer_environment(ours, run, "cuda", ["GPU-a", "GPU-b"])
+    assert "secret" not in theirs.values()
+    assert (theirs["PATH"], theirs["NCCL_DEBUG"], theirs["CUDA_VISIBLE_DEVICES"]) == ("/bin", "INFO", "GPU-a,GPU-b")
+    assert theirs["DPO_PARENT_PID"] == str(os.getpid())
+    assert trainer_environment(ours | {"CUDA_VISIBLE_DEVICES": "0"}, run, "cpu", ["0"])["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_sweep_finds_what_left_the_family(run: RunDirectory) -> None:
+    """A grandchild in a session of its own, whose parent is gone, as torchrun's ranks are after `kill -9`."""
+    program = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', '{SLEEPER}'], start_new_session=True)"
+    environment = trainer_environment(os.environ, run, "cpu", ["0"])
+    process = launch([sys.executable, "-c", program], environment, run)
+    assert process.wait(timeout=30) == 0
+    (orphan,) = living(run, None)
+    eventually(lambda: sweep(run, None), "the sweep is empty")
+    assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
+
+
+def test_sweep_spares_a_process_that_only_got_a_recorded_pid(run: RunDirectory) -> None:
+    run.processes.mkdir()
+    with subprocess.Popen([sys.executable, "-c", SLEEPER]) as stranger:
+        (run.processes / "0.json").write_text(json.dumps({"pid": stranger.pid, "started": time.time() - 3600}))
+        assert sweep(run, None)
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_a_directory_is_a_leftover_only_when_its_owner_died(tmp_path: Path) -> None:
+    owner = (
+        "import sys, time; from pathlib import Path; from worker.folders import RunFolders\n"
+        f"RunFolders(Path({str(tmp_path)!r})).make('ftjob-1', 1); print('made', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", owner], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        folders = RunFolders(tmp_path)
+        assert list(folders.leftovers()) == []
+        process.kill()
+    (left,) = folders.leftovers()
+    folders.remove(left)
+    assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
+
+
+def test_slots_are_taken_and_come_back() -> None:
+    slots = Slots("cuda", ["GPU-a", "GPU-b", "GPU-c"])
+    taken = slots.take(2)
+    assert (taken, slots.free, slots.total) == (["GPU-a", "GPU-b"], 1, 3)
+    slots.give_back(taken)
+    assert slots.free == 3
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of that name on PATH, which lists two GPUs."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho '0, GPU-aaaa'\necho '1, GPU-bbbb'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+
+
+@pytest.mark.usefixtures("nvidia_smi")
+@pytest.mark.parametrize(
+    ("visible", "device", "total"),
+    [(None, "cuda", 2), ("1", "cuda", 1), ("GPU-aaaa,1", "cuda", 2), ("", "cpu", 3)],
+)
+def test_gpus_are_those_that_the_operator_left_visible(visible: str | None, device: str, total: int) -> None:
+    slots = find_slots(3, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
+    assert (slots.device, slots.total) == (device, total)
