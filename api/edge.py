@@ -41,8 +41,8 @@ class Edge:
             logger.exception("%s %s %s failed", exchange.id, scope["method"], scope["path"])
             if exchange.answered:
                 raise  # the server cuts the connection, so that the client sees a broken answer
-            message = f"The server failed; its log says why, under {exchange.id}. Nothing is known to be wrong with "
-            answer = envelope(500, message + "the request; try again.", code="internal_error")
+            message = f"The server failed; its log says why, under {exchange.id}. Try again, or ask the operator."
+            answer = envelope(500, message, code="internal_error")
             await answer(scope, exchange.receive, exchange.send)
 
 

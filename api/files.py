@@ -122,9 +122,10 @@ def read_chunks(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _record(services: Services, caller: Caller, file_id: str, upload: Upload) -> FileObject:
-    """The row of a file whose bytes are stored; without the row the bytes go again."""
-    try:
-        with services.database.transaction() as session:
+    """The row of a file whose bytes are stored. A row that can't be made takes the bytes with it; after a commit
+    that was not answered they stay, because the row may be there."""
+    with services.database.transaction() as session:
+        try:
             file = files.add(
                 session,
                 caller.project_id,
@@ -135,10 +136,10 @@ def _record(services: Services, caller: Caller, file_id: str, upload: Upload) ->
                 storage_key=file_key(file_id),
                 file_id=file_id,
             )
-            return _shape(file)
-    except BaseException:
-        services.storage.delete(file_key(file_id))
-        raise
+        except BaseException:
+            services.storage.delete(file_key(file_id))
+            raise
+        return _shape(file)
 
 
 def _shape(file: File) -> FileObject:

@@ -43,6 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="dpo-service",
         version=version("dpo-service"),
         summary="Aligns language models on preference data; speaks OpenAI's fine-tuning API.",
+        redirect_slashes=False,  # a redirect would repeat the Host header's word for where this server is
         docs_url=None,  # the pages load scripts of other people's servers into the operator's browser
         redoc_url=None,
         lifespan=lifespan,

@@ -133,10 +133,15 @@ class DirectoryStorage:
     def remove_abandoned(self, seconds: float = ABANDONED_SECONDS) -> int:
         """Removes what a killed process left unfinished: nothing has written to it for `seconds`."""
         oldest = time.time() - seconds
-        abandoned = [path for path in self._unfinished.iterdir() if path.stat().st_mtime < oldest]
-        for path in abandoned:
-            path.unlink(missing_ok=True)
-        return len(abandoned)
+        removed = 0
+        for path in self._unfinished.iterdir():
+            try:
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
+                    removed += 1
+            except FileNotFoundError:  # another process finished it, or removed it first
+                continue
+        return removed
 
     def _path(self, key: str) -> Path:
         if not _KEY.fullmatch(key):

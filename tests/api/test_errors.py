@@ -39,22 +39,34 @@ def test_validation_is_400_with_the_parameter(http: httpx2.Client) -> None:
     assert error_of(http.get("/v1/fine_tuning/jobs?limit=101"), 400)["param"] == "limit"
 
 
-@pytest.mark.parametrize("path", ["/v1/files", "/v1/fine_tuning/jobs", "/v1/models", "/v1/models/base%2Fx"])
-def test_keys(api: Api, secret: str, path: str) -> None:
-    for headers in ({}, {"Authorization": "Basic abc"}, {"Authorization": "Bearer"}):
-        answer = httpx2.get(api.url + path, headers=headers)
+def test_every_route_of_the_api_wants_a_key(http: httpx2.Client) -> None:
+    document = http.get("/openapi.json").json()
+    del http.headers["Authorization"]
+    routes = [(method, path) for path, operations in document["paths"].items() for method in operations]
+    assert len(routes) > 12
+    for method, path in routes:
+        answer = http.request(method, path)
+        if path in ("/healthz", "/readyz"):
+            assert answer.status_code == 200
+        else:
+            assert error_of(answer, 401)["code"] == "invalid_api_key"
+
+
+def test_wrong_keys(api: Api, secret: str) -> None:
+    for authorization in ("", "Basic abc", "Bearer", "Bearer x", f"Bearer {secret}x"):
+        answer = httpx2.get(f"{api.url}/v1/files", headers={"Authorization": authorization})
         error = error_of(answer, 401)
+        assert (error["code"], error["type"]) == ("invalid_api_key", "authentication_error")
         assert "dpo keys create" in (error["message"] or "")
         assert answer.headers["www-authenticate"] == "Bearer"
-    error = error_of(httpx2.get(api.url + path, headers={"Authorization": f"Bearer {secret}x"}), 401)
-    assert (error["code"], error["type"]) == ("invalid_api_key", "authentication_error")
 
 
-def test_a_wrong_key_is_answered_though_the_upload_is_still_coming(api: Api) -> None:
-    answer = httpx2.post(
-        f"{api.url}/v1/files", headers={"Authorization": "Bearer x"}, files={"file": ("a", b"x" * 8_000_000)}
-    )
+def test_a_refusal_is_read_though_the_upload_is_still_coming(http: httpx2.Client) -> None:
+    file = {"file": ("a", b"x" * 12_000_000)}
+    answer = http.post("/v1/files", files=file, headers={"Authorization": "Bearer x"})
     assert error_of(answer, 401)["code"] == "invalid_api_key"
+    answer = http.post("/v1/files", data={"purpose": "vision"}, files=file)
+    assert error_of(answer, 400)["param"] == "purpose"
 
 
 def test_bodies_that_are_no_json(http: httpx2.Client) -> None:

@@ -1,0 +1,19 @@
+"""docs/api.md names every route that there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx2
+
+GUIDE = Path(__file__).parents[2] / "docs" / "api.md"
+
+
+def test_the_guide_names_every_route(http: httpx2.Client) -> None:
+    routes = http.get("/openapi.json").json()["paths"]
+    guide = GUIDE.read_text(encoding="utf-8")
+    for path in routes:
+        tail = path.replace("/v1/fine_tuning/jobs/{job_id}", "…/{id}")
+        for name in ("{file_id}", "{model_id}", "{project}/{name}"):
+            tail = tail.replace(name, "{id}")
+        assert f"{tail}`" in guide or f"{tail.replace('…', '/v1/fine_tuning/jobs')}`" in guide, path
