@@ -13,7 +13,10 @@ from control_plane.errors import InvalidRequest, TooLarge
 
 
 async def json_body_of(request: Request, services: ServicesOf, _: CallerOf) -> object:
-    """Nothing is read of a caller without a key. Raises TooLarge above the setting max_json_bytes, InvalidRequest for what is no JSON."""
+    """The parsed body; nothing is read of a caller without a key.
+
+    Raises TooLarge above the setting max_json_bytes, and InvalidRequest for what is no JSON.
+    """
     limit = services.settings.max_json_bytes
     body = bytearray()
     async for chunk in request.stream():
