@@ -73,6 +73,7 @@ def processes(device: Device) -> Iterator[World]:
     if "RANK" in os.environ:
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
     else:
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists
         dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
     try:
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)

@@ -30,6 +30,9 @@ def classify(error: BaseException) -> Failure:
         return Failure(kind="resource", code="out_of_memory", message=f"Out of memory: {text} {hint}")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Failure(kind="resource", code="disk_full", message=f"The disk is full: {text} Free space, then retry.")
+    if "closed by peer" in text or "reset by peer" in text:
+        message = "The connection to another training process broke: it was killed or failed. The log has more."
+        return Failure(kind="infrastructure", code="rank_lost", message=message)
     return Failure(kind="infrastructure", code="trainer_error", message=text)
 
 

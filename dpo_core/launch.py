@@ -1,7 +1,7 @@
 """`python -m dpo_core.launch RUN_DIR`: all ranks of one run on this host, under torchrun.
 
-Exit code 0 means succeeded or stopped; otherwise `status.json` says `failed` and why. SIGTERM is passed
-to the ranks, which get SHUTDOWN_SECONDS for their checkpoint.
+Exit code 0 means succeeded or stopped; otherwise `status.json` says `failed` and why, unless the launcher
+itself was killed. SIGTERM is passed to the ranks, which get SHUTDOWN_SECONDS for their checkpoint.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ def main(path: Path) -> int:
     directory = RunDirectory(path)
     run = directory.spec()
     os.environ.update(rank_environment(run))
+    if run.ranks == 1:
+        # torchrun would only add its own start-up time. The death signal outlives exec.
+        os.execv(sys.executable, [sys.executable, "-m", "dpo_core", str(path)])  # noqa: S606 (no shell is the point)
+    os.environ[PARENT_PID] = str(os.getpid())
     code = run_ranks(path, run.ranks)
     status = directory.status()
     if code == 0 or (status is not None and status.state in ("succeeded", "stopped")):
@@ -44,10 +48,7 @@ def rank_environment(run: RunSpec) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",  # models come from folders: nothing may reach out
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    return {name: os.environ.get(name, value) for name, value in wishes.items()} | {
-        "DS_ACCELERATOR": run.device,
-        PARENT_PID: str(os.getpid()),
-    }
+    return {name: os.environ.get(name, value) for name, value in wishes.items()} | {"DS_ACCELERATOR": run.device}
 
 
 def run_ranks(path: Path, ranks: int) -> int:

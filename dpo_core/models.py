@@ -69,7 +69,7 @@ def load_start(run: RunSpec, dtype: torch.dtype) -> Start:
         base_id = str(adapter_config(source.path)["base_model_name_or_path"])
         model = continued_adapter(source, lora, dtype)
     if run.training.activation_checkpointing:
-        cast(Any, model).gradient_checkpointing_enable({"use_reentrant": False})
+        cast(Any, model).activation_checkpointing_enable({"use_reentrant": False})
     return Start(model, "full" if lora is None else "adapter", base_id)
 
 

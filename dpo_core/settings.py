@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from dpo_core.errors import user_error
+from dpo_core.plan import choose_micro_batch_size
 from dpo_core.spec import Auto, RunSpec
 
 T = TypeVar("T")
@@ -37,7 +38,9 @@ class Settings:
             beta=given(training.beta, "beta") if training.method == "dpo" else 0.0,
             learning_rate=given(training.learning_rate, "learning_rate"),
             batch_size=batch_size,
-            micro_batch_size=default_micro_batch(run, batch_size) if micro_batch_size == "auto" else micro_batch_size,
+            micro_batch_size=choose_micro_batch_size(batch_size, run.ranks, run.device)[0]
+            if micro_batch_size == "auto"
+            else micro_batch_size,
             zero_stage=given(training.zero_stage, "zero_stage"),
             bfloat16=given(training.precision, "precision") == "bfloat16",
             epochs=given(training.epochs, "epochs"),
@@ -56,9 +59,3 @@ def given(value: T | Auto, name: str) -> T:
             "unresolved_auto", f"training.{name} is still `auto`: resolve the spec before training.", param=name
         )
     return value
-
-
-def default_micro_batch(run: RunSpec, batch_size: int) -> int:
-    """Few pairs on a GPU, where memory is short; as many as 64 on a CPU, where each call has its cost."""
-    per_rank = -(-batch_size // run.ranks)
-    return min(per_rank, 8 if run.device == "cuda" else 64)

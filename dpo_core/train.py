@@ -17,6 +17,7 @@ from dpo_core.checkpoints import Progress
 from dpo_core.dataset import load_splits
 from dpo_core.engine import Engine, World, processes
 from dpo_core.errors import RunError, user_error
+from dpo_core.failures import claim, classify
 from dpo_core.models import Start, load_start
 from dpo_core.objective import LogitsOf, Objective, Preference, Supervised
 from dpo_core.records import TokenItem
@@ -41,7 +42,12 @@ def train(run: RunSpec, directory: RunDirectory, stop: Callable[[], bool] = lamb
     with processes(run.device) as world:
         if world.size != run.ranks:
             raise user_error("ranks", f"The spec asks for {run.ranks} ranks, {world.size} were started.", param="ranks")
-        return Loop(run, directory, world).run_to_end(stop)
+        try:
+            return Loop(run, directory, world).run_to_end(stop)
+        except Exception as error:
+            # Before the process group ends: peers would blame the broken connection, and be first.
+            claim(directory, classify(error))
+            raise
 
 
 @dataclass(slots=True)
@@ -77,11 +83,12 @@ class Recorder:
         """The newest values of every split, named `split/metric`."""
         return {f"{split}/{name}": value for split, values in self.last.items() for name, value in values.items()}
 
-    def running(self, step: int) -> None:
-        now = time.monotonic()
-        if self.writes and now - self.status_written >= STATUS_INTERVAL:
+    def running(self, step: int, *, now: bool = False) -> None:
+        """Writes status.json, unless it was written just now and `now` is false."""
+        due = time.monotonic() - self.status_written >= STATUS_INTERVAL
+        if self.writes and (now or due):
             self.directory.write_status(Status(state="running", step=step, total_steps=self.total_steps))
-            self.status_written = now
+            self.status_written = time.monotonic()
 
     def finish(self, status: Status) -> Status:
         if self.writes:
@@ -172,8 +179,9 @@ class Loop:
         while self.step < self.total_steps:
             self.recorder.running(self.step)
             result = self.update(stop)
+            self.require_finite(result.metrics, "loss", "grad_norm")
             self.recorder.metrics("train", self.step, result.metrics)
-            self.check(result.metrics)
+            self.check_step_zero(result.metrics["loss"])
             self.step += 1
             self.trained_tokens += result.tokens
             final = self.step == self.total_steps
@@ -228,23 +236,27 @@ class Loop:
             return
         self.engine.eval()
         values = self.validation.evaluate(self.engine.logits, self.settings.micro_batch_size, self.world)
+        self.require_finite(values, "loss")
         self.recorder.metrics("validation", self.step, values)
 
-    def check(self, metrics: dict[str, float]) -> None:
-        """The loss stays finite; and at step 0 the policy *is* the reference `start`, so the loss is ln 2."""
-        for name in ("loss", "grad_norm"):
+    def require_finite(self, metrics: dict[str, float], *names: str) -> None:
+        for name in names:
             if not math.isfinite(metrics[name]):
                 raise diverged(
                     f"{name} became {metrics[name]} at step {self.step}. The last checkpoint is still good; "
                     "lower the learning rate, or look for broken rows."
                 )
+
+    def check_step_zero(self, loss: float) -> None:
+        """Before the first update the policy *is* the reference `start`, so the loss is ln 2."""
         training = self.run.training
-        if self.step == 0 and training.method == "dpo" and training.reference == "start":
-            off = abs(metrics["loss"] - math.log(2))
-            warn = off > (2e-2 if self.settings.bfloat16 else 1e-4)
-            advice = " Dropout makes policy and reference differ." if warn and training.lora else ""
-            text = f"The loss at step 0 is {metrics['loss']:.7f}, ln 2 is {math.log(2):.7f}.{advice}"
-            self.recorder.event("step_zero_check", text, warn=warn, loss=metrics["loss"], difference=off)
+        if self.step > 0 or training.method != "dpo" or training.reference != "start":
+            return
+        difference = abs(loss - math.log(2))
+        warn = difference > (2e-2 if self.settings.bfloat16 else 1e-4)
+        advice = " Dropout makes policy and reference differ." if warn and training.lora else ""
+        text = f"The loss at step 0 is {loss:.7f}, ln 2 is {math.log(2):.7f}.{advice}"
+        self.recorder.event("step_zero_check", text, warn=warn, loss=loss, difference=difference)
 
     def save(self, *, final: bool) -> None:
         progress = Progress(
@@ -264,6 +276,7 @@ class Loop:
             final=final,
         )
         self.recorder.event("checkpoint_saved", f"Checkpoint {path.name}.", step=self.step)
+        self.recorder.running(self.step, now=True)
 
     def finish(self, state: str) -> Status:
         return self.recorder.finish(

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpo_core.errors import user_error
+from dpo_core.failures import classify, write_failed
+from dpo_core.run_directory import Failure, RunDirectory, Status
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "code"),
+    [
+        (user_error("bad_row", "Line 3 has no prompt."), "user", "bad_row"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "resource", "out_of_memory"),
+        (MemoryError(), "resource", "out_of_memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), "resource", "disk_full"),
+        (RuntimeError("Connection closed by peer [127.0.0.1]:1"), "infrastructure", "rank_lost"),
+        (RuntimeError("first line\nsecond line"), "infrastructure", "trainer_error"),
+    ],
+)
+def test_classify(error: BaseException, kind: str, code: str) -> None:
+    failure = classify(error)
+    assert (failure.kind, failure.code) == (kind, code)
+
+
+def test_a_real_allocation_that_fails_is_a_resource_failure() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.int8)
+    assert classify(caught.value).kind == "resource"
+
+
+def test_a_spec_of_another_shape_is_the_users(tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text("{}")
+    with pytest.raises(ValueError, match="training_file") as caught:
+        RunDirectory(tmp_path).spec()
+    assert classify(caught.value).code == "invalid_spec"
+
+
+def test_the_first_failure_stands(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.write_status(Status(state="running", step=4, total_steps=9))
+    first = Failure(kind="user", code="first", message="the cause")
+    write_failed(directory, first)
+    write_failed(directory, Failure(kind="infrastructure", code="second", message="its echo"))
+    status = directory.status()
+    assert status == Status(state="failed", step=4, total_steps=9, failure=first)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["failure.json", "status.json"]

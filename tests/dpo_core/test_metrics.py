@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from dpo_core.metrics import preference_means, preference_sums, supervised_means, supervised_sums
+
+
+def test_preference_metrics_by_hand() -> None:
+    # Pair 1 is "2+2" of the design page (margin 0.07); pair 2 is untouched, a tie.
+    policy = torch.tensor([[-0.8, -3.0], [-2.5, -4.0]], dtype=torch.float64)
+    reference = torch.tensor([[-1.0, -3.0], [-2.0, -4.0]], dtype=torch.float64)
+    tokens = torch.tensor([[1.0, 4.0], [1.0, 3.0]], dtype=torch.float64)
+    losses = torch.tensor([0.6587596, math.log(2)], dtype=torch.float64)
+    means = preference_means(preference_sums(losses, policy, reference, tokens, 0.1).tolist())
+    assert means == pytest.approx(
+        {
+            "loss": 0.6759534,
+            "rewards/chosen": 0.01,
+            "rewards/rejected": -0.025,
+            "rewards/margins": 0.035,
+            "rewards/accuracies": 0.75,
+            "bradley_terry": (0.5174929 + 0.5) / 2,
+            "gradient_weight": (0.4825071 + 0.5) / 2,
+            "logps/chosen": -1.9,
+            "logps/rejected": -3.25,
+            "logps/chosen_per_token": -3.8 / 5,
+            "logps/rejected_per_token": -6.5 / 4,
+        },
+        abs=1e-6,
+    )
+
+
+def test_sums_of_parts_add_up_to_the_sum_of_the_whole() -> None:
+    generator = torch.Generator().manual_seed(0)
+    policy, reference = (-torch.rand(2, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    losses, tokens = torch.rand(6, generator=generator, dtype=torch.float64), torch.ones(2, 6, dtype=torch.float64)
+    whole = preference_sums(losses, policy, reference, tokens, 0.5)
+    parts = [
+        preference_sums(losses[part], policy[:, part], reference[:, part], tokens[:, part], 0.5)
+        for part in (slice(0, 1), slice(1, 6), slice(6, 6))
+    ]
+    assert torch.stack(parts).sum(0).tolist() == pytest.approx(whole.tolist())
+
+
+def test_supervised_metrics_by_hand() -> None:
+    sums = supervised_sums(torch.tensor([-1.0, -3.0]), torch.tensor([2, 1]), torch.tensor([2, 3]))
+    assert supervised_means(sums.tolist()) == pytest.approx(
+        {"loss": 0.8, "token_accuracy": 0.6, "perplexity": math.exp(0.8)}
+    )
+
+
+def test_a_huge_supervised_loss_stays_a_number() -> None:
+    assert math.isfinite(supervised_means([1e6, 0.0, 1.0, 1.0])["perplexity"])

@@ -1,0 +1,129 @@
+"""What must not depend on how a batch is cut up, and every kind of start: one launch of one process."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dpo_core.batches import rows_of
+from dpo_core.dataset import load_splits
+from dpo_core.run_directory import RunDirectory
+from dpo_core.spec import ModelSource
+from tests.dpo_core.runs import Workshop, lines, losses, train_all
+from tests.makers import make_tiny_model
+
+LORA = {"rank": 4, "alpha": 8}
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("one_rank"))
+
+
+@pytest.fixture(scope="module")
+def runs(workshop: Workshop) -> dict[str, RunDirectory]:
+    made = {f"micro-{size}": workshop.make(f"micro-{size}", training={"micro_batch_size": size}) for size in (1, 8)}
+    supervised = {"method": "supervised", "learning_rate": 1e-2, "checkpoint_steps": 100}
+    made["supervised"] = workshop.make("supervised", training=supervised | {"lora": LORA, "epochs": 2})
+    path = made["supervised"].checkpoints / "step-12" / "model"
+    adapter = ModelSource(id="default/taught", path=path, base_path=workshop.base.path)
+    short = {"max_steps": 2}
+    made["continued"] = workshop.make("continued", model=adapter, training=short | {"lora": LORA})
+    made["merged"] = workshop.make("merged", model=adapter, training=short)
+    other = ModelSource(id="default/other", path=make_tiny_model(workshop.folder / "other", seed=9))
+    made["other"] = workshop.make("other", reference=other, training=short | {"reference": "default/other"})
+    made["bfloat16"] = workshop.make(
+        "bfloat16", training=short | {"precision": "bfloat16", "activation_checkpointing": True, "zero_stage": 1}
+    )
+    template = "{% for message in messages %}{{ message.content + '<|im_end|>' }}{% endfor %}"
+    made["template"] = workshop.make("template", training=short | {"chat_template": template})
+    train_all(list(made.values()), ranks=1)
+    return made
+
+
+def test_micro_batches_do_not_change_the_result(runs: dict[str, RunDirectory]) -> None:
+    assert losses(runs["micro-1"]) == pytest.approx(losses(runs["micro-8"]), abs=1e-5)
+    ones, eights = lines(runs["micro-1"]), lines(runs["micro-8"])
+    for step in range(6):
+        assert ones[step]["rewards/margins"] == pytest.approx(eights[step]["rewards/margins"], abs=1e-5)
+        assert ones[step]["grad_norm"] == pytest.approx(eights[step]["grad_norm"], abs=1e-5)
+
+
+def test_supervised_training_learns(runs: dict[str, RunDirectory]) -> None:
+    values = lines(runs["supervised"])
+    assert values[11]["loss"] < values[0]["loss"] - 0.5
+    assert values[11]["token_accuracy"] > values[0]["token_accuracy"]
+
+
+def test_dpo_after_supervised_lora_starts_at_ln_2(runs: dict[str, RunDirectory]) -> None:
+    for name in ("continued", "merged"):
+        assert lines(runs[name])[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    # Both start from the same policy, one with the adapter beside the base and one with it merged in.
+    names = ("logps/chosen", "logps/rejected")
+    continued, merged, base = (lines(runs[run])[0] for run in ("continued", "merged", "micro-8"))
+    assert [continued[name] for name in names] == pytest.approx([merged[name] for name in names], abs=1e-4)
+    assert abs(continued["logps/chosen"] - base["logps/chosen"]) > 1
+
+
+# peft asks transformers by a name that transformers 5.23 is retiring
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_an_adapter_names_its_base(runs: dict[str, RunDirectory], workshop: Workshop) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    for name in ("supervised", "continued"):
+        folder, manifest = runs[name].complete_checkpoints()[-1]
+        config = json.loads((folder / "model" / "adapter_config.json").read_text())
+        assert manifest.kind == "adapter"
+        assert config["base_model_name_or_path"] == "default/tiny"
+        assert config["target_modules"] == sorted(config["target_modules"])
+        assert "lm_head" not in config["target_modules"]
+        assert (folder / "model" / "tokenizer.json").exists()
+        base = AutoModelForCausalLM.from_pretrained(workshop.base.path)
+        PeftModel.from_pretrained(base, folder / "model")
+    assert runs["merged"].complete_checkpoints()[-1][1].kind == "full"
+
+
+def test_another_reference_model(runs: dict[str, RunDirectory], workshop: Workshop) -> None:
+    """Against plain forward passes, one unpadded sequence at a time."""
+    from transformers import AutoModelForCausalLM
+
+    run = runs["other"]
+    frozen = load_file(run.path / "reference.safetensors")["log_probabilities"]
+    items, held_out = load_splits(run.spec())
+    assert frozen.shape == (2, len(items) + len(held_out))
+    model = AutoModelForCausalLM.from_pretrained(workshop.folder / "other")
+    for index, item in enumerate(items[:4]):
+        for place, row in enumerate(rows_of(item)):
+            tokens = torch.tensor([row.tokens])
+            with torch.no_grad():
+                table = model(tokens).logits.log_softmax(-1)[0]
+            expected = sum(table[at - 1, row.tokens[at]].item() for at in range(row.prompt, len(row.tokens)))
+            assert frozen[place, index].item() == pytest.approx(expected, abs=1e-4)
+    assert abs(lines(run)[0]["loss"] - math.log(2)) > 1e-3
+
+
+def test_bfloat16_checkpoints_are_bfloat16(runs: dict[str, RunDirectory]) -> None:
+    folder = runs["bfloat16"].complete_checkpoints()[-1][0] / "model"
+    assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    assert lines(runs["bfloat16"])[0]["loss"] == pytest.approx(math.log(2), abs=1e-2)
+
+
+def test_a_checkpoint_carries_the_template_it_was_trained_with(
+    runs: dict[str, RunDirectory], workshop: Workshop
+) -> None:
+    def template(folder: Path) -> str:
+        return (folder / "chat_template.jinja").read_text()
+
+    ours = template(runs["template"].complete_checkpoints()[-1][0] / "model")
+    assert ours == runs["template"].spec().training.chat_template
+    kept = runs["merged"].complete_checkpoints()[-1][0] / "model"
+    assert template(kept) == template(workshop.base.path)
+    original = (workshop.base.path / "tokenizer.json").read_bytes()
+    assert (kept / "tokenizer.json").read_bytes() == original
