@@ -8,23 +8,26 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 from dpo_core.errors import user_error
 from dpo_core.formats import read_rows
-from dpo_core.records import Example, Finding, Pair, RowProblem, Text, TokenExample, TokenItem, TokenPair
+from dpo_core.problems import Finding, Tally, problem_in_words, rows_in_words, share_for
+from dpo_core.records import Example, FileProblem, Pair, RowProblem, Text, TokenExample, TokenItem, TokenPair
 from dpo_core.render import Renderer
+from dpo_core.repeats import Repeats
 from dpo_core.spec import Method, RunSpec, TrainingSpec
 from dpo_core.template import TemplateRefusal
 from dpo_core.truncate import fit_example, fit_pair
 
 __all__ = ["Dataset", "TokenExample", "TokenItem", "TokenPair", "load", "load_splits", "prompt_key", "split"]
 
-PROBLEMS_SHOWN = 3
-"""How many bad rows an error message names."""
+FileName = Literal["training", "validation"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Dataset:
     """One file, read, rendered and cut to length. `items` are all TokenPair (dpo) or all TokenExample (supervised)."""
 
@@ -38,41 +41,68 @@ class Dataset:
     truncated_lines: list[int] = field(default_factory=list)
     """Rows whose prompt was shortened."""
 
-    problems: list[RowProblem] = field(default_factory=list)
+    problems: Tally = field(default_factory=Tally)
+    """Bad rows, by ProblemCode; none of them is in `items`."""
+
+    damage: FileProblem | None = None
+    """What ended the reading before the file's end."""
+
     findings: list[Finding] = field(default_factory=list)
+    """Rows that are trained on, but that the user should know of."""
 
     @property
     def rows(self) -> int:
         """Rows of the file, good and bad."""
-        return len(self.items) + len(self.dropped_lines) + len(self.problems)
+        return len(self.items) + len(self.dropped_lines) + self.problems.count
 
 
 def load(path: Path, method: Method, renderer: Renderer, max_length: int | None) -> Dataset:
     """Reads every row of `path`; None for `max_length` keeps whole sequences.
 
     Raises:
-        RunError: the rows need a chat template that the model doesn't have, or its template fails on a row.
+        RunError: the rows need a chat template that the model doesn't have.
+        OSError: the file can't be read.
     """
-    data = Dataset()
+    data, repeats, notes = Dataset(), Repeats(), Tally()
     for row in read_rows(path, method):
-        if isinstance(row, RowProblem):
-            data.problems.append(row)
-            continue
-        try:
-            item, truncated = _fit(renderer, row, max_length)
-        except TemplateRefusal as refusal:
-            message = f"The row can't be rendered: {refusal}. Correct or remove the row."
-            data.problems.append(RowProblem(row.line, "not_rendered", None, message))
-            continue
-        if item is None:
-            data.dropped_lines.append(row.line)
-            continue
-        if truncated:
-            data.truncated_lines.append(row.line)
-        data.items.append(item)
-        data.keys.append(prompt_key(row.prompt))
-    data.findings.extend(renderer.take_findings())
+        if isinstance(row, FileProblem):
+            data.damage = row
+        elif isinstance(row, RowProblem):
+            data.problems.add(row.code, row.line, row.message)
+        elif _take(data, row, renderer, max_length):
+            for code, message in _notes(row, repeats):
+                notes.add(code, row.line, message)
+    data.findings = notes.findings() + renderer.take_findings()
     return data
+
+
+def _take(data: Dataset, row: Pair | Example, renderer: Renderer, max_length: int | None) -> bool:
+    """Puts a row where it belongs; whether that is among the items."""
+    try:
+        item, truncated = _fit(renderer, row, max_length)
+    except TemplateRefusal as refusal:
+        message = f"The row can't be rendered: {refusal}. Correct or remove the row."
+        data.problems.add("not_rendered", row.line, message)
+        return False
+    if item is None:
+        data.dropped_lines.append(row.line)
+        return False
+    if truncated:
+        data.truncated_lines.append(row.line)
+    data.items.append(item)
+    data.keys.append(prompt_key(row.prompt))
+    return True
+
+
+def _notes(row: Pair | Example, repeats: Repeats) -> list[tuple[str, str]]:
+    """What the user should know of a row that is trained on: codes and messages."""
+    repeated = repeats.look(row)
+    found = [repeated] if repeated is not None else []
+    roles = [] if isinstance(row.prompt, str) else [turn.role for turn in row.prompt]
+    if any(role == after and role in ("user", "assistant") for role, after in pairwise(roles)):
+        message = "Two turns of one role follow each other in the prompt; the chat template takes them, so they stay."
+        found.append(("repeated_role", message))
+    return found
 
 
 def _fit(renderer: Renderer, row: Pair | Example, max_length: int | None) -> tuple[TokenItem | None, bool]:
@@ -111,19 +141,32 @@ def load_splits(run_spec: RunSpec) -> tuple[list[TokenItem], list[TokenItem]]:
     """Training and validation items of a run whose `training` has no "auto" left.
 
     Raises:
-        RunError: kind `user`; a bad row in a file, or nothing left to train on.
+        RunError: kind `user`; too many bad rows in a file, or nothing left to train on.
+        OSError: a file can't be read.
     """
     training = run_spec.training
     if training.max_length == "auto":
         raise ValueError("the training spec must be resolved before its data is loaded")
     renderer = Renderer.for_run(run_spec.model, training)
-    data = load(run_spec.training_file, training.method, renderer, training.max_length)
-    refuse_problems(data, "training")
+    data = load_tolerable(run_spec.training_file, "training", training, renderer, training.max_length)
     validation = None
     if run_spec.validation_file is not None:
-        validation = load(run_spec.validation_file, training.method, renderer, training.max_length)
-        refuse_problems(validation, "validation")
+        validation = load_tolerable(run_spec.validation_file, "validation", training, renderer, training.max_length)
     return divide(data, validation, training)
+
+
+def load_tolerable(
+    path: Path, name: FileName, training: TrainingSpec, renderer: Renderer, max_length: int | None
+) -> Dataset:
+    """`load`, with at most the share of bad rows that `training.skip_bad_rows` allows.
+
+    Raises:
+        RunError: kind `user`; there are more, or the file as a whole is no use.
+        OSError: the file can't be read.
+    """
+    data = load(path, training.method, renderer, max_length)
+    refuse_problems(data, name, training.skip_bad_rows)
+    return data
 
 
 def divide(
@@ -132,33 +175,42 @@ def divide(
     """Training and validation items, by a resolved spec; what is held out only counts without a validation file.
 
     Raises:
-        RunError: kind `user`; nothing is left to train on.
+        RunError: kind `user`; nothing is left to train on, or of the validation file.
     """
-    if not data.items:
-        message = (
-            f"All {data.rows} rows of the training file are longer than max_length ({training.max_length} tokens) "
-            "even with the shortest prompt. Raise `training.max_length` or shorten the answers."
-        )
-        raise user_error("no_training_rows", message, param="training.max_length")
+    _refuse_nothing_left(data, "training", training)
     if validation is not None:
+        _refuse_nothing_left(validation, "validation", training)
         return data.items, validation.items
     if training.validation_fraction == "auto":
         raise ValueError("the training spec must be resolved before its data is divided")
     return split(data, training.validation_fraction, training.seed)
 
 
-def refuse_problems(data: Dataset, name: str) -> None:
-    """Raises RunError, kind `user`, if the `name` (training or validation) file has a bad row."""
-    if not data.problems:
+def _refuse_nothing_left(data: Dataset, name: FileName, training: TrainingSpec) -> None:
+    if data.items:
         return
-    first = data.problems[0]
-    if first.code == "empty_file":
-        message = f"The {name} file is empty. {first.message}"
-    else:
-        shown = "; ".join(f"line {problem.line}: {problem.message}" for problem in data.problems[:PROBLEMS_SHOWN])
-        more = len(data.problems) - PROBLEMS_SHOWN
-        rows = (
-            f"{len(data.problems)} of {data.rows} rows are" if len(data.problems) > 1 else f"1 of {data.rows} rows is"
-        )
-        message = f"{rows} bad in the {name} file; {shown}" + (f" (and {more} more)" if more > 0 else "")
-    raise user_error(f"invalid_{name}_file", message, param=f"{name}_file", line=first.line)
+    bad = f" {data.problems.count} more are bad." if data.problems.count else ""
+    message = (
+        f"Nothing is left of the {name} file: {len(data.dropped_lines)} of its {data.rows} rows are longer than "
+        f"max_length ({training.max_length} tokens) even with the shortest prompt.{bad} "
+        "Raise `training.max_length` or shorten the answers."
+    )
+    raise user_error(f"no_{name}_rows", message, param="training.max_length")
+
+
+def refuse_problems(data: Dataset, name: FileName, tolerated: float) -> None:
+    """Raises RunError, kind `user`, if more than the share `tolerated` of a file's rows is bad, or all of them are."""
+    code, param, bad = f"invalid_{name}_file", f"{name}_file", data.problems.count
+    if data.damage is not None:
+        where = "" if data.damage.code == "empty_file" else f" Reading ended at line {data.damage.line}."
+        message = f"The {name} file can't be used. {data.damage.message}{where}"
+        raise user_error(code, message, param=param, line=data.damage.line)
+    if not bad or (bad < data.rows and bad <= tolerated * data.rows + 1e-9):
+        return
+    allowed = f", more than the share of {tolerated:g} that `training.skip_bad_rows` allows" if tolerated else ""
+    lines = [f"{bad:,} of {rows_in_words(data.rows)} {'is' if bad == 1 else 'are'} bad in the {name} file{allowed}."]
+    lines += [problem_in_words(it.code, it.message, it.count, it.lines) for it in data.problems.findings()]
+    if bad < data.rows:
+        share = share_for(bad, data.rows)
+        lines.append(f"To train without them, set `training.skip_bad_rows` to {share:g}: the share that may be bad.")
+    raise user_error(code, "\n".join(lines), param=param, line=data.problems.findings()[0].lines[0])

@@ -1,6 +1,7 @@
-"""Reads a JSONL data file row by row; the shapes that a row may have are in `dpo_core.rows`.
+"""Reads a JSONL data file row by row, plain or gzip; the shapes that a row may have are in `dpo_core.rows`.
 
-Nothing in a file can stop the reader: every line becomes a record or a RowProblem with its number.
+Nothing in a file can stop the reader: every line becomes a record or a RowProblem with its number, and
+what is wrong with the file as a whole becomes a FileProblem.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import NoReturn
 
-from dpo_core.records import Example, Pair, RowProblem
-from dpo_core.rows import BadRow, parse_row
+from dpo_core.records import Example, FileProblem, Pair, RowProblem
+from dpo_core.rows import parse_row
 from dpo_core.spec import Method
+from dpo_core.turns import BadRow
+from dpo_core.unpack import BadPackage, Lines, open_lines
 
 MAX_LINE_BYTES = 8 * 1024 * 1024
 """A longer line is refused unread, so that memory stays bounded."""
@@ -20,28 +23,36 @@ MAX_LINE_BYTES = 8 * 1024 * 1024
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def read_rows(path: Path, method: Method) -> Iterator[Pair | Example | RowProblem]:
+def read_rows(path: Path, method: Method) -> Iterator[Pair | Example | RowProblem | FileProblem]:
     """Yields a Pair (`dpo`) or an Example (`supervised`) for each good row, a RowProblem for each bad one.
 
-    UTF-8, one JSON object a line; a byte order mark, CRLF and blank lines are accepted. A file without
-    any row yields one RowProblem, `empty_file`.
+    UTF-8, one JSON object a line; gzip, a byte order mark, CRLF and blank lines are accepted. A FileProblem
+    comes last: the file has no row, or is gzip and can't be unpacked to its end.
 
     Raises:
         OSError: the file can't be opened or read.
     """
-    empty = True
-    with open(path, "rb") as file:
-        for number, raw in _lines(file):
-            empty = False
-            try:
-                yield parse_row(_decode(raw, number), method, number)
-            except BadRow as bad:
-                yield RowProblem(number, bad.code, bad.field, bad.message)
+    number, empty = 0, True
+    with open_lines(path) as file:
+        try:
+            for number, raw in _lines(file):
+                empty = False
+                yield _record(raw, method, number)
+        except BadPackage as bad:
+            yield FileProblem(number + 1, bad.code, bad.message)
+            return
     if empty:
-        yield RowProblem(1, "empty_file", None, "The file has no rows. Write one JSON object per line.")
+        yield FileProblem(1, "empty_file", "The file has no rows. Write one JSON object per line.")
 
 
-def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
+def _record(raw: bytes | None, method: Method, number: int) -> Pair | Example | RowProblem:
+    try:
+        return parse_row(_decode(raw, number), method, number)
+    except BadRow as bad:
+        return RowProblem(number, bad.code, bad.field, bad.message)
+
+
+def _lines(file: Lines) -> Iterator[tuple[int, bytes | None]]:
     """Lines that aren't blank, with 1-based numbers; None stands for a line longer than the limit."""
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
@@ -55,7 +66,7 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
             yield number, line
 
 
-def _skip_rest_of_line(file: IO[bytes], line: bytes) -> None:
+def _skip_rest_of_line(file: Lines, line: bytes) -> None:
     while line and not line.endswith(b"\n"):
         line = file.readline(MAX_LINE_BYTES)
 
@@ -68,7 +79,7 @@ def _decode(raw: bytes | None, number: int) -> dict[str, object]:
     try:
         row = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
-        message = f"Byte {error.start + 1} of the line is not UTF-8. Save the file as uncompressed UTF-8 text."
+        message = f"Byte {error.start + 1} of the line is not UTF-8. Save the file as UTF-8 text, plain or gzip."
         raise BadRow("not_utf8", None, message) from None
     except json.JSONDecodeError as error:
         raise BadRow("not_json", None, _json_hint(raw, number, error)) from None

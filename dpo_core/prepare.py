@@ -14,20 +14,19 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from dpo_core.dataset import Dataset, divide, load, refuse_problems
+from dpo_core.dataset import Dataset, FileName, divide, load_tolerable
 from dpo_core.errors import RunError, user_error
 from dpo_core.failures import classify
 from dpo_core.model_folder import model_facts
 from dpo_core.plan import Facts, Resolution, choose_max_length, resolve, total_steps
-from dpo_core.prepare_report import Lengths, Prepared, Report, ReportFinding
+from dpo_core.prepare_events import announce
+from dpo_core.prepare_report import Lengths, Prepared, Report, ReportFinding, ReportProblem
+from dpo_core.problems import LINES_KEPT, TITLES
 from dpo_core.process import arm_parent_death, start_deadman
 from dpo_core.records import TokenItem
 from dpo_core.render import Renderer
-from dpo_core.run_directory import Event, RunDirectory, Status, write_whole
-from dpo_core.spec import Method, RunSpec
-
-LINES_SHOWN = 100
-"""How many line numbers of dropped rows a report lists."""
+from dpo_core.run_directory import RunDirectory, Status, write_whole
+from dpo_core.spec import RunSpec
 
 
 def prepare(run_spec: RunSpec) -> Prepared:
@@ -40,14 +39,14 @@ def prepare(run_spec: RunSpec) -> Prepared:
     training = run_spec.training
     model = model_facts(run_spec.model)
     renderer = Renderer.for_run(run_spec.model, training)
-    data = _read(run_spec.training_file, "training", training.method, renderer, None)
+    data = load_tolerable(run_spec.training_file, "training", training, renderer, None)
     lengths = Lengths.of([item.length for item in data.items])
     max_length, _ = choose_max_length(training, lengths, model.context_length)
     if lengths.longest > max_length:
-        data = _read(run_spec.training_file, "training", training.method, renderer, max_length)
+        data = load_tolerable(run_spec.training_file, "training", training, renderer, max_length)
     validation = None
     if run_spec.validation_file is not None:
-        validation = _read(run_spec.validation_file, "validation", training.method, renderer, max_length)
+        validation = load_tolerable(run_spec.validation_file, "validation", training, renderer, max_length)
     facts = Facts(
         parameter_count=model.parameter_count,
         vocabulary_size=model.vocabulary_size,
@@ -62,37 +61,51 @@ def prepare(run_spec: RunSpec) -> Prepared:
     resolution = resolve(training, facts)
     train, held_out = divide(data, validation, resolution.training)
     _check_vocabulary([*train, *held_out], facts.vocabulary_size)
-    return _prepared(resolution, data, lengths, train, held_out)
+    # Rows of one prompt stay together, so a few more may be held out than the plan reckoned with.
+    report = _report(data, validation, lengths, resolution.warnings, sides=(len(train), len(held_out)))
+    return _prepared(resolution, report, train)
 
 
-def _read(path: Path, name: str, method: Method, renderer: Renderer, max_length: int | None) -> Dataset:
-    data = load(path, method, renderer, max_length)
-    refuse_problems(data, name)
-    return data
+def _report(
+    data: Dataset, validation: Dataset | None, lengths: Lengths, warnings: list[str], *, sides: tuple[int, int]
+) -> Report:
+    problems = _problems("training", data)
+    if validation is not None:
+        problems += _problems("validation", validation)
+    return Report(
+        rows=data.rows,
+        pairs=len(data.items),
+        bad=data.problems.count,
+        problems=problems,
+        train_items=sides[0],
+        validation_items=sides[1],
+        dropped_lines=data.dropped_lines[:LINES_KEPT],
+        dropped=len(data.dropped_lines),
+        truncated=len(data.truncated_lines),
+        lengths=lengths,
+        findings=[
+            ReportFinding(code=it.code, message=it.message, count=it.count, lines=it.lines) for it in data.findings
+        ],
+        warnings=warnings,
+    )
 
 
-def _prepared(
-    resolution: Resolution, data: Dataset, lengths: Lengths, train: list[TokenItem], held_out: list[TokenItem]
-) -> Prepared:
+def _problems(file: FileName, data: Dataset) -> list[ReportProblem]:
+    return [
+        ReportProblem(
+            file=file, code=it.code, title=TITLES[it.code], message=it.message, count=it.count, lines=it.lines
+        )
+        for it in data.problems.findings()
+    ]
+
+
+def _prepared(resolution: Resolution, report: Report, train: list[TokenItem]) -> Prepared:
     training = resolution.training
     batch_size, epochs = training.batch_size, training.epochs
     if batch_size == "auto" or epochs == "auto":
         raise ValueError("`resolve` left an auto")
-    # Rows of one prompt stay together, so a few more may be held out than the plan reckoned with.
     steps = total_steps(len(train), batch_size, epochs, training.max_steps)
     passes = steps / total_steps(len(train), batch_size, 1, None)
-    report = Report(
-        rows=data.rows,
-        pairs=len(data.items),
-        train_items=len(train),
-        validation_items=len(held_out),
-        dropped_lines=data.dropped_lines[:LINES_SHOWN],
-        dropped=len(data.dropped_lines),
-        truncated=len(data.truncated_lines),
-        lengths=lengths,
-        findings=[ReportFinding(code=it.code, message=it.message, count=it.count) for it in data.findings],
-        warnings=resolution.warnings,
-    )
     return Prepared(
         training=training,
         values=resolution.values,
@@ -120,31 +133,6 @@ def gpu_memory() -> int | None:
         return min(int(mebibytes) for mebibytes in answer.split()) * 2**20
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
-
-
-def announce(directory: RunDirectory, prepared: Prepared) -> None:
-    """Events for the user: what was read, and everything odd about it."""
-    report = prepared.report
-    message = (
-        f"{report.rows} rows checked: {report.train_items} to train on, {report.validation_items} to validate with, "
-        f"{prepared.total_steps} steps."
-    )
-    counts = report.model_dump(include={"rows", "pairs", "train_items", "validation_items", "dropped", "truncated"})
-    directory.append_event(Event(code="data_prepared", message=message, data=counts))
-    if report.dropped:
-        lines = ", ".join(str(line) for line in report.dropped_lines[:5]) + (", …" if report.dropped > 5 else "")
-        message = (
-            f"Left out, as longer than max_length {prepared.training.max_length}: {report.dropped} rows ({lines})."
-        )
-        directory.append_event(Event(level="warn", code="rows_dropped", message=message))
-    if report.truncated:
-        message = f"Prompts that lost their oldest turns to fit in max_length: {report.truncated}."
-        directory.append_event(Event(code="prompts_truncated", message=message))
-    for found in report.findings:
-        message = f"{found.message} Rows: {found.count}."
-        directory.append_event(Event(level="warn", code=found.code, message=message, data={"count": found.count}))
-    for warning in report.warnings:
-        directory.append_event(Event(level="warn", code="unusual_value", message=warning))
 
 
 def run(path: Path) -> int:

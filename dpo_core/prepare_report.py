@@ -41,9 +41,29 @@ class Lengths(StrictModel):
 
 
 class ReportFinding(StrictModel):
+    """Rows of the training file that are trained on, but that the user should know of."""
+
     code: str
     message: str
+    """What the rows have in common, or what the first of them is."""
+
     count: int
+    lines: list[int]
+    """The first 100 of them."""
+
+
+class ReportProblem(StrictModel):
+    """Bad rows that were left out."""
+
+    file: Literal["training", "validation"]
+    code: str
+    title: str
+    message: str
+    """What is wrong with the first of the rows, and what to do."""
+
+    count: int
+    lines: list[int]
+    """The first 100 of them."""
 
 
 class Report(StrictModel):
@@ -52,6 +72,12 @@ class Report(StrictModel):
 
     pairs: int
     """Rows of the training file that fit (supervised: examples)."""
+
+    bad: int
+    """Rows of the training file that were left out because something is wrong with them."""
+
+    problems: list[ReportProblem]
+    """The bad rows of both files, by what is wrong."""
 
     train_items: int
     validation_items: int

@@ -6,6 +6,7 @@ Imports nothing but the standard library.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +45,51 @@ class Example:
     completion: Text
 
 
+ProblemCode = Literal[
+    "bad_answer_role",
+    "bad_prompt_end",
+    "bad_role",
+    "bad_text",
+    "bad_transcript",
+    "empty_answer",
+    "empty_prompt",
+    "equal_answers",
+    "line_too_long",
+    "many_turns",
+    "missing_field",
+    "not_an_object",
+    "not_json",
+    "not_rendered",
+    "not_utf8",
+    "prompt_in_answer",
+    "prompts_differ",
+    "unknown_format",
+    "unpaired",
+    "unsupported_content",
+    "unsupported_field",
+    "wrong_method",
+    "wrong_type",
+    "zero_weight",
+]
+"""Why a row can't be used; `dpo_core.problems` has the words for each."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowProblem:
     """Why a row can't be used. `message` says what is wrong and what to do; `field` is a path like `input.messages`."""
 
     line: int
-    code: str
+    code: ProblemCode
     field: str | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileProblem:
+    """Why a whole file can't be used, whatever its rows are. `line` is where reading ended."""
+
+    line: int
+    code: Literal["empty_file", "damaged_gzip", "truncated_gzip", "unpacks_too_large"]
     message: str
 
 
@@ -92,12 +131,3 @@ class TokenExample:
 
 
 TokenItem = TokenPair | TokenExample
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something about how rows were rendered that the user should know, and in how many rows it was seen."""
-
-    code: str
-    message: str
-    count: int

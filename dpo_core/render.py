@@ -8,16 +8,16 @@ tokenize the answer apart from what stands before it, as the model never sees it
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from dpo_core import tokenizer as tokenizer_files
 from dpo_core.errors import user_error
-from dpo_core.records import Example, Finding, Pair, Text, TokenExample, TokenPair
-from dpo_core.rows import as_turns
+from dpo_core.problems import Finding, Tally
+from dpo_core.records import Example, Pair, Text, TokenExample, TokenPair
 from dpo_core.spec import ModelSource, TrainingSpec
 from dpo_core.template import ChatTemplate, TemplateRefusal, Variable
+from dpo_core.turns import as_turns
 
 FINDINGS = {
     "no_end_of_turn": "The answer doesn't end with a token that stops generation, so the model won't learn to stop. "
@@ -57,7 +57,7 @@ class Renderer:
         """What begins every plain text; a chat template writes its own begin-of-text token."""
         special = [token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special]
         self._special = re.compile("|".join(map(re.escape, special)) or "(?!)")
-        self._seen: dict[str, set[int]] = defaultdict(set)
+        self._seen = Tally()
 
     @classmethod
     def for_run(cls, model: ModelSource, training: TrainingSpec) -> Renderer:
@@ -90,10 +90,12 @@ class Renderer:
         return self._encode(self.template.render(as_turns(prompt, "user"), add_generation_prompt=True))[0]
 
     def take_findings(self) -> list[Finding]:
-        """What was noticed since the last call, with the number of rows."""
-        found = [Finding(code, FINDINGS[code], len(lines)) for code, lines in sorted(self._seen.items())]
-        self._seen.clear()
-        return found
+        """What was noticed since the last call, with the rows."""
+        found, self._seen = self._seen.findings(), Tally()
+        return sorted(found, key=lambda finding: finding.code)
+
+    def _note(self, code: str, line: int) -> None:
+        self._seen.add(code, line, FINDINGS[code])
 
     def _sequence(self, line: int, prompt: Text, answer: Text, opening: list[int]) -> tuple[list[int], int]:
         """Ids of prompt and answer, and how many of them are the prompt's."""
@@ -101,9 +103,9 @@ class Renderer:
         tokens, doubled = self._encode(text)
         cut = common_prefix(tokens, opening)
         if doubled:
-            self._seen["doubled_bos"].add(line)
+            self._note("doubled_bos", line)
         if cut < len(opening) and self.template is not None:
-            self._seen["generation_prompt_differs"].add(line)
+            self._note("generation_prompt_differs", line)
         tokens = self._end_answer(line, tokens, cut)
         if cut == len(tokens):
             raise TemplateRefusal("its answer has no tokens once it is rendered")
@@ -113,16 +115,16 @@ class Renderer:
         """The text of prompt and answer, with what may be odd about it noted."""
         turns = (*as_turns(prompt, "user"), *as_turns(answer, "assistant"))
         if any(self._special.search(turn.content) for turn in turns):
-            self._seen["special_token_in_text"].add(line)
+            self._note("special_token_in_text", line)
         if self.template is None:
             return _plain(prompt) + _plain(answer)
         text = self.template.render(turns, add_generation_prompt=False)
         if self.template.wrote_date:
-            self._seen["date_in_template"].add(line)
+            self._note("date_in_template", line)
         if turns[-1].content.strip() not in text:
-            self._seen["answer_changed"].add(line)
+            self._note("answer_changed", line)
         if any(turn.content.strip() not in text for turn in turns[:-1]):
-            self._seen["turn_changed"].add(line)
+            self._note("turn_changed", line)
         return text
 
     def _encode(self, text: str) -> tuple[list[int], bool]:
@@ -141,11 +143,11 @@ class Renderer:
         ends = [index for index in range(cut, len(tokens)) if tokens[index] in self.end_tokens]
         after = tokens[ends[-1] + 1 :] if ends else tokens
         if not ends or self.tokenizer.decode(after, skip_special_tokens=False).strip():
-            self._seen["no_end_of_turn"].add(line)
+            self._note("no_end_of_turn", line)
             return tokens
         last = ends[-1]
         while last > cut and tokens[last - 1] == tokens[last]:
-            self._seen["doubled_end_of_turn"].add(line)
+            self._note("doubled_end_of_turn", line)
             last -= 1
         return tokens[: last + 1]
 

@@ -111,6 +111,9 @@ class TrainingSpec(StrictModel):
     chat_template_kwargs: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Extra variables for the chat template, such as `enable_thinking`."""
 
+    skip_bad_rows: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The share of a file's rows that may be bad: so many are left out and reported. 0 refuses a file with any."""
+
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] | Auto = "auto"
     """The share of the training file held out, split by prompt, where no validation file is given."""
 

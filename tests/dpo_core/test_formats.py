@@ -1,28 +1,30 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 
-from dpo_core import formats
+from dpo_core import formats, unpack
 from dpo_core.formats import read_rows
-from dpo_core.records import Example, Message, Pair, RowProblem
+from dpo_core.records import Example, FileProblem, Message, Pair, RowProblem
 from dpo_core.spec import Method
 from tests.makers import real_data, write_preference_file, write_rows, write_supervised_file
 
+Record = Pair | Example | RowProblem | FileProblem
 USER = {"role": "user", "content": "q"}
 GOOD = {"role": "assistant", "content": "good"}
 BAD = {"role": "assistant", "content": "bad"}
 OPENAI = {"input": {"messages": [USER]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]}
 
 
-def one(folder: Path, row: object, method: Method = "dpo") -> Pair | Example | RowProblem:
+def one(folder: Path, row: object, method: Method = "dpo") -> Record:
     (record,) = read_rows(write_rows(folder / "file.jsonl", [row]), method)
     return record
 
 
-def raw(folder: Path, content: bytes, method: Method = "dpo") -> list[Pair | Example | RowProblem]:
+def raw(folder: Path, content: bytes, method: Method = "dpo") -> list[Record]:
     path = folder / "file.jsonl"
     path.write_bytes(content)
     return list(read_rows(path, method))
@@ -47,6 +49,9 @@ TURNS = Pair(1, (Message("user", "q"),), (Message("assistant", "good"),), (Messa
         ({"prompt": [USER], "chosen": "good", "rejected": "bad"}, TURNS),
         ({"prompt": "q", "chosen": [GOOD], "rejected": "bad"}, TURNS),
         ({"prompt": "q", "chosen": "good", "rejected": "bad", "score": 3, "label": None}, Pair(1, "q", "good", "bad")),
+        ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, TURNS),
+        ({"chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant:  bad\n"}, TURNS),
+        ({"chosen": "Human: q\n\nAssistant: good", "rejected": [USER, BAD]}, TURNS),
     ],
 )
 def test_preference_shapes(tmp_path: Path, row: object, pair: Pair) -> None:
@@ -76,6 +81,13 @@ def test_text_parts_are_joined_and_developer_is_the_system_turn(tmp_path: Path) 
     assert record.prompt == (Message("system", "be brief"), Message("user", "2+2?"))
 
 
+def transcripts(chosen: str, rejected: str) -> dict[str, object]:
+    return {
+        "chosen": f"\n\nHuman: q\n\nAssistant: {chosen}",
+        "rejected": f"\n\nHuman: q\n\nAssistant: {rejected}",
+    }
+
+
 def explicit(**change: object) -> dict[str, object]:
     return {"prompt": "q", "chosen": "good", "rejected": "bad"} | change
 
@@ -98,6 +110,17 @@ def explicit(**change: object) -> dict[str, object]:
         (explicit(prompt=[{"role": "human", "content": "q"}]), "bad_role", "prompt[0].role", "user"),
         (explicit(prompt=[{"role": ["user"], "content": "q"}]), "bad_role", "prompt[0].role", "user"),
         (explicit(prompt=[{"role": "user"}]), "missing_field", "prompt[0].content", "Add it"),
+        (transcripts("good", "good "), "equal_answers", "rejected", "equal"),
+        (transcripts("", "bad"), "empty_answer", "chosen", "empty"),
+        (transcripts("good", "bad\n\nHuman: r"), "prompts_differ", "rejected", "differ from turn 2 on"),
+        (transcripts("good\n\nAssistant: b", "good"), "prompts_differ", "rejected", "`chosen` (3 turns)"),
+        (transcripts("good\n\nHuman: b", "good\n\nHuman: c"), "bad_answer_role", "chosen", "assistant"),
+        (transcripts("a\n\nAssistant: b", "a\n\nAssistant: c"), "bad_prompt_end", "chosen", "assistant turn"),
+        (transcripts("good", "bad") | {"rejected": "bad"}, "bad_transcript", "rejected", "`Human:`"),
+        (transcripts("good", "bad") | {"rejected": None}, "missing_field", "rejected", "null"),
+        ({"chosen": [GOOD], "rejected": [BAD]}, "missing_field", "prompt", "Add it"),
+        ({"chosen": [USER, GOOD], "rejected": [USER, GOOD, USER, BAD]}, "prompts_differ", "rejected", "turn 3"),
+        ({"chosen": "Assistant: a", "rejected": "Assistant: b"}, "empty_prompt", "chosen", "empty"),
         (explicit(prompt=" \n"), "empty_prompt", "prompt", "empty"),
         (explicit(prompt=[USER, GOOD]), "bad_prompt_end", "prompt", "assistant turn"),
         (explicit(chosen="  "), "empty_answer", "chosen", "empty"),
@@ -178,10 +201,55 @@ def test_byte_order_mark_crlf_and_blank_lines_are_accepted(tmp_path: Path) -> No
     assert [(type(record), record.line) for record in records] == [(Pair, 1), (Pair, 3)]
 
 
+def test_a_longer_transcript_is_split_into_turns(tmp_path: Path) -> None:
+    said = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHow are you? Human: no turn\n\nHuman: Well.\n\nAssistant:"
+    record = one(tmp_path, {"chosen": f"{said} Good.", "rejected": f"{said} Bad.\n\nTwo lines."})
+    prompt = (
+        Message("user", "Hi"),
+        Message("assistant", "Hello.\n\nHow are you? Human: no turn"),
+        Message("user", "Well."),
+    )
+    answers = (Message("assistant", "Good."),), (Message("assistant", "Bad.\n\nTwo lines."),)
+    assert record == Pair(1, prompt, *answers)
+
+
+def test_gzip_is_known_by_its_first_bytes(tmp_path: Path) -> None:
+    lines = (ROW + b"\n") * 3
+    assert [type(record) for record in raw(tmp_path, gzip.compress(lines))] == [Pair] * 3
+    # two members, one after the other, as `cat a.gz b.gz` makes them
+    assert len(raw(tmp_path, gzip.compress(lines) + gzip.compress(lines))) == 6
+    (empty,) = raw(tmp_path, gzip.compress(b""))
+    assert isinstance(empty, FileProblem)
+    assert empty.code == "empty_file"
+
+
+def test_a_damaged_gzip_file_ends_with_a_problem_of_the_file(tmp_path: Path) -> None:
+    rows = b"".join(b'{"prompt": "%d", "chosen": "good", "rejected": "bad"}\n' % number for number in range(20_000))
+    packed = gzip.compress(rows)
+    *before, cut = raw(tmp_path, packed[: len(packed) // 2])
+    assert all(isinstance(record, Pair) for record in before)
+    assert isinstance(cut, FileProblem)
+    assert (cut.code, cut.line) == ("truncated_gzip", len(before) + 1)
+    for damaged in (packed[:-8] + bytes(8), packed[:10] + b"\xff" * 100, packed + b"more"):
+        last = raw(tmp_path, damaged)[-1]
+        assert isinstance(last, FileProblem)
+        assert last.code == "damaged_gzip"
+
+
+def test_a_gzip_file_unpacks_to_a_limit_and_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    megabyte = b" " * (2**20 - 1) + b"\n"
+    *_, problem = raw(tmp_path, gzip.compress(megabyte * 65))
+    assert isinstance(problem, FileProblem)
+    assert problem.code == "unpacks_too_large"
+    assert "unpacks to more than 67,108,864 bytes" in problem.message
+    monkeypatch.setattr(unpack, "FREE_BYTES", 1000)
+    assert [unpack.unpacked_limit(size) for size in (1, 11, 2**40)] == [1000, 1100, 32 * 2**30]
+
+
 @pytest.mark.parametrize("content", [b"", b"\n \r\n", b"\xef\xbb\xbf"])
 def test_a_file_without_rows(tmp_path: Path, content: bytes) -> None:
     (problem,) = raw(tmp_path, content)
-    assert isinstance(problem, RowProblem)
+    assert isinstance(problem, FileProblem)
     assert problem.code == "empty_file"
 
 

@@ -78,7 +78,9 @@ def test_a_bad_row_fails_the_run_by_its_number(tiny_model: Path, tmp_path: Path)
     assert status.failure is not None
     assert (status.state, status.failure.kind, status.failure.code) == ("failed", "user", "invalid_training_file")
     assert status.failure.line == 17
-    assert status.failure.message.startswith("1 of 20 rows is bad in the training file; line 17: ")
+    assert status.failure.message.startswith(
+        "1 of 20 rows is bad in the training file.\n1 row: the two answers are equal"
+    )
     assert not directory.prepared_file.exists()
 
 
@@ -98,7 +100,38 @@ def test_dropped_rows_are_events(tiny_model: Path, tmp_path: Path) -> None:
     assert (report.rows, report.pairs, report.dropped, report.dropped_lines[:2]) == (20, 10, 10, [2, 4])
     dropped = events(directory)[1]
     assert (dropped["code"], dropped["level"]) == ("rows_dropped", "warn")
-    assert "10 rows (2, 4, 6, 8, 10, …)" in str(dropped["message"])
+    assert "10 rows (lines 2, 4, 6, 8, 10, 12, 14, 16, 18, 20)" in str(dropped["message"])
+
+
+def test_skipped_rows_are_in_the_report_and_an_event(tiny_model: Path, tmp_path: Path) -> None:
+    rows: list[object] = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(300)]
+    rows[::2] = [{"prompt": "q", "chosen": "a", "rejected": " "}] * 150
+    rows[1] = {"prompt": "q"}
+    validation = write_rows(tmp_path / "v.jsonl", rows[:4])
+    spec = spec_of(tiny_model, write_rows(tmp_path / "t.jsonl", rows), validation, skip_bad_rows=0.75)
+    directory = directory_of(tmp_path / "run", spec)
+    assert run(directory.path) == 0
+    report = read_prepared(directory).report
+    assert (report.rows, report.pairs, report.bad) == (300, 149, 151)
+    empty, missing, *of_validation = report.problems
+    assert (empty.file, empty.code, empty.title, empty.count) == ("training", "empty_answer", "empty answer", 150)
+    assert empty.lines == list(range(1, 201, 2))
+    assert (missing.code, missing.count, missing.lines) == ("missing_field", 1, [2])
+    assert [(it.file, it.count, it.lines) for it in of_validation] == [
+        ("validation", 2, [1, 3]),
+        ("validation", 1, [2]),
+    ]
+    _, skipped, skipped_in_validation = events(directory)
+    assert (skipped["code"], skipped["level"]) == ("bad_rows_skipped", "warn")
+    assert "197, 199 and 50 more). Line 1: The answer in `rejected` is empty." in str(skipped["message"])
+    assert skipped_in_validation["data"] == {
+        "file": "validation",
+        "count": 3,
+        "problems": [
+            {"code": "empty_answer", "count": 2, "lines": [1, 3]},
+            {"code": "missing_field", "count": 1, "lines": [2]},
+        ],
+    }
 
 
 def test_findings_and_warnings_are_events(tiny_model: Path, tmp_path: Path) -> None:

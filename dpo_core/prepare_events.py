@@ -1,0 +1,61 @@
+"""Tells the user, as events, what `dpo_core.prepare` found in the data and the spec."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dpo_core.prepare_report import Prepared, Report, ReportProblem
+from dpo_core.problems import lines_in_words, problem_in_words, rows_in_words
+from dpo_core.run_directory import Event, RunDirectory
+
+
+def announce(directory: RunDirectory, prepared: Prepared) -> None:
+    """Appends an event for what was read, and one for everything odd about it."""
+    for event in _events(prepared):
+        directory.append_event(event)
+
+
+def _events(prepared: Prepared) -> Iterator[Event]:
+    report = prepared.report
+    message = (
+        f"{report.rows} rows checked: {report.train_items} to train on, {report.validation_items} to validate with, "
+        f"{prepared.total_steps} steps."
+    )
+    counts = {"rows", "pairs", "bad", "train_items", "validation_items", "dropped", "truncated"}
+    yield Event(code="data_prepared", message=message, data=report.model_dump(include=counts))
+    yield from _rows_left_out(prepared)
+    if report.truncated:
+        message = f"Prompts that lost their oldest turns to fit in max_length: {report.truncated}."
+        yield Event(code="prompts_truncated", message=message)
+    yield from _oddities(report)
+
+
+def _rows_left_out(prepared: Prepared) -> Iterator[Event]:
+    report = prepared.report
+    for file in ("training", "validation"):
+        if problems := [problem for problem in report.problems if problem.file == file]:
+            yield _bad_rows(file, problems)
+    if report.dropped:
+        message = (
+            f"Left out, as longer than max_length {prepared.training.max_length}: {rows_in_words(report.dropped)} "
+            f"({lines_in_words(report.dropped_lines, report.dropped)})."
+        )
+        yield Event(level="warn", code="rows_dropped", message=message)
+
+
+def _bad_rows(file: str, problems: list[ReportProblem]) -> Event:
+    count = sum(problem.count for problem in problems)
+    lines = [f"Left out of the {file} file, as `training.skip_bad_rows` allows: {rows_in_words(count)}."]
+    lines += [problem_in_words(it.code, it.message, it.count, it.lines) for it in problems]
+    found = [problem.model_dump(include={"code", "count", "lines"}) for problem in problems]
+    data = {"file": file, "count": count, "problems": found}
+    return Event(level="warn", code="bad_rows_skipped", message="\n".join(lines), data=data)
+
+
+def _oddities(report: Report) -> Iterator[Event]:
+    for found in report.findings:
+        message = f"{rows_in_words(found.count)} ({lines_in_words(found.lines, found.count)}): {found.message}"
+        data = {"count": found.count, "lines": found.lines}
+        yield Event(level="warn", code=found.code, message=message, data=data)
+    for warning in report.warnings:
+        yield Event(level="warn", code="unusual_value", message=warning)

@@ -1,0 +1,112 @@
+"""What was found in rows, counted and named by line: problems, repeats, oddities. Memory stays bounded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+LINES_KEPT = 100
+"""How many line numbers are kept for each code; further rows are counted."""
+
+TITLES: dict[str, str] = {
+    "bad_answer_role": "the answer isn't the assistant's",
+    "bad_prompt_end": "the prompt ends with an assistant turn",
+    "bad_role": "a message has an unknown role",
+    "bad_text": "half of a surrogate pair in the text",
+    "bad_transcript": "the transcript doesn't begin with a turn",
+    "empty_answer": "empty answer",
+    "empty_prompt": "empty prompt",
+    "equal_answers": "the two answers are equal",
+    "line_too_long": "the line is too long",
+    "many_turns": "an answer of several turns",
+    "missing_field": "a field is missing",
+    "not_an_object": "the line isn't a JSON object",
+    "not_json": "the line isn't valid JSON",
+    "not_rendered": "the chat template can't render the row",
+    "not_utf8": "the line isn't UTF-8 text",
+    "prompt_in_answer": "the answer repeats the conversation",
+    "prompts_differ": "the two transcripts differ before the last turn",
+    "unknown_format": "the fields belong to no known format",
+    "unpaired": "one answer with a label instead of a pair",
+    "unsupported_content": "content that isn't text",
+    "unsupported_field": "a field that isn't supported",
+    "wrong_method": "a row for another method",
+    "wrong_type": "a field of the wrong type",
+    "zero_weight": "an answer with weight 0",
+}
+"""The words for every `dpo_core.records.ProblemCode`."""
+
+
+@dataclass(slots=True)
+class Finding:
+    """Rows that have something in common; `message` is about the first of them, or about all."""
+
+    code: str
+    message: str
+    count: int = 0
+    lines: list[int] = field(default_factory=list)
+    """At most LINES_KEPT of them, in the order of the file."""
+
+    last: int = 0
+
+
+class Tally:
+    """Findings by code. Rows come in the order of the file; one that is added again at once counts once."""
+
+    def __init__(self) -> None:
+        self._findings: dict[str, Finding] = {}
+
+    def add(self, code: str, line: int, message: str) -> None:
+        finding = self._findings.setdefault(code, Finding(code, message))
+        if finding.last == line:
+            return
+        finding.last = line
+        finding.count += 1
+        if len(finding.lines) < LINES_KEPT:
+            finding.lines.append(line)
+
+    @property
+    def count(self) -> int:
+        return sum(finding.count for finding in self._findings.values())
+
+    def findings(self) -> list[Finding]:
+        """By code in the order of their first rows."""
+        return list(self._findings.values())
+
+
+def rows_in_words(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
+def lines_in_words(lines: Sequence[int], count: int) -> str:
+    """Such as `lines 3, 5-9 and 120 more`; `count` is how many rows there are in all."""
+    if count == 1:
+        return f"line {lines[0]}"
+    spans = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in _spans(lines))
+    more = count - len(lines)
+    return f"lines {spans}" + (f" and {more:,} more" if more else "")
+
+
+def _spans(lines: Iterable[int]) -> list[tuple[int, int]]:
+    """Runs of consecutive numbers, as first and last."""
+    spans: list[tuple[int, int]] = []
+    for line in lines:
+        if spans and line == spans[-1][1] + 1:
+            spans[-1] = (spans[-1][0], line)
+        else:
+            spans.append((line, line))
+    return spans
+
+
+def problem_in_words(code: str, message: str, count: int, lines: Sequence[int]) -> str:
+    """How many rows are bad in the same way, what is wrong, where, and the way out of the first of them."""
+    first = "" if count == 1 else f"Line {lines[0]}: "
+    return f"{rows_in_words(count)}: {TITLES[code]} ({lines_in_words(lines, count)}). {first}{message}"
+
+
+def share_for(count: int, rows: int) -> float:
+    """A share with two significant digits of which `count` of `rows` is not too many."""
+    share = count / rows
+    digits = 1 - math.floor(math.log10(share))
+    return min(math.ceil(share * 10.0**digits) / 10.0**digits, 1.0)

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from dpo_core.problems import LINES_KEPT, TITLES, Tally, lines_in_words, share_for
+from dpo_core.records import ProblemCode
+
+
+def test_every_problem_has_its_words() -> None:
+    assert set(get_args(ProblemCode)) == set(TITLES)
+
+
+def test_a_tally_counts_rows_once_and_keeps_the_first_lines() -> None:
+    tally = Tally()
+    for line in range(1, 1001):
+        tally.add("a", line, f"line {line}")
+        tally.add("a", line, "the same row again")
+    tally.add("b", 1000, "other")
+    first, other = tally.findings()
+    assert (first.count, first.lines, first.message) == (1000, list(range(1, LINES_KEPT + 1)), "line 1")
+    assert (other.count, other.lines) == (1, [1000])
+    assert tally.count == 1001
+
+
+@pytest.mark.parametrize(
+    ("lines", "count", "words"),
+    [
+        ([7], 1, "line 7"),
+        ([3, 9], 2, "lines 3, 9"),
+        ([1, 2, 3, 5, 8, 9], 6, "lines 1-3, 5, 8-9"),
+        ([1, 2], 1234, "lines 1-2 and 1,232 more"),
+    ],
+)
+def test_lines_in_words(lines: list[int], count: int, words: str) -> None:
+    assert lines_in_words(lines, count) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "share"), [(9, 2312, 0.0039), (1, 3, 0.34), (1, 10**7, 1e-7), (999, 1000, 1.0), (1, 2, 0.5)]
+)
+def test_the_share_that_lets_so_many_pass(count: int, rows: int, share: float) -> None:
+    assert share_for(count, rows) == share
+    assert count <= share * rows + 1e-9
