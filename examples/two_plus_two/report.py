@@ -19,7 +19,8 @@ def show(console: Console, questions: list[Question], before: Measured, after: M
     for column in ("log π ref", "log π start", "log π end", "reward start", "reward end"):
         table.add_column(column, justify="right")
     for index, question in enumerate(questions[:SHOWN]):
-        _add(table, question, index, before, after, beta)
+        changes = [(before.right[index], after.right[index]), (before.wrong[index], after.wrong[index])]
+        _add(table, question, changes, (before.answers[index], after.answers[index]), beta)
     console.print(table, highlight=False)
     console.print(
         "  log π: log-probability of the whole answer.  reward r = β (log π - log π ref), "
@@ -29,15 +30,15 @@ def show(console: Console, questions: list[Question], before: Measured, after: M
     )
 
 
-def _add(table: Table, question: Question, index: int, before: Measured, after: Measured, beta: float) -> None:
-    rewards = []
-    for role, answer, start, end in (
-        ("winner", question.right, before.right[index], after.right[index]),
-        ("loser", question.wrong, before.wrong[index], after.wrong[index]),
-    ):
-        rewards.append(beta * (end - start))
-        label = f"{question.text:<14} {role:<6} {answer:>3}"
-        table.add_row(label, f"{start:.3f}", f"{start:.3f}", f"{end:.3f}", "0.000", f"{rewards[-1]:+.3f}")
+def _add(
+    table: Table, question: Question, changes: list[tuple[float, float]], answers: tuple[str, str], beta: float
+) -> None:
+    """Two rows and a summary. `changes`: log-probabilities at start and end, of the winner and of the loser."""
+    rewards = [beta * (end - start) for start, end in changes]
+    labels = [f"winner {question.right:>3}", f"loser  {question.wrong:>3}"]
+    for label, (start, end), reward in zip(labels, changes, rewards, strict=True):
+        start_cell = f"{start:.3f}"
+        table.add_row(f"{question.text:<14} {label}", start_cell, start_cell, f"{end:.3f}", "0.000", f"{reward:+.3f}")
     probability = 1 / (1 + math.exp(rewards[1] - rewards[0]))
-    answers = f"  it answered {before.answers[index]}, now {after.answers[index]}"
-    table.add_row(answers, "", "P = 0.500", f"P = {probability:.3f}", "", "", end_section=True)
+    said = f"  it answered {answers[0]}, now {answers[1]}"
+    table.add_row(said, "", "P = 0.500", f"P = {probability:.3f}", "", "", end_section=True)
