@@ -8,7 +8,7 @@ MAKEFLAGS += --no-builtin-rules
 
 BIN := .venv/bin
 # --no-compile: Python compiles what it imports, once; compiling all of torch ahead takes longer than the rest.
-PIP_INSTALL = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
+PIP_INSTALL = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --use-pep517
 FIND_PYTHON = for python in python3.11 python3.12 python3; do \
 	if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
 	then echo $$python; exit; fi; done; \

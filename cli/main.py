@@ -45,8 +45,7 @@ def up(
     """Run the whole service on this machine: PostgreSQL, Redis, the API and a worker. Ctrl-C stops it."""
     from cli.up import up
 
-    with clear_settings():
-        up(DataFolder(data or default_data()), port=port, cpu_slots=cpu_slots)
+    up(DataFolder(data or default_data()), port=port, cpu_slots=cpu_slots)
 
 
 @app.command()

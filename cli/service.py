@@ -16,6 +16,7 @@ from cli.data_folder import DataFolder
 from cli.parts import Part
 from cli.restarts import Watched
 from cli.servers import postgres, redis_server
+from cli.settings import clear_settings
 from control_plane.settings import Settings
 
 WATCH_SECONDS = 0.2
@@ -50,15 +51,16 @@ class Service:
         self.folder.withdraw()
         database, database_url = postgres(self.folder.path)
         broker, redis_url = redis_server(self.folder.path)
+        with clear_settings():
+            settings = Settings(
+                database_url=SecretStr(database_url),
+                redis_url=SecretStr(redis_url),
+                storage_url=self.folder.storage.as_uri(),
+                runs_dir=self.folder.runs,
+                host=self.host,
+                port=self.port,
+            )
         self._start(database, broker)
-        settings = Settings(
-            database_url=SecretStr(database_url),
-            redis_url=SecretStr(redis_url),
-            storage_url=self.folder.storage.as_uri(),
-            runs_dir=self.folder.runs,
-            host=self.host,
-            port=self.port,
-        )
         return settings if self.cpu_slots is None else settings.model_copy(update={"cpu_slots": self.cpu_slots})
 
     def start_program(self, settings: Settings) -> None:
