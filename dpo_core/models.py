@@ -83,9 +83,10 @@ def load_frozen(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
 
 def load_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # log files have no use for one
     try:
-        # sdpa: transformers picks the same by default; named, it is an error instead of a slow surprise
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True
         )
