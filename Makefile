@@ -72,6 +72,10 @@ check: lint types imports test ## What CI runs
 check-long: setup ## The tests that take longer; run before an issue is called done
 	@$(BIN)/python -m pytest -q -m long
 
+.PHONY: compose-test
+compose-test: setup ## docker-compose.yml from nothing to a checkpoint, under docker or podman; says so where neither is
+	@DPO_COMPOSE_TEST=1 $(BIN)/python -m pytest -q --log-cli-level=INFO --log-cli-format='%(asctime)s %(message)s' tests/compose
+
 .PHONY: lock
 lock: ## Write the lock anew: the newest versions that pyproject.toml allows
 	@rm -rf build/lock && mkdir -p build
