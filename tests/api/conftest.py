@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx2
 import pytest
 import uvicorn
 from openai import OpenAI
+from pydantic import SecretStr
 
 from api.main import create_app
 from control_plane import keys, projects
 from control_plane.database import Database
 from control_plane.settings import Settings
+from tests.conftest import Servers
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,8 @@ class Api:
     port: int
 
 
-@pytest.fixture
-def serve() -> Iterator[Callable[[Settings], Api]]:
+@contextmanager
+def serving() -> Iterator[Callable[[Settings], Api]]:
     """Starts the API with the given settings; every one started is stopped at the end."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
@@ -52,8 +57,46 @@ def serve() -> Iterator[Callable[[Settings], Api]]:
 
 
 @pytest.fixture
-def api(serve: Callable[[Settings], Api], settings: Settings) -> Api:
-    return serve(settings)
+def serve() -> Iterator[Callable[[Settings], Api]]:
+    """For tests that need settings of their own."""
+    with serving() as start:
+        yield start
+
+
+@pytest.fixture(scope="session")
+def shared_settings(shared_database_url: str, servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings(
+        database_url=SecretStr(shared_database_url),
+        redis_url=SecretStr(servers.redis_url),
+        storage_url=tmp_path_factory.mktemp("storage").as_uri(),
+        port=0,
+    )
+
+
+@pytest.fixture(scope="session")
+def shared_api(shared_settings: Settings) -> Iterator[Api]:
+    """One server for all: it keeps nothing between two requests, and starting one is most of a test's time."""
+    with serving() as start:
+        yield start(shared_settings)
+
+
+@pytest.fixture
+def database_url(emptied_database_url: str) -> str:
+    return emptied_database_url
+
+
+@pytest.fixture
+def settings(shared_settings: Settings, database_url: str) -> Iterator[Settings]:
+    """The shared server's; rows and objects are gone after the test."""
+    yield shared_settings
+    for folder in Path(shared_settings.storage_url.removeprefix("file://")).iterdir():
+        if not folder.name.startswith("."):
+            shutil.rmtree(folder)
+
+
+@pytest.fixture
+def api(shared_api: Api, settings: Settings) -> Api:
+    return shared_api
 
 
 @pytest.fixture

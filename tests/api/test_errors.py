@@ -93,8 +93,12 @@ def test_a_failure_hides_its_details_and_logs_them(
 ) -> None:
     with database.engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE files RENAME COLUMN filename TO secret_column")
-    with caplog.at_level(logging.ERROR, logger="api.edge"):
-        answer = http.get("/v1/files")
+    try:
+        with caplog.at_level(logging.ERROR, logger="api.edge"):
+            answer = http.get("/v1/files")
+    finally:
+        with database.engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE files RENAME COLUMN secret_column TO filename")
     error = error_of(answer, 500)
     assert (error["type"], error["code"]) == ("server_error", "internal_error")
     assert "filename" not in answer.text

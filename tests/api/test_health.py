@@ -8,6 +8,7 @@ from pydantic import SecretStr
 from control_plane.settings import Settings
 from migrations.run import downgrade
 from tests.api.conftest import Api
+from tests.conftest import Servers
 
 
 def test_ready(api: Api) -> None:
@@ -32,8 +33,12 @@ def test_without_a_database(serve: Callable[[Settings], Api], settings: Settings
     assert "nowhere" not in answer.text
 
 
-def test_an_older_schema(api: Api, database_url: str) -> None:
-    downgrade(database_url, "base")
+def test_an_older_schema(
+    serve: Callable[[Settings], Api], settings: Settings, servers: Servers, migrated_template: str
+) -> None:
+    servers.execute(f"CREATE DATABASE older TEMPLATE {migrated_template}")
+    api = serve(settings.model_copy(update={"database_url": SecretStr(servers.url_of("older"))}))
+    downgrade(servers.url_of("older"), "base")
     answer = httpx2.get(f"{api.url}/readyz")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "database_not_migrated")
     assert "dpo migrate" in answer.json()["error"]["message"]

@@ -16,7 +16,7 @@ import pytest
 from control_plane.settings import Settings
 
 MIB = 1024**2
-SIZE_MIB = 256
+SIZE_MIB = 160
 ALLOWED_MIB = 48
 """How much more than before the server may use while SIZE_MIB pass through."""
 

@@ -1,5 +1,5 @@
 """The same running API that tests/api uses."""
 
-from tests.api.conftest import api, client, make_key, secret, serve
+from tests.api.conftest import api, client, database_url, make_key, secret, settings, shared_api, shared_settings
 
-__all__ = ["api", "client", "make_key", "secret", "serve"]
+__all__ = ["api", "client", "database_url", "make_key", "secret", "settings", "shared_api", "shared_settings"]

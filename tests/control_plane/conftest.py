@@ -9,6 +9,11 @@ from tests.control_plane.rows import add_all
 
 
 @pytest.fixture
+def database_url(emptied_database_url: str) -> str:
+    return emptied_database_url
+
+
+@pytest.fixture
 def stocked(database: Database) -> Database:
     with database.transaction() as session:
         add_all(session)

@@ -56,7 +56,7 @@ def test_two_servers_that_start_together_migrate_in_turn(empty_url: str) -> None
         "-c",
         "import sys; from migrations.run import upgrade; upgrade(sys.argv[1])",
     ]
-    servers = [subprocess.Popen([*migrate, empty_url], stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    servers = [subprocess.Popen([*migrate, empty_url], stderr=subprocess.PIPE, text=True) for _ in range(2)]
     answers = [server.communicate(timeout=60)[1] for server in servers]
-    assert [server.returncode for server in servers] == [0, 0, 0], answers
+    assert [server.returncode for server in servers] == [0, 0], answers
     assert facts(empty_url)[2] == []
