@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,8 +49,6 @@ def running_service(data: Path) -> Iterator[Service]:
         ready=announcement.exists,
         # On the CPU everywhere: a model this small gains nothing from a GPU, and the numbers stay comparable.
         environment={"CUDA_VISIBLE_DEVICES": ""},
-        stop_signal=signal.SIGINT,
-        death_signal=signal.SIGINT,
         ready_seconds=120,
         stop_seconds=180,
     )
