@@ -32,7 +32,7 @@ from worker.sweep import MARK
 FINAL = ("succeeded", "failed", "cancelled")
 
 
-def poll_until(condition: Callable[[], bool], what: str, *, seconds: float = 120.0, every: float = 0.1) -> None:
+def poll_until(condition: Callable[[], bool], what: str, *, seconds: float = 200.0, every: float = 0.1) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
