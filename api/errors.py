@@ -17,6 +17,7 @@ from control_plane.errors import (
     NotFound,
     PermissionDenied,
     ServiceError,
+    StorageFull,
     TooLarge,
     Unauthenticated,
 )
@@ -28,6 +29,7 @@ STATUS: dict[type[ServiceError], HTTPStatus] = {
     NotFound: HTTPStatus.NOT_FOUND,
     Conflict: HTTPStatus.BAD_REQUEST,  # the openai client retries 409
     TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    StorageFull: HTTPStatus.INSUFFICIENT_STORAGE,
 }
 
 
@@ -46,8 +48,8 @@ def envelope(status: int, message: str, *, code: str | None, param: str | None =
     kinds = {401: "authentication_error", 403: "permission_error"}
     kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
     body = ErrorEnvelope(error=ErrorBody(message=message, type=kind, param=param, code=code))
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-    return JSONResponse(body.model_dump(), status, headers=headers)
+    extra = {401: {"WWW-Authenticate": "Bearer"}, 507: {"x-should-retry": "false"}}  # the second is the openai client's
+    return JSONResponse(body.model_dump(), status, headers=extra.get(status))
 
 
 def install(app: FastAPI) -> None:

@@ -15,7 +15,7 @@ from api.auth import Caller, CallerOf
 from api.lists import After, Item, ListOf, list_of
 from api.services import Services, ServicesOf
 from api.upload import FIELD_BYTES, Upload, receive_upload, too_large
-from control_plane import files
+from control_plane import files, removals
 from control_plane.ids import new_id
 from control_plane.storage import file_key
 from control_plane.tables import File
@@ -109,8 +109,8 @@ def read_content(file_id: str, services: ServicesOf, caller: CallerOf) -> Stream
 @router.delete("/{file_id}", summary="Delete a file that no unfinished job uses")
 def delete_file(file_id: str, services: ServicesOf, caller: CallerOf) -> FileDeleted:
     with services.database.transaction() as session:
-        storage_key = files.delete(session, caller.project_id, file_id)
-    services.storage.delete(storage_key)
+        files.delete(session, caller.project_id, file_id)
+    removals.carry_out(services.database, services.storage)
     return FileDeleted(id=file_id)
 
 

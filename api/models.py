@@ -15,7 +15,7 @@ from api.archive import Archive
 from api.auth import CallerOf
 from api.lists import Item, ListOf, list_of
 from api.services import ServicesOf
-from control_plane import models, projects
+from control_plane import models, projects, removals
 from control_plane.errors import InvalidRequest
 from control_plane.tables import Model
 
@@ -85,9 +85,8 @@ def retrieve_model(model_id: str, services: ServicesOf, caller: CallerOf) -> Mod
 @router.delete("/{model_id:path}", summary="Delete a checkpoint")
 def delete_model(model_id: str, services: ServicesOf, caller: CallerOf) -> ModelDeleted:
     with services.database.transaction() as session:
-        prefixes = models.delete(session, caller.project_id, model_id)
-    for prefix in prefixes:
-        services.storage.delete_prefix(prefix)
+        models.delete(session, caller.project_id, model_id)
+    removals.carry_out(services.database, services.storage)
     return ModelDeleted(id=model_id)
 
 

@@ -7,6 +7,7 @@ ServiceError
 ├── NotFound            404   no such thing in this project
 ├── Conflict            400   the thing is not in a state that allows this (never 409: clients retry it)
 ├── TooLarge            413   more bytes than allowed
+├── StorageFull         507   no room for the bytes (the openai client is told not to send them again)
 └── StaleFence                a worker reported with a fence that is no longer the job's; changes nothing
 """
 
@@ -55,6 +56,10 @@ class Conflict(ServiceError):
 
 class TooLarge(ServiceError):
     code = "too_large"
+
+
+class StorageFull(ServiceError):
+    code = "storage_full"
 
 
 class StaleFence(ServiceError):

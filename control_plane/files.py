@@ -7,6 +7,7 @@ from typing import Literal
 from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
+from control_plane import removals
 from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.job_states import FINAL
 from control_plane.pages import Page, paginate
@@ -89,8 +90,8 @@ def list_files(
     )
 
 
-def delete(session: Session, project_id: str, file_id: str) -> str:
-    """Removes the row and returns the storage key, whose bytes the caller removes once this is committed.
+def delete(session: Session, project_id: str, file_id: str) -> None:
+    """Removes the row and notes the removal of its bytes, which the caller carries out after the commit.
 
     Raises NotFound, and Conflict while an unfinished job uses the file.
     """
@@ -110,8 +111,7 @@ def delete(session: Session, project_id: str, file_id: str) -> str:
             code="file_in_use",
         )
     session.delete(file)
-    session.flush()
-    return file.storage_key
+    removals.note(session, file.storage_key)
 
 
 def _owned(project_id: str, file_id: str) -> Select[File]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from control_plane import events
+from control_plane import events, removals
 from control_plane.database import dpo_now
 from control_plane.errors import Conflict
 from control_plane.events import Level
-from control_plane.tables import Job, Json
+from control_plane.tables import Checkpoint, Job, Json
 
 
 class State(StrEnum):
@@ -66,6 +67,7 @@ def move(
 ) -> None:
     """Changes `job.state` and writes the event, in the caller's transaction; nothing else changes a state.
 
+    A final state takes the states to resume from with it: they are several times the size of the models.
     The caller holds the job's row lock. Conflict when the move is not in LEGAL_MOVES.
     """
     origin = State(job.state)
@@ -77,6 +79,8 @@ def move(
         job.started_at = now
     if to in FINAL:
         job.finished_at = now
+        for checkpoint in session.scalars(select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.state_kept)):
+            removals.note_state(session, checkpoint)
     events.add(session, job, code=code, message=message, level=level, data=data)
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Select, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from control_plane import projects
+from control_plane import projects, removals
 from control_plane.database import dpo_now
 from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.job_states import FINAL
@@ -62,8 +62,8 @@ def list_models(session: Session, project_id: str) -> Sequence[Model]:
     return session.scalars(_visible(project_id).order_by(Model.created_at.desc(), Model.id)).all()
 
 
-def delete(session: Session, project_id: str, model_id: str) -> list[str]:
-    """Deletes a job's checkpoint; returns the storage prefixes that the caller removes after the commit.
+def delete(session: Session, project_id: str, model_id: str) -> None:
+    """Deletes a job's checkpoint and notes the removal of its bytes, which the caller carries out after the commit.
 
     Raises NotFound, Conflict while something needs it, and InvalidRequest for a base model, which
     belongs to the operator.
@@ -75,15 +75,16 @@ def delete(session: Session, project_id: str, model_id: str) -> list[str]:
             f"`dpo models remove {model_id}`.",
             param="model",
         )
+    # A job's last checkpoint and its result are two names of the same bytes: deleted in turn, the second takes them.
+    session.execute(select(Job.id).where(Job.id == model.job_id).with_for_update())
     _refuse_if_needed(session, model)
     model.deleted_at = session.scalars(select(dpo_now())).one()
     for checkpoint in session.scalars(select(Checkpoint).where(Checkpoint.model_id == model_id)):
         session.delete(checkpoint)
     session.flush()
     shared = select(Model.id).where(Model.storage_prefix == model.storage_prefix, Model.deleted_at.is_(None))
-    if model.storage_prefix is None or session.scalars(shared).first() is not None:
-        return []  # a job's last checkpoint and its result are two names of the same bytes
-    return [model.storage_prefix]
+    if model.storage_prefix is not None and session.scalars(shared).first() is None:
+        removals.note(session, model.storage_prefix)
 
 
 def unregister_base(session: Session, model_id: str) -> Model:

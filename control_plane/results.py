@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from control_plane import attempts, events, progress
+from control_plane import attempts, events, progress, removals
 from control_plane.database import dpo_now
 from control_plane.errors import Conflict, StaleFence
 from control_plane.ids import new_id
@@ -99,6 +99,9 @@ def publish_checkpoint(session: Session, claim: Claim, manifest: Manifest, stora
         session.get_one(Attempt, (job.id, job.fence)).made_progress = True
         checkpoint = Checkpoint(id=new_id("ftckpt"), project_id=job.project_id, job_id=job.id, step=manifest.step)
         session.add(checkpoint)
+    elif checkpoint.storage_prefix != storage_prefix:
+        removals.note(session, checkpoint.storage_prefix)
+        removals.note_state(session, checkpoint)
     checkpoint.model_id = model.id
     checkpoint.fence = job.fence
     checkpoint.storage_prefix = storage_prefix
@@ -111,17 +114,12 @@ def publish_checkpoint(session: Session, claim: Claim, manifest: Manifest, stora
     return model
 
 
-def forget_states(session: Session, claim: Claim, *, keep: int) -> list[Checkpoint]:
-    """Marks the resume state of all but the newest `keep` checkpoints as gone; returns those that lost theirs.
-
-    Call it before the states are deleted: a row never promises a state that isn't there.
-    """
+def forget_states(session: Session, claim: Claim, *, keep: int) -> None:
+    """Notes the removal of the state to resume from of all but the newest `keep` checkpoints."""
     job = _held(session, claim)
     kept = select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.state_kept)
-    old = list(session.scalars(kept.order_by(Checkpoint.step.desc()).offset(keep)))
-    for checkpoint in old:
-        checkpoint.state_kept = False
-    return old
+    for checkpoint in session.scalars(kept.order_by(Checkpoint.step.desc()).offset(keep)):
+        removals.note_state(session, checkpoint)
 
 
 def finish_validation(session: Session, claim: Claim, prepared: Json) -> None:

@@ -10,6 +10,7 @@ seen it survives a power cut.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
-from control_plane.errors import InvalidRequest
+from control_plane.errors import InvalidRequest, StorageFull
 from control_plane.ids import new_id
 from dpo_core.run_directory import sync_folder
 
@@ -45,7 +46,10 @@ class Storage(Protocol):
     """Objects by key. A missing key is FileNotFoundError, a malformed one ValueError."""
 
     def writer(self, key: str) -> AbstractContextManager[BinaryIO]:
-        """A sink for one object, which appears durably when the block ends; an exception leaves nothing."""
+        """A sink for one object, which appears durably when the block ends; an exception leaves nothing.
+
+        Raises StorageFull where there is no room.
+        """
 
     def put_file(self, key: str, path: Path) -> None:
         """Stores a local file, durably; may share its bytes, so nobody may write to `path` afterwards."""
@@ -67,7 +71,7 @@ class Storage(Protocol):
         """Removes the object; a missing one is no error."""
 
     def delete_prefix(self, prefix: str) -> None:
-        """Removes every object below the folder `prefix`."""
+        """Removes the object `prefix` and every object below the folder of that name; none is no error."""
 
 
 class DirectoryStorage:
@@ -87,6 +91,13 @@ class DirectoryStorage:
                 file.flush()
                 os.fsync(file.fileno())
             self._reveal(aside, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise StorageFull(
+                "The server's storage is full, so nothing of this was kept. Delete files or checkpoints that nobody "
+                "needs, or ask the operator for more room."
+            ) from error
         finally:
             aside.unlink(missing_ok=True)
 
@@ -127,8 +138,10 @@ class DirectoryStorage:
 
     def delete_prefix(self, prefix: str) -> None:
         root = self._path(prefix)
-        if root.exists():
+        if root.is_dir():
             shutil.rmtree(root)
+        else:
+            root.unlink(missing_ok=True)
 
     def remove_abandoned(self, seconds: float = ABANDONED_SECONDS) -> int:
         """Removes what a killed process left unfinished: nothing has written to it for `seconds`."""

@@ -112,6 +112,7 @@ class Job(Created, Leased, Base):
     __table_args__ = (
         Index(None, "project_id", "id"),
         Index(None, "state", "priority", "created_at"),
+        UniqueConstraint("result_name"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -211,6 +212,14 @@ class Checkpoint(Created, Base):
     manifest: Mapped[Json]
     state_kept: Mapped[bool] = mapped_column(server_default="true")
     """Whether the resume state is still in storage; the model always is."""
+
+
+class Removal(Created, Base):
+    """Bytes in storage that no row needs any more, until they are gone: see control_plane/removals.py."""
+
+    __tablename__ = "removals"
+
+    prefix: Mapped[str] = mapped_column(primary_key=True)
 
 
 class Worker(Created, Base):

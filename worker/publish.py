@@ -8,7 +8,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from control_plane import results
+from control_plane import removals, results
 from control_plane.database import Database
 from control_plane.leases import Claim
 from control_plane.storage import Storage, checkpoint_prefix, state_prefix
@@ -91,9 +91,8 @@ class Publisher:
     def _forget_old_states(self) -> None:
         """First the rows say that the states are gone, then they go: nobody resumes from half a state."""
         with self._database.transaction() as session:
-            forgotten = results.forget_states(session, self._claim, keep=STATES_KEPT)
-        for checkpoint in forgotten:
-            self._storage.delete_prefix(state_prefix(checkpoint.job_id, checkpoint.fence, checkpoint.step))
+            results.forget_states(session, self._claim, keep=STATES_KEPT)
+        removals.carry_out(self._database, self._storage)
 
     def _remove_old_copies(self, newest: int) -> None:
         """The run directory keeps its newest checkpoint; storage has the others."""

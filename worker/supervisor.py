@@ -12,7 +12,7 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from control_plane import leases, workers
+from control_plane import leases, removals, workers
 from control_plane.database import Database
 from control_plane.hints import Hints
 from control_plane.ids import new_id
@@ -139,6 +139,7 @@ class Supervisor:
             requeued = leases.reconcile(session, max_attempts=self._settings.max_attempts)
         with self._database.transaction() as session:
             waiting = leases.waiting(session)
+        self._tools.pool.submit(removals.carry_out, self._database, self._tools.storage)
         if requeued:
             logger.warning("lost by their workers, waiting again: %s", ", ".join(requeued))
         if waiting:

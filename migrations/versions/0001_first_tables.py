@@ -16,6 +16,7 @@ def upgrade() -> None:
     op.execute("CREATE FUNCTION dpo_now() RETURNS timestamptz LANGUAGE sql VOLATILE AS 'SELECT clock_timestamp()'")
     _projects()
     _workers()
+    _removals()
     _api_keys()
     _files()
     _models()
@@ -38,6 +39,7 @@ def downgrade() -> None:
         "models",
         "files",
         "api_keys",
+        "removals",
         "workers",
         "projects",
     ):
@@ -77,6 +79,15 @@ def _workers() -> None:
         sa.Column("left_at", sa.DateTime(timezone=True)),
         _created_at(),
         sa.PrimaryKeyConstraint("id", name="pk_workers"),
+    )
+
+
+def _removals() -> None:
+    op.create_table(
+        "removals",
+        sa.Column("prefix", sa.Text(), nullable=False),
+        _created_at(),
+        sa.PrimaryKeyConstraint("prefix", name="pk_removals"),
     )
 
 
@@ -166,6 +177,7 @@ def _jobs() -> None:
         sa.Column("worker_id", sa.Text()),
         sa.ForeignKeyConstraint(["model_id"], ["models.id"], name="fk_jobs_model_id"),
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
+        sa.UniqueConstraint("result_name", name="uq_jobs_result_name"),
     )
     op.create_index("ix_jobs_project_id_id", "jobs", ["project_id", "id"])
     op.create_index("ix_jobs_state_priority_created_at", "jobs", ["state", "priority", "created_at"])

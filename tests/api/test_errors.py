@@ -10,7 +10,10 @@ from collections.abc import Callable
 import httpx2
 import pytest
 
+from api import errors
+from api.errors import STATUS
 from control_plane.database import Database
+from control_plane.errors import ServiceError, StaleFence
 from control_plane.settings import Settings
 from tests.api.conftest import Api
 
@@ -127,3 +130,15 @@ def test_the_openapi_document(http: httpx2.Client) -> None:
         if name not in document["components"]["schemas"]
     }
     assert not missing
+
+
+def test_every_refusal_has_its_status() -> None:
+    refusals = set(ServiceError.__subclasses__()) - {StaleFence}  # a worker's, never a client's
+    assert set(STATUS) == refusals
+
+
+def test_a_full_storage_is_not_asked_again() -> None:
+    """The openai client repeats every 5xx, a whole upload too, unless it is told not to."""
+    refusal = errors.envelope(507, "full", code="storage_full")
+    assert refusal.headers["x-should-retry"] == "false"
+    assert b'"server_error"' in refusal.body

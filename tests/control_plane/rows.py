@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from control_plane import jobs, leases
@@ -12,7 +12,7 @@ from control_plane.database import Database
 from control_plane.job_requests import read_request
 from control_plane.job_states import State
 from control_plane.leases import Claim
-from control_plane.tables import File, Job, Model, Project
+from control_plane.tables import File, Job, Model, Project, Removal
 
 PROJECT = "proj-1"
 FILE = "file-1"
@@ -83,6 +83,11 @@ def event_codes(database: Database, job_id: str) -> list[str]:
     with database.transaction() as session:
         page = jobs.list_events(session, PROJECT, job_id, limit=100)
         return [event.code for event in reversed(page.items)]
+
+
+def noted(session: Session) -> list[str]:
+    """What is to be removed from storage."""
+    return list(session.scalars(select(Removal.prefix).order_by(Removal.prefix)))
 
 
 def set_clock_ahead(session: Session, seconds: float) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from control_plane import jobs, leases, models, results
 from control_plane.database import Database
@@ -15,7 +17,7 @@ from control_plane.leases import Claim
 from control_plane.model_folder import ModelFacts, inspect_folder
 from dpo_core.run_directory import Manifest
 from tests.control_plane.model_folders import make_folder
-from tests.control_plane.rows import MODEL, PROJECT, add_project, job_in, started
+from tests.control_plane.rows import MODEL, PROJECT, add_project, job_in, noted, started
 from tests.makers import make_tiny_model
 
 
@@ -142,13 +144,31 @@ def test_two_names_of_the_same_bytes(stocked: Database) -> None:
     result = finished(stocked, claim)
     prefix = f"checkpoints/{claim.job_id}/{claim.fence}"
     with stocked.transaction() as session:
-        assert models.delete(session, PROJECT, f"{result}-step-1") == [f"{prefix}/step-1"]
-        assert models.delete(session, PROJECT, result) == []
-        assert models.delete(session, PROJECT, f"{result}-step-2") == [f"{prefix}/step-2"]
+        models.delete(session, PROJECT, f"{result}-step-1")
+        models.delete(session, PROJECT, result)
+        assert noted_models(session) == [f"{prefix}/step-1"]
+        models.delete(session, PROJECT, f"{result}-step-2")
+        assert noted_models(session) == [f"{prefix}/step-1", f"{prefix}/step-2"]
         assert [model.id for model in models.list_models(session, PROJECT)] == [MODEL]
         assert jobs.list_checkpoints(session, PROJECT, claim.job_id).items == []
         with pytest.raises(NotFound):
             models.delete(session, PROJECT, result)
+
+
+def noted_models(session: Session) -> list[str]:
+    return [prefix for prefix in noted(session) if prefix.startswith("checkpoints/")]
+
+
+def test_two_names_deleted_at_once(stocked: Database) -> None:
+    """Each deleter would take the other's name for a reason to keep the bytes; so the second waits for the first."""
+    result = finished(stocked, started(stocked))
+    with stocked.transaction() as second:
+        second.connection().exec_driver_sql("SET LOCAL lock_timeout = '100ms'")
+        with stocked.transaction() as first:
+            models.delete(first, PROJECT, result)
+            with pytest.raises(OperationalError, match="lock timeout"):
+                models.delete(second, PROJECT, f"{result}-step-2")
+        second.rollback()
 
 
 def test_models_in_use_stay(stocked: Database) -> None:
@@ -165,7 +185,7 @@ def test_models_in_use_stay(stocked: Database) -> None:
                 models.delete(session, PROJECT, result)
             jobs.cancel(session, PROJECT, job.id)
     with stocked.transaction() as session:
-        assert models.delete(session, PROJECT, result) == []
+        models.delete(session, PROJECT, result)
 
 
 def test_what_an_adapter_stands_on_stays(stocked: Database) -> None:

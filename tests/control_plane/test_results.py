@@ -25,6 +25,7 @@ from tests.control_plane.rows import (
     claim_one,
     create,
     event_codes,
+    noted,
     read_job,
     set_clock_ahead,
     started,
@@ -209,6 +210,7 @@ def test_a_later_attempt_publishes_the_same_step_again(stocked: Database) -> Non
         page = jobs.list_checkpoints(session, PROJECT, second.job_id)
         assert [(row.fence, row.storage_prefix) for row in page.items] == [(2, "new")]
         assert model.storage_prefix == "new"
+        assert noted(session) == ["old", f"private/{second.job_id}/1/step-3"]
         assert not session.get_one(Attempt, (second.job_id, second.fence)).made_progress
 
 
@@ -217,8 +219,12 @@ def test_only_the_newest_states_are_kept(stocked: Database) -> None:
     with stocked.transaction() as session:
         for step in (1, 2, 3):
             results.publish_checkpoint(session, claim, manifest(step), f"p{step}")
-        assert [row.step for row in results.forget_states(session, claim, keep=1)] == [2, 1]
-        assert results.forget_states(session, claim, keep=1) == []
+        results.forget_states(session, claim, keep=1)
+        page = jobs.list_checkpoints(session, PROJECT, claim.job_id)
+        assert [(row.step, row.state_kept) for row in page.items] == [(3, True), (2, False), (1, False)]
+        assert noted(session) == [f"private/{claim.job_id}/1/step-{step}" for step in (1, 2)]
+        results.fail(session, claim, Failure(kind="user", code="x", message="x"), max_attempts=3)
+        assert f"private/{claim.job_id}/1/step-3" in noted(session), "nobody resumes a job that is over"
 
 
 def test_an_adapter_names_its_full_model(stocked: Database) -> None:

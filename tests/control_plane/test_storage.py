@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.errors import InvalidRequest
+from control_plane.errors import InvalidRequest, StorageFull
 from control_plane.storage import DirectoryStorage, checkpoint_prefix, file_key, open_storage, state_prefix
 
 KEY = file_key("file-1")
@@ -112,3 +112,11 @@ def test_storage_urls(tmp_path: Path) -> None:
     for url in ("s3://bucket", "file:relative", "file://host/folder", str(tmp_path)):
         with pytest.raises(InvalidRequest, match="file:///absolute/folder"):
             open_storage(url)
+
+
+def test_a_full_disk_has_its_own_error(storage: DirectoryStorage) -> None:
+    refused = pytest.raises(StorageFull, match="nothing of this was kept")
+    with refused, storage.writer(KEY), open("/dev/full", "wb", buffering=0) as full:
+        full.write(b"x")  # the kernel's own ENOSPC
+    assert not storage.exists(KEY)
+    assert list(storage.folder.glob(".unfinished/*")) == []

@@ -1,0 +1,71 @@
+"""Bytes go after the commit that made them useless, however often a process dies in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from control_plane import removals
+from control_plane.database import Database
+from control_plane.storage import DirectoryStorage, file_key
+from tests.control_plane.rows import noted
+
+FOLDER = "checkpoints/ftjob-1/1/step-2"
+KEYS = [f"{FOLDER}/model/config.json", f"{FOLDER}/model/model.safetensors", file_key("file-1")]
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> DirectoryStorage:
+    storage = DirectoryStorage(tmp_path)
+    for key in [*KEYS, file_key("file-2")]:
+        with storage.writer(key) as sink:
+            sink.write(b"x")
+    return storage
+
+
+def test_objects_and_folders_go_and_the_rest_stays(database: Database, storage: DirectoryStorage) -> None:
+    for _ in range(2):  # noted again after it was carried out: nothing left to do, and no error
+        with database.transaction() as session:
+            for prefix in (FOLDER, file_key("file-1"), file_key("file-1")):
+                removals.note(session, prefix)
+        removals.carry_out(database, storage)
+        assert list(storage.keys("files")) == [file_key("file-2")]
+        assert list(storage.keys("checkpoints")) == []
+        with database.transaction() as session:
+            assert noted(session) == []
+
+
+def test_a_rollback_keeps_the_bytes(database: Database, storage: DirectoryStorage) -> None:
+    with pytest.raises(RuntimeError), database.transaction() as session:
+        removals.note(session, FOLDER)
+        raise RuntimeError
+    removals.carry_out(database, storage)
+    assert all(storage.exists(key) for key in KEYS)
+
+
+def test_what_another_process_removes_is_left_to_it(database: Database, storage: DirectoryStorage) -> None:
+    with database.transaction() as session:
+        removals.note(session, FOLDER)
+    with database.transaction() as other:
+        other.connection().exec_driver_sql("SELECT 1 FROM removals FOR UPDATE")
+        removals.carry_out(database, storage)
+        assert all(storage.exists(key) for key in KEYS)
+    removals.carry_out(database, storage)
+    assert list(storage.keys(FOLDER)) == []
+
+
+def test_what_storage_refuses_stays_noted(
+    database: Database, storage: DirectoryStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stubborn = storage.folder / "files" / "file-0" / "x"
+    stubborn.parent.mkdir()
+    stubborn.parent.parent.joinpath("elsewhere").symlink_to(stubborn.parent)  # rmtree refuses a link to a folder
+    with database.transaction() as session:
+        removals.note(session, "files/elsewhere")
+        removals.note(session, file_key("file-1"))
+    removals.carry_out(database, storage)
+    assert "files/elsewhere could not be removed" in caplog.text
+    assert not storage.exists(file_key("file-1"))
+    with database.transaction() as session:
+        assert noted(session) == ["files/elsewhere"]
