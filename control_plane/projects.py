@@ -15,6 +15,9 @@ from control_plane.tables import Project
 BASE = "base"
 """The namespace of base models; no project may take it."""
 
+LONGEST_NAME = 40
+"""Leaves room in a model's id (96 characters for the Hub) for what tells one job's results from another's."""
+
 # What the Hub's clients accept on either side of a model id's slash.
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 
@@ -24,6 +27,11 @@ def ensure(session: Session, name: str) -> Project:
     require_hub_name(name, "project name", "name")
     if name == BASE:
         raise InvalidRequest(f"{BASE!r} is the namespace of base models; choose another project name.", param="name")
+    if len(name) > LONGEST_NAME:
+        raise InvalidRequest(
+            f"The project name {name!r} has {len(name)} characters; its models' ids have room for {LONGEST_NAME}.",
+            param="name",
+        )
     session.execute(
         insert(Project).values(id=new_id("proj"), name=name).on_conflict_do_nothing(index_elements=["name"])
     )

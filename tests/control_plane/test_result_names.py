@@ -7,6 +7,7 @@ from huggingface_hub.utils import validate_repo_id
 from hypothesis import given
 from hypothesis import strategies as st
 
+from control_plane import projects
 from control_plane.errors import InvalidRequest
 from control_plane.ids import new_id
 from control_plane.result_names import result_name, safe
@@ -32,13 +33,15 @@ def test_a_suffix_of_which_nothing_is_left_is_refused() -> None:
 
 
 @given(
-    project=st.from_regex(r"[a-z][a-z0-9]{0,30}", fullmatch=True),
+    project=st.from_regex(rf"[a-z][a-z0-9]{{0,{projects.LONGEST_NAME - 1}}}", fullmatch=True),
     start=st.text(max_size=100),
     suffix=st.none() | st.text(min_size=1, max_size=64),
 )
 def test_the_hubs_client_accepts_any_name(project: str, start: str, suffix: str | None) -> None:
     if suffix is not None and not safe(suffix):
         return
-    name = result_name(project, f"base/{start}", suffix, new_id("ftjob"))
+    job_id = new_id("ftjob")
+    name = result_name(project, f"base/{start}", suffix, job_id)
+    assert name.startswith(f"{project}/") and name.endswith(job_id[-8:])
     validate_repo_id(name)
     validate_repo_id(f"{name}-step-1000000")
