@@ -48,10 +48,6 @@ class Settings:
             checkpoint_steps=given(training.checkpoint_steps, "checkpoint_steps"),
         )
 
-    def total_steps(self, steps_per_epoch: int, max_steps: int | None) -> int:
-        """Optimizer steps of the whole run; `max_steps` wins over `epochs`."""
-        return max_steps if max_steps is not None else self.epochs * steps_per_epoch
-
 
 def given(value: T | Auto, name: str) -> T:
     if value == "auto":

@@ -20,6 +20,7 @@ from dpo_core.errors import RunError, user_error
 from dpo_core.failures import claim, classify
 from dpo_core.models import Start, load_start
 from dpo_core.objective import LogitsOf, Objective, Preference, Supervised
+from dpo_core.plan import total_steps
 from dpo_core.records import TokenItem
 from dpo_core.run_directory import Event, Failure, RunDirectory, Status
 from dpo_core.schedule import learning_rate
@@ -105,7 +106,9 @@ class Loop:
         resumed = self.resume_point()
         items, held_out = load_splits(run)
         self.sampler = Sampler(len(items), self.settings.batch_size, run.training.seed)
-        self.total_steps = self.settings.total_steps(self.sampler.steps_per_epoch, run.training.max_steps)
+        self.total_steps = total_steps(
+            len(items), self.settings.batch_size, self.settings.epochs, run.training.max_steps
+        )
         self.recorder = Recorder(directory, world.rank == 0, self.total_steps)
         dtype = torch.bfloat16 if self.settings.bfloat16 else torch.float32
         # Another reference model is measured and freed before the policy takes the memory.

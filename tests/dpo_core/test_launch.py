@@ -70,7 +70,7 @@ def test_sigterm_stops_with_a_checkpoint_from_which_the_run_goes_on(workshop: Wo
 def test_a_killed_rank_fails_the_run_and_leaves_no_process(workshop: Workshop) -> None:
     run = workshop.make("killed", ranks=2, training=LONG)
     process = launch(run)
-    wait_for(run.complete_checkpoints, process, run)
+    wait_for(lambda: (run.status() or Status(state="starting")).step >= 5, process, run)
     everyone, recorded = family(process), run.recorded_processes()
     assert {rank.pid for rank in recorded} <= {member.pid for member in everyone}
     assert len(recorded) == 2
@@ -82,6 +82,7 @@ def test_a_killed_rank_fails_the_run_and_leaves_no_process(workshop: Workshop) -
     assert status.failure is not None
     assert (status.failure.kind, status.failure.code) == ("infrastructure", "rank_lost")
     assert status.step >= 5
+    assert run.complete_checkpoints()
 
 
 def test_ranks_die_with_a_launcher_that_is_killed(workshop: Workshop) -> None:
