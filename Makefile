@@ -12,7 +12,7 @@ PIP_INSTALL = $(BIN)/python -m pip --disable-pip-version-check install --quiet -
 FIND_PYTHON = for python in python3.11 python3.12 python3; do \
 	if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
 	then echo $$python; exit; fi; done; \
-	echo 'Python 3.11 or 3.12 is needed (Debian: apt install python3 python3-venv python3-dev)' >&2; exit 1
+	echo 'Python 3.11 or 3.12 is needed (Debian: apt install python3 python3-venv)' >&2; exit 1
 
 .PHONY: help
 help: ## List the targets
@@ -20,15 +20,11 @@ help: ## List the targets
 	do printf '  make %-12s %s\n' "$$name" "$$what"; done
 
 .PHONY: setup
-setup: .venv/.ops ## Make .venv from the lock, and compile DeepSpeed's communication op
+setup: .venv/.installed ## Make .venv from the lock
 
 .venv/.python:
 	@python=$$($(FIND_PYTHON)); \
 	echo "making .venv with $$($$python --version)"; \
-	command -v "$${CXX:-g++}" >/dev/null \
-		|| { echo 'a C++ compiler is missing: DeepSpeed compiles an op (Debian: apt install g++)' >&2; exit 1; }; \
-	test -f "$$($$python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" \
-		|| { echo "Python's headers are missing: DeepSpeed's op needs them (Debian: apt install python3-dev)" >&2; exit 1; }; \
 	$$python -c 'import ensurepip, venv' 2>/dev/null \
 		|| { echo "Python's venv module is missing (Debian: apt install python3-venv)" >&2; exit 1; }; \
 	$$python -m venv .venv
@@ -38,10 +34,6 @@ setup: .venv/.ops ## Make .venv from the lock, and compile DeepSpeed's communica
 	@echo 'installing the packages of requirements-dev.lock'
 	@$(PIP_INSTALL) -r requirements-dev.lock
 	@$(PIP_INSTALL) --no-deps --no-build-isolation -e .
-	@touch $@
-
-.venv/.ops: .venv/.installed dpo_core/build_ops.py
-	@$(BIN)/python -m dpo_core.build_ops
 	@touch $@
 
 .PHONY: demo
