@@ -85,7 +85,7 @@ def load_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # log files have no use for one
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # log files have no use for one
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True
