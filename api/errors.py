@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from http import HTTPStatus
 from typing import cast
 
@@ -9,6 +10,8 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from control_plane.errors import (
@@ -21,6 +24,8 @@ from control_plane.errors import (
     TooLarge,
     Unauthenticated,
 )
+
+logger = logging.getLogger(__name__)
 
 STATUS: dict[type[ServiceError], HTTPStatus] = {
     InvalidRequest: HTTPStatus.BAD_REQUEST,
@@ -56,6 +61,8 @@ def install(app: FastAPI) -> None:
     """Errors of the service, of FastAPI's validation and of routing all leave in the envelope."""
     for kind in STATUS:
         app.add_exception_handler(kind, _service_error)
+    for away in (OperationalError, PoolTimeout):
+        app.add_exception_handler(away, _database_away)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
 
@@ -63,6 +70,12 @@ def install(app: FastAPI) -> None:
 def _service_error(_: Request, failure: Exception) -> JSONResponse:
     error = cast(ServiceError, failure)
     return envelope(STATUS[type(error)], error.message, code=error.code, param=error.param)
+
+
+def _database_away(request: Request, failure: Exception) -> JSONResponse:
+    logger.warning("%s %s: PostgreSQL doesn't answer", request.method, request.url.path, exc_info=failure)
+    message = "PostgreSQL can't be reached; the server's log says why. Try again in a moment."
+    return envelope(503, message, code="database_unreachable")
 
 
 def _validation_error(_: Request, failure: Exception) -> JSONResponse:

@@ -31,6 +31,8 @@ def test_without_a_database(serve: Callable[[Settings], Api], settings: Settings
     answer = httpx2.get(f"{api.url}/readyz")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "database_unreachable")
     assert "nowhere" not in answer.text
+    answer = httpx2.get(f"{api.url}/v1/files", headers={"Authorization": "Bearer sk-dpo-x"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "database_unreachable")
 
 
 def test_an_older_schema(
