@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import stat
@@ -14,6 +15,7 @@ from tempfile import TemporaryDirectory
 import openai
 import pytest
 
+from cli.servers import socket_folder
 from tests.cli.running import Running, dpo, until
 from tests.makers import make_tiny_model
 
@@ -27,7 +29,9 @@ def data() -> Iterator[Path]:
     Not below pytest's own folder, for the reason that tests/conftest.py gives.
     """
     with TemporaryDirectory(prefix="dpo-test-up-") as folder:
-        yield Path(folder) / "data folder"
+        data = Path(folder) / "data folder"
+        yield data
+        shutil.rmtree(socket_folder(data), ignore_errors=True)  # elsewhere, because of the space
 
 
 @pytest.fixture
