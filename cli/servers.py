@@ -38,7 +38,7 @@ def socket_folder(data: Path) -> Path:
 def _make_socket_folder(data: Path) -> Path:
     folder = socket_folder(data)
     folder.mkdir(mode=0o711, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
+    if folder.lstat().st_uid != os.getuid():  # lstat: in a shared folder it may be somebody's link
         raise PartFailed(f"{folder} belongs to another user; remove it, or choose another data folder")
     return folder
 
