@@ -27,6 +27,8 @@ from dpo_core.spec import RunSpec, StrictModel
 FailureKind = Literal["user", "resource", "infrastructure", "divergence"]
 State = Literal["starting", "running", "stopped", "succeeded", "failed"]
 MANIFEST = "manifest.json"
+CHECKSUMS = "SHA256SUMS"
+"""Beside a published model's files: a line for each of them, as `sha256sum --check` reads it."""
 
 
 class Failure(StrictModel):
@@ -70,6 +72,11 @@ class Manifest(StrictModel):
     metrics: dict[str, float] = Field(default_factory=dict)
     trained_tokens: int = 0
     final: bool = False
+
+    def checksums(self) -> str:
+        """The text of the model folder's CHECKSUMS."""
+        files = {file.path.removeprefix("model/"): file.sha256 for file in self.files if file.path.startswith("model/")}
+        return "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
 
 
 def write_whole(path: Path, text: str) -> None:

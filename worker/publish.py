@@ -12,7 +12,8 @@ from control_plane import removals, results
 from control_plane.database import Database
 from control_plane.leases import Claim
 from control_plane.storage import Storage, checkpoint_prefix, state_prefix
-from dpo_core.run_directory import Manifest, RunDirectory
+from dpo_core.run_directory import CHECKSUMS, Manifest, RunDirectory, write_whole
+from worker.relay import Relay
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +32,20 @@ class Publisher:
     """Publishes the checkpoints of one attempt, oldest first, one at a time, on a pool."""
 
     def __init__(
-        self, database: Database, storage: Storage, pool: ThreadPoolExecutor, claim: Claim, run: RunDirectory
+        self,
+        database: Database,
+        storage: Storage,
+        pool: ThreadPoolExecutor,
+        claim: Claim,
+        run: RunDirectory,
+        relay: Relay,
     ) -> None:
         self._database = database
         self._storage = storage
         self._pool = pool
         self._claim = claim
         self._run = run
+        self._relay = relay
         self._task: Future[None] | None = None
         self._published: set[int] = set()
         self._tries = 0
@@ -60,6 +68,8 @@ class Publisher:
             self._settle(task.exception())
         waiting = [pair for pair in self._run.complete_checkpoints() if pair[1].step not in self._published]
         if waiting and time.monotonic() >= self._not_before:
+            # What was measured on the way there goes first: should we die now, the next attempt begins behind it.
+            self._relay.relay()
             self._task = self._pool.submit(self._publish, *waiting[0])
         return bool(waiting)
 
@@ -82,6 +92,8 @@ class Publisher:
         for file in manifest.files:
             prefix = public if file.path.startswith("model/") else private
             self._storage.put_file(f"{prefix}/{file.path}", folder / file.path)
+        write_whole(folder / CHECKSUMS, manifest.checksums())
+        self._storage.put_file(f"{public}/model/{CHECKSUMS}", folder / CHECKSUMS)
         with self._database.transaction() as session:
             results.publish_checkpoint(session, self._claim, manifest, public)
         self._published.add(manifest.step)
