@@ -68,7 +68,7 @@ class Attempt:
         self._tools = tools
         self._run = tools.folders.make(claim.job_id, claim.fence)
         self._relay = Relay(tools.database, claim, self._run)
-        self._publisher = Publisher(tools.database, tools.storage, tools.pool, claim, self._run)
+        self._publisher = Publisher(tools.database, tools.storage, tools.pool, claim, self._run, relay=self._relay)
         self._process: subprocess.Popen[bytes] | None = None
         self._failure: Failure | None = None
         self._holding = True
@@ -149,7 +149,11 @@ class Attempt:
     def _fetching(self) -> None:
         if not self._task.done():
             return
-        self._task.result()
+        error = self._task.exception()
+        if isinstance(error, DATABASE_AWAY):
+            self._task = self._tools.pool.submit(self._fetch)
+        if error is not None:
+            raise error
         if not self._stopping:
             command = self._tools.programs.command(self.claim.kind, self._run)
             environment = trainer_environment(os.environ, self._run, self._tools.slots.device, self._slot_ids)

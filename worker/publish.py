@@ -38,6 +38,7 @@ class Publisher:
         pool: ThreadPoolExecutor,
         claim: Claim,
         run: RunDirectory,
+        *,
         relay: Relay,
     ) -> None:
         self._database = database

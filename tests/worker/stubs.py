@@ -23,7 +23,7 @@ from control_plane.ids import new_id
 from control_plane.job_requests import read_request
 from control_plane.settings import Settings
 from control_plane.storage import DirectoryStorage, file_key, open_storage
-from control_plane.tables import Attempt, Checkpoint, Event, Job, Model
+from control_plane.tables import Attempt, Checkpoint, Event, Job, Metric, Model
 from tests import stub_trainer
 from worker.launch import Programs
 from worker.supervisor import Supervisor
@@ -103,6 +103,11 @@ class World:
         query = select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.step)
         with self.database.transaction() as session:
             return list(session.scalars(query))
+
+    def measured(self, job_id: str) -> list[int]:
+        """The steps whose metrics are in the database."""
+        with self.database.transaction() as session:
+            return list(session.scalars(select(Metric.step).where(Metric.job_id == job_id).order_by(Metric.step)))
 
     def final_weights(self, job_id: str) -> str:
         with self.database.transaction() as session:

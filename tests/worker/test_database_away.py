@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
+import psycopg
 import pytest
 from sqlalchemy import make_url
 
@@ -23,6 +24,16 @@ def away(servers: Servers, world: World) -> Iterator[None]:
     servers.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
 
+@contextmanager
+def files_locked(world: World) -> Iterator[Callable[[], bool]]:
+    """Nobody reads the table of files as long as this connection lives; yields whether somebody tries to."""
+    url = world.settings.database_url.get_secret_value().replace("+psycopg", "")
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'files'::regclass"
+    with closing(psycopg.connect(url)) as connection:
+        connection.execute("LOCK TABLE files IN ACCESS EXCLUSIVE MODE")
+        yield lambda: connection.execute(waiting).fetchone() != (0,)
+
+
 def refused(caplog: pytest.LogCaptureFixture) -> Callable[[], bool]:
     return lambda: any("PostgreSQL doesn't answer" in record.getMessage() for record in caplog.records)
 
@@ -34,6 +45,16 @@ def test_a_short_absence_costs_nothing(servers: Servers, world: World, caplog: p
         with away(servers, world):
             eventually(refused(caplog), "the worker noticed")
         world.go.touch()
+        world.reaches(job_id, "succeeded", "failed")
+    assert world.outcomes(job_id) == [("validate", "succeeded"), ("train", "succeeded")]
+
+
+def test_an_absence_while_the_inputs_are_fetched_is_waited_for(servers: Servers, world: World) -> None:
+    job_id = world.job()
+    with files_locked(world) as somebody_waits, supervisor(world.settings, stub_programs()):
+        eventually(somebody_waits, "the attempt asks for its files")
+        with away(servers, world):
+            pass
         world.reaches(job_id, "succeeded", "failed")
     assert world.outcomes(job_id) == [("validate", "succeeded"), ("train", "succeeded")]
 

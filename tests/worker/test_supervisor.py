@@ -6,10 +6,8 @@ import signal
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import select
 
 from control_plane import jobs, removals
-from control_plane.tables import Metric
 from tests.stub_trainer import chain
 from tests.worker.stubs import World, eventually, stub_programs, supervisor
 
@@ -27,11 +25,20 @@ def test_a_job_goes_from_its_file_to_published_weights(world: World) -> None:
     assert not any(checkpoint.state_kept for checkpoint in checkpoints)
     removals.carry_out(world.database, world.storage)  # what the worker's next reconciliation does
     assert [key for key in world.storage.keys(f"private/{job_id}") if "/state/" in key] == []
-    with world.database.transaction() as session:
-        steps = session.scalars(select(Metric.step).where(Metric.job_id == job_id).order_by(Metric.step)).all()
-    assert steps == list(range(7))
+    assert world.measured(job_id) == list(range(7))
     assert "stub_started" in world.codes(job_id)
     assert world.storage.exists(f"private/{job_id}/2/log.txt")
+
+
+def test_a_checkpoint_is_published_after_what_was_measured_on_the_way_there(world: World) -> None:
+    """A worker that dies right then leaves no gap: the next attempt begins behind the checkpoint."""
+    settings = world.settings.model_copy(update={"heartbeat_seconds": 9.0})
+    with supervisor(settings, stub_programs(["--hold-at=3", f"--until={world.go}"])):
+        job_id = world.job()
+        eventually(lambda: bool(world.checkpoints(job_id)), "a checkpoint is published")
+        assert world.measured(job_id)[:2] == [0, 1]
+        world.go.touch()
+        world.reaches(job_id, "succeeded", "failed")
 
 
 def test_bad_data_fails_the_job_at_once_with_its_line(world: World) -> None:
