@@ -32,17 +32,17 @@ def until(true: Callable[[], bool], what: str) -> None:
 
 
 class Running:
-    """One `dpo up --data DATA`, ready."""
+    """One `dpo up --data DATA`, ready. `environment`: variables for it and all its parts."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, cpu_slots: int = 1, **environment: str) -> None:
         self.data = data
         self.output = data.with_name(f"{data.name}-output.txt")
         with open(self.output, "w") as output:
             self.process = subprocess.Popen(
-                _argv(("up", "--data", data, "--port", 0, "--cpu-slots", 1)),
+                _argv(("up", "--data", data, "--port", 0, "--cpu-slots", cpu_slots)),
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=_clean({}),
+                env=_clean(environment),
             )
         until(self.ready_or_ended, "dpo up is ready")
         assert self.process.poll() is None, self.said()
