@@ -12,6 +12,9 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from psycopg.errors import UndefinedColumn, UndefinedFunction, UndefinedTable
+from sqlalchemy.exc import ProgrammingError
+
 from control_plane import leases, removals, workers
 from control_plane.database import Database
 from control_plane.hints import Hints
@@ -30,6 +33,8 @@ logger = logging.getLogger(__name__)
 CHILD_POLL_SECONDS = 0.1
 """How soon the end of a trainer is seen: a waitpid, nothing more."""
 RECONCILE_SECONDS = 5.0
+OTHER_SCHEMA = (UndefinedTable, UndefinedColumn, UndefinedFunction)
+"""Not migrated yet: somebody will, perhaps right now."""
 VALIDATIONS_AT_ONCE = 2
 """Validation takes no slot, but a CPU and memory."""
 POOL_THREADS = 8
@@ -101,11 +106,17 @@ class Supervisor:
         if any(attempt.over for attempt in self._attempts):
             self._attempts = [attempt for attempt in self._attempts if not attempt.over]
             self._next_look = 0.0  # there is room, and perhaps the next step of the same job
+        again = self._settings.poll_seconds
         try:
             self._look_after_the_queue(now)
         except DATABASE_AWAY as error:
-            logger.warning("PostgreSQL doesn't answer, trying again in %g s: %s", self._settings.poll_seconds, error)
-            self._next_look = self._next_reconcile = now + self._settings.poll_seconds
+            logger.warning("PostgreSQL doesn't answer, trying again in %g s: %s", again, error)
+            self._next_look = self._next_reconcile = now + again
+        except ProgrammingError as error:
+            if not isinstance(error.orig, OTHER_SCHEMA):
+                raise
+            logger.warning("The database lacks this version's schema: run `dpo migrate`. Looking again in %g s.", again)
+            self._next_look = self._next_reconcile = now + again
 
     def _wait(self) -> None:
         """Until something is due, a child may have ended, or somebody calls."""
@@ -191,6 +202,8 @@ class Supervisor:
             attempt.stop(seconds)
 
     def _say_goodbye(self) -> None:
+        if not self._registered:
+            return
         try:
             with self._database.transaction() as session:
                 workers.forget(session, self._facts.id)

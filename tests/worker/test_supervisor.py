@@ -6,8 +6,13 @@ import signal
 from dataclasses import replace
 
 import pytest
+from pydantic import SecretStr
 
 from control_plane import jobs, removals
+from control_plane.database import Database
+from control_plane.tables import Worker
+from migrations.run import upgrade
+from tests.conftest import Servers
 from tests.stub_trainer import chain
 from tests.worker.stubs import World, eventually, stub_programs, supervisor
 
@@ -39,6 +44,24 @@ def test_a_checkpoint_is_published_after_what_was_measured_on_the_way_there(worl
         assert world.measured(job_id)[:2] == [0, 1]
         world.go.touch()
         world.reaches(job_id, "succeeded", "failed")
+
+
+def test_a_database_that_is_not_migrated_yet_is_waited_for(
+    servers: Servers, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    servers.execute("CREATE DATABASE bare")
+    bare = Database(servers.url_of("bare"))
+    settings = world.settings.model_copy(update={"database_url": SecretStr(servers.url_of("bare"))})
+    with supervisor(settings, stub_programs()):
+        eventually(lambda: "run `dpo migrate`" in caplog.text, "the worker says what is missing")
+        upgrade(servers.url_of("bare"))
+        eventually(lambda: registered(bare), "it begins by itself")
+    bare.dispose()
+
+
+def registered(database: Database) -> bool:
+    with database.transaction() as session:
+        return session.query(Worker).count() == 1
 
 
 def test_bad_data_fails_the_job_at_once_with_its_line(world: World) -> None:
