@@ -17,13 +17,14 @@ logger = logging.getLogger(__name__)
 
 
 @pytest.fixture
-def compose(tmp_path: Path) -> Iterator[Compose]:
+def compose(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Compose]:
     """A project of its own with fresh secrets, its image built, nothing started; removed at the end, with its data.
 
     What its containers said stays in pytest's folder of the test, as containers.log.
     """
     if "DPO_COMPOSE_TEST" not in os.environ:
         pytest.skip("builds an image and starts containers: run it by `make compose-test`")
+    caplog.set_level(logging.WARNING, logger="httpx2")  # a line for every request that polls
     found = find_engine()
     if found is None:
         pytest.skip("no containers here: neither docker with its compose plugin nor podman with podman-compose answers")

@@ -7,7 +7,9 @@ import logging
 import subprocess
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -41,6 +43,10 @@ class Service:
         self.openai = OpenAI(base_url=f"{url}/v1", api_key=key)
         self.http = httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
 
+    def close(self) -> None:
+        self.openai.close()
+        self.http.close()
+
     def ready(self) -> bool:
         try:
             return self.http.get("/readyz").status_code == 200
@@ -51,8 +57,10 @@ class Service:
         """The steps that have a checkpoint."""
         return sorted(point.step_number for point in self.openai.fine_tuning.jobs.checkpoints.list(job_id))
 
-    def attempt(self, job_id: str) -> int:
-        return int(self.http.get(f"/v1/fine_tuning/jobs/{job_id}").json()["run"]["attempt"])
+    def run(self, job_id: str) -> dict[str, Any]:
+        """Where the job really is: state, progress, attempt."""
+        run: dict[str, Any] = self.http.get(f"/v1/fine_tuning/jobs/{job_id}").json()["run"]
+        return run
 
     def archive(self, model: str) -> dict[str, bytes]:
         answer = self.http.get(f"/v1/models/{model}/archive")
@@ -65,7 +73,9 @@ class Service:
 def up(compose: Compose, service: Service) -> None:
     """`compose up`, until the API says that it is ready and every health check passes."""
     started = time.monotonic()
-    compose("up", "--detach", seconds=600)
+    # podman-compose can't start what depends on a part that ended well (its issue 683), so nothing waits there,
+    # and every part has to cope with that.
+    compose("up", "--detach", *(["--no-deps"] if compose.engine == "podman" else []), seconds=600)
     poll_until(service.ready, "the API is ready", seconds=180)
     logger.info("ready %.1f s after `up`", time.monotonic() - started)
     for name in SERVICES:
@@ -101,8 +111,21 @@ def kill(compose: Compose, name: str) -> None:
     logger.info("%s's container was killed, and started again", name)
 
 
+def drain(compose: Compose, service: Service, job_id: str) -> None:
+    """`compose stop` leaves time for a checkpoint at the very step, wherever that is."""
+    compose("stop", "worker", seconds=240)
+    assert compose.state("worker")["ExitCode"] == 0
+    run = service.run(job_id)
+    assert run["state"] == "queued"
+    assert run["progress"]["step"] == service.steps(job_id)[-1]
+    compose("start", "worker")
+    logger.info("worker was stopped after a checkpoint at step %s, and started again", run["progress"]["step"])
+
+
 def test_from_nothing_through_deaths_to_a_checkpoint_that_stays(compose: Compose, tmp_path: Path) -> None:
-    up(compose, Service(compose, "none yet"))
+    keyless = Service(compose, "none yet")
+    up(compose, keyless)
+    keyless.close()
     key = compose("exec", "-T", "api", "dpo", "keys", "create", "test").strip()
     assert compose("exec", "-T", "api", "dpo", "models", "add", "/models/tiny").strip() == "base/tiny"
     service = Service(compose, key)
@@ -116,17 +139,18 @@ def test_from_nothing_through_deaths_to_a_checkpoint_that_stays(compose: Compose
     ).id
 
     wait_for_steps(service, job_id, 0)
-    attempt = service.attempt(job_id)
+    attempt = service.run(job_id)["attempt"]
     crash(compose, "worker")
     wait_for_steps(service, job_id, len(service.steps(job_id)))
-    assert service.attempt(job_id) == attempt + 1
     kill(compose, "worker")
+    wait_for_steps(service, job_id, len(service.steps(job_id)))
+    drain(compose, service, job_id)
     poll_until(lambda: service.openai.fine_tuning.jobs.retrieve(job_id).status in FINAL, "the job is over", seconds=600)
     job = service.openai.fine_tuning.jobs.retrieve(job_id)
     assert job.status == "succeeded", job.error
     assert job.fine_tuned_model is not None
-    assert service.attempt(job_id) == attempt + 2
-    assert service.steps(job_id) == list(range(CHECKPOINT_STEPS, STEPS + 1, CHECKPOINT_STEPS))
+    assert service.run(job_id)["attempt"] == attempt + 3
+    assert set(range(CHECKPOINT_STEPS, STEPS + 1, CHECKPOINT_STEPS)) <= set(service.steps(job_id))
     model = service.archive(job.fine_tuned_model)
     assert load(model["model.safetensors"])["model.embed_tokens.weight"].shape == (264, 64)
 
@@ -136,5 +160,11 @@ def test_from_nothing_through_deaths_to_a_checkpoint_that_stays(compose: Compose
     assert service.openai.files.content(file_id).read() == pairs.read_bytes()
     assert service.openai.fine_tuning.jobs.retrieve(job_id) == job
     assert service.archive(job.fine_tuned_model) == model
-    service.openai.close()
-    service.http.close()
+    service.close()
+
+
+def test_refuses_to_start_without_secrets(compose: Compose, tmp_path: Path) -> None:
+    (tmp_path / "empty.env").touch()
+    without = replace(compose, env_file=tmp_path / "empty.env")
+    with pytest.raises(AssertionError, match=r"run deploy/make-env first"):
+        without("up", "--detach")
