@@ -95,6 +95,14 @@ class DataFolder:
         record = Announcement(base_url, str(self.api_key_file), os.getpid())
         write_whole(self.service_file, json.dumps(asdict(record)) + "\n")
 
+    def announcement(self) -> Announcement | None:
+        """Of the service that runs here; None where none does. Raises PermissionError in another user's folder."""
+        try:
+            record = Announcement(**json.loads(self.service_file.read_bytes()))
+        except FileNotFoundError:
+            return None
+        return record if psutil.pid_exists(record.pid) else None  # a killed one could not withdraw it
+
     def withdraw(self) -> None:
         self.service_file.unlink(missing_ok=True)
 

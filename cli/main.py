@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import keys, models
+from cli import jobs, keys, models
 from cli.data_folder import DataFolder, default_data
 from cli.errors import CommandFailed
 from cli.settings import clear_settings
@@ -46,6 +46,11 @@ def up(
     from cli.up import up
 
     up(DataFolder(data or default_data()), port=port, cpu_slots=cpu_slots)
+
+
+app.command("submit")(jobs.submit)
+app.command("watch")(jobs.watch_job)
+app.command("download")(jobs.download)
 
 
 @app.command()

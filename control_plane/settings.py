@@ -10,6 +10,18 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
+class ClientSettings(BaseSettings):
+    """What commands need that speak to the service over HTTP: the openai client's own two variables."""
+
+    model_config = SettingsConfigDict(env_prefix="OPENAI_", env_ignore_empty=True, extra="ignore")
+
+    base_url: str | None = None
+    """Where the service answers, as `http://127.0.0.1:8000/v1`."""
+
+    api_key: SecretStr | None = None
+    """A key that `dpo up` or `dpo keys create` made."""
+
+
 class DatabaseSettings(BaseSettings):
     """What commands need that only talk to the database. Read as Settings is."""
 

@@ -1,0 +1,96 @@
+"""A job on the terminal: a bar that is redrawn with its numbers, or plain lines where the output is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+NAMES = {
+    "loss": "loss",
+    "token_accuracy": "token accuracy",
+    "rewards/margins": "margin",
+    "rewards/accuracies": "accuracy",
+}
+"""Metrics that are shown, and what they are called."""
+
+STYLES = {"warn": "[yellow]warning:[/] ", "error": "[red]error:[/] "}
+
+
+class JobView:
+    """What is on the screen about one job. Plain output gets a line for every tenth of the steps."""
+
+    def __init__(self, console: Console, bar: Progress) -> None:
+        self._console, self._bar = console, bar
+        self._task = bar.add_task("", total=None, numbers="")
+        self._plain = not console.is_interactive
+        self._phase = ""
+        self._tenths = 0
+
+    def waiting(self, why: str) -> None:
+        """Nothing can be counted now; `why` says what is waited for."""
+        self._bar.update(self._task, description=why, completed=0, total=None, numbers="")
+        if self._plain and why != self._phase:
+            self.line(why)
+        self._phase = why
+
+    def training(self, job: FineTuningJob, values: dict[str, float]) -> None:
+        """`values`: the newest measurement on training data."""
+        step, total = progress(job)
+        self._phase = "training"
+        numbers = describe(values, job.estimated_finish)
+        self._bar.update(self._task, description="training", completed=step, total=total, numbers=numbers)
+        tenths = 10 * step // total if total else 0
+        if self._plain and tenths != self._tenths:
+            self._tenths = tenths
+            self.line(f"step {step:>{len(str(total))}} of {total}  {numbers}")
+
+    def event(self, event: FineTuningJobEvent) -> None:
+        clock = time.strftime("%H:%M:%S", time.localtime(event.created_at))
+        self.line(f"[dim]{clock}[/] {STYLES.get(event.level, '')}{escape(event.message)}", markup=True)
+
+    def line(self, text: str, *, markup: bool = False) -> None:
+        """A line that stays, above the bar."""
+        self._console.print(text, markup=markup, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def job_view(console: Console) -> Iterator[JobView]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_interactive) as bar:
+        yield JobView(console, bar)
+
+
+def progress(job: FineTuningJob) -> tuple[int, int | None]:
+    """Steps done, and all steps once they are known."""
+    found: dict[str, Any] = (job.model_extra or {})["run"]["progress"]
+    return found["step"], found["total_steps"]
+
+
+def describe(values: dict[str, float], finish: int | None) -> str:
+    """A measurement in a few words, with the time to go. `finish`: Unix second, as the API estimates it."""
+    words = [f"{name} {values[key]:z.3f}" for key, name in NAMES.items() if key in values]
+    if finish is not None:
+        words.append(f"ETA {duration(finish - time.time())}")
+    return "  ".join(words)
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 20 s`, `5 h 12 min`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,101 @@
+"""`dpo submit`, `dpo watch`, `dpo download`: a job from a file to weights, over HTTP alone.
+
+They need OPENAI_BASE_URL and OPENAI_API_KEY, and run wherever those can be reached.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.words import command
+from dpo_core.spec import Method
+
+INTERRUPTED = 130
+"""The exit code of a program that Ctrl-C ended, by the shell's convention."""
+
+
+def given(value: str) -> str:
+    """An id that a shell variable should have held."""
+    if not value.strip():
+        raise typer.BadParameter("it is empty")
+    return value
+
+
+def submit(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSONL: prompt, chosen, rejected; or OpenAI's preference format.")
+    ],
+    *,
+    model: Annotated[str, typer.Option(callback=given, help="Where to start: an id that `dpo models list` shows.")],
+    validation: Annotated[Path | None, typer.Option(help="Pairs to measure on; default: a part of FILE.")] = None,
+    spec: Annotated[
+        Path | None, typer.Option(help="A JSON file with fields of the request, as `training`; options win over it.")
+    ] = None,
+    beta: Annotated[float | None, typer.Option(help="How strongly the model is held to where it started.")] = None,
+    method: Annotated[
+        Method | None, typer.Option(help="supervised: learn to give the answers of FILE.", show_default="dpo")
+    ] = None,
+    suffix: Annotated[str | None, typer.Option(help="A word in the new model's name.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs, or CPU slots where there is none.", show_default="1")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over FILE.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The highest rate of the schedule.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pairs per step.")] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Train an adapter instead of all weights.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on with `dpo watch`.")] = False,
+) -> None:
+    """Upload FILE and train on it; prints the job's id. What is not given is chosen by the service, with reasons."""
+    from rich.console import Console
+
+    from cli.submit import Flags
+    from cli.submit import submit as submit_files
+
+    flags = Flags(
+        model=model,
+        method=method,
+        suffix=suffix,
+        gpus=gpus,
+        beta=beta,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        lora=lora,
+    )
+    job_id = submit_files(file, validation, spec, flags, Console(stderr=True))
+    typer.echo(job_id)
+    if watch:
+        watch_job(job_id)
+    else:
+        typer.echo(f"next: {command('watch', job_id)}", err=True)
+
+
+def watch_job(
+    job: Annotated[str, typer.Argument(metavar="JOB", callback=given, help="The id that `dpo submit` printed.")],
+) -> None:
+    """Show a job's progress and events until it ends. Exit code 1 unless it succeeded; Ctrl-C leaves it running."""
+    from rich.console import Console
+
+    from cli.watch import watch
+
+    try:
+        watch(job, Console())
+    except KeyboardInterrupt:
+        typer.echo(f"\n{job} goes on without being watched; look again with `{command('watch', job)}`")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def download(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", callback=given, help="The id that `dpo watch` or `dpo models list` shows.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to put its files; a new or empty folder.")],
+) -> None:
+    """Fetch a trained model's files, and check that every byte is what was trained."""
+    from rich.console import Console
+
+    from cli.download import download as download_model
+
+    for line in download_model(model, folder, Console(stderr=True)):
+        typer.echo(line)

@@ -1,0 +1,154 @@
+"""`dpo submit`: uploads data and makes a job."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from openai import APIStatusError, OpenAI
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from cli.client import connected
+from cli.errors import CommandFailed
+from control_plane.job_requests import read_request, training_spec
+from dpo_core.spec import Method
+
+Json = dict[str, Any]
+METHODS = get_args(Method)
+
+ELSEWHERE = {"epochs": "n_epochs", "learning_rate": "learning_rate_multiplier"}
+"""What OpenAI's hyperparameters call a field of `training`, or what would contradict it."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the command line says about the job; None leaves it to the spec file, or to the service."""
+
+    model: str
+    method: Method | None = None
+    suffix: str | None = None
+    gpus: int | None = None
+    beta: float | None = None
+    epochs: int | None = None
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    lora: bool = False
+
+    def training(self) -> Json:
+        given = {
+            "beta": self.beta,
+            "epochs": self.epochs,
+            "learning_rate": self.learning_rate,
+            "batch_size": self.batch_size,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def submit(file: Path, validation: Path | None, spec: Path | None, flags: Flags, console: Console) -> str:
+    """Makes a job of the files, and returns its id. Raises CommandFailed, and leaves no file behind then."""
+    body = request_body(read_spec(spec) if spec else {}, flags)
+    paths = {"training_file": file} | ({"validation_file": validation} if validation else {})
+    for path in paths.values():
+        _require_file(path)
+    uploaded: Json = {}
+    with connected() as client:
+        client.models.retrieve(flags.model)
+        try:
+            for field, path in paths.items():
+                uploaded[field] = upload(client, path, console)
+            return _create(client, body | uploaded)
+        except APIStatusError:
+            for file_id in uploaded.values():
+                client.files.delete(file_id)
+            raise
+
+
+def _create(client: OpenAI, body: Json) -> str:
+    """OpenAI's required fields go in by name, all others as they are."""
+    own = {name: value for name, value in body.items() if name not in ("model", "training_file")}
+    job = client.fine_tuning.jobs.create(model=body["model"], training_file=body["training_file"], extra_body=own)
+    return job.id
+
+
+def upload(client: OpenAI, path: Path, console: Console) -> str:
+    """The id of the uploaded file. A bar shows how far it is."""
+    columns = (TextColumn("{task.description}"), BarColumn(24), DownloadColumn())
+    size = path.stat().st_size
+    if not console.is_interactive:
+        console.print(f"uploading {path.name} ({decimal(size)})", markup=False, highlight=False, soft_wrap=True)
+    with (
+        Progress(
+            *columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_interactive
+        ) as bar,
+        open(path, "rb") as file,
+    ):
+        task = bar.add_task(f"uploading {path.name}", total=size)
+        return client.files.create(file=(path.name, bar.wrap_file(file, task_id=task)), purpose="fine-tune").id
+
+
+def read_spec(path: Path) -> Json:
+    """The JSON object in `path`. Raises CommandFailed."""
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CommandFailed(f"can't read --spec {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise CommandFailed(f"--spec {path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise CommandFailed(f"--spec {path} holds no JSON object; it takes the fields of a job, as `training`")
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def request_body(spec: Json, flags: Flags) -> Json:
+    """The job's request: `spec` where `flags` say nothing. It is a dpo job unless one of them says otherwise.
+
+    Raises InvalidRequest for a field that does not exist, or a value that can't be.
+    """
+    placeholders = {"model": flags.model, "training_file": "-"}
+    read_request({**spec, **placeholders})  # the shapes are right from here on
+    body = {**deepcopy(spec), "model": flags.model}
+    training = body["training"] = body.get("training") or {}
+    chosen = flags.training()
+    for place in _places(body):
+        for name in chosen:
+            place.pop(ELSEWHERE.get(name, name), None)
+            place.pop(name, None)
+    training.update(chosen)
+    if flags.lora:
+        training["lora"] = training.get("lora") or {}
+    if flags.suffix is not None:
+        body["suffix"] = flags.suffix
+    if flags.gpus is not None:
+        body["resources"] = {**(body.get("resources") or {}), "gpus": flags.gpus}
+    _set_method(body, flags.method)
+    training_spec(read_request({**body, **placeholders}))
+    return body
+
+
+def _places(body: Json) -> list[Json]:
+    """Every object of the request in which a training value may stand."""
+    method = body.get("method") or {}
+    settings = [method.get(name) or {} for name in METHODS]
+    found = [body.get("training"), body.get("hyperparameters"), *(it.get("hyperparameters") for it in settings)]
+    return [place for place in found if place]
+
+
+def _set_method(body: Json, flag: Method | None) -> None:
+    if flag is not None:
+        body["training"].pop("method", None)
+        if body.get("method", {}).get("type") != flag:
+            body["method"] = {"type": flag}
+    elif "method" not in body and "method" not in body["training"]:
+        body["method"] = {"type": "dpo"}
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise CommandFailed(f"there is no file {path}")
+    if path.stat().st_size == 0:
+        raise CommandFailed(f"the file {path} is empty; it takes one row a line")

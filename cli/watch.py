@@ -1,0 +1,151 @@
+"""`dpo watch`: a job's steps, numbers and events while it runs, and its outcome."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from openai import APIConnectionError, InternalServerError, OpenAI
+from openai.types.fine_tuning import FineTuningJob
+from rich.console import Console
+
+from cli.client import connected, reason
+from cli.errors import CommandFailed
+from cli.job_view import NAMES, JobView, duration, job_view, progress
+from cli.words import command
+
+FINAL = ("succeeded", "failed", "cancelled")
+POLL_SECONDS = 0.5
+LONGEST_PAUSE = 10.0
+PATIENCE = 600.0
+"""Seconds without an answer after which a watcher gives up; the job itself doesn't need us."""
+MARGIN = 20
+"""Steps before the newest one of which measurements are asked for: they may be stored a moment later than the step."""
+
+
+def watch(job_id: str, console: Console) -> None:
+    """Follows the job to its end and prints what came out. Raises CommandFailed unless it succeeded."""
+    with connected() as client:
+        job = follow(client, job_id, console)
+        if job.status == "failed":
+            why = job.error.message if job.error else "no reason was given"
+            raise CommandFailed(f"{job.id} failed: {why}")
+        if job.status == "cancelled":
+            raise CommandFailed(f"{job.id} was cancelled; its checkpoints stay (`{command('models', 'list')}`)")
+        for line in outcome(client, job):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def follow(client: OpenAI, job_id: str, console: Console, *, events: bool = True) -> FineTuningJob:
+    """Shows the job until it is over, and returns it. `events`: also what happened to it, as lines.
+
+    A service that stops answering is waited for. Raises CommandFailed when that takes too long, and
+    OpenAIError for a job that isn't there.
+    """
+    job = client.fine_tuning.jobs.retrieve(job_id)
+    client = client.with_options(max_retries=0)  # trying again, and saying so, is done here
+    with job_view(console) as view:
+        watcher = _Watcher(client, job, view, events=events)
+        while True:
+            watcher.look()
+            if watcher.job.status in FINAL:
+                return watcher.job
+            time.sleep(POLL_SECONDS)
+
+
+class _Watcher:
+    """What has been seen of one job so far."""
+
+    def __init__(self, client: OpenAI, job: FineTuningJob, view: JobView, *, events: bool) -> None:
+        self.job = job
+        self._client, self._view, self._events = client, view, events
+        self._newest_event = ""
+        self._trained = False
+
+    def look(self) -> None:
+        """One look at the service, however long it takes to answer."""
+        silent_since, pause = time.monotonic(), POLL_SECONDS
+        while True:
+            try:
+                self._look()
+            except (APIConnectionError, InternalServerError) as error:
+                silent = time.monotonic() - silent_since
+                if silent > PATIENCE:
+                    raise CommandFailed(
+                        f"the service has not answered for {duration(silent)} ({reason(error)}); "
+                        f"once it does, go on with `{command('watch', self.job.id)}`"
+                    ) from None
+                if pause == POLL_SECONDS:
+                    self._view.line(f"the service doesn't answer ({reason(error)}); trying again")
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                if pause > POLL_SECONDS:
+                    self._view.line("the service answers again")
+                return
+
+    def _look(self) -> None:
+        job = self._client.fine_tuning.jobs.retrieve(self.job.id)
+        if self._events:
+            self._show_new_events()
+        step, _ = progress(job)
+        # A resumed run goes back to its checkpoint: what was measured beyond is not the newest any more.
+        lines = [line for line in measurements(self._client, job.id, "train", step - MARGIN) if line["step"] <= step]
+        if lines and (job.status == "running" or job.status in FINAL):
+            self._trained = True
+            self._view.training(job, lines[-1]["values"])
+        elif job.status not in FINAL:
+            self._view.waiting(self._awaited(job))
+        self.job = job
+
+    def _show_new_events(self) -> None:
+        fresh = []
+        for event in self._client.fine_tuning.jobs.list_events(self.job.id, limit=20):  # newest first
+            if event.id == self._newest_event:
+                break
+            fresh.append(event)
+        for event in reversed(fresh):
+            if event.level != "error":  # the job's end, which its `error` tells
+                self._view.event(event)
+            self._newest_event = event.id
+
+    def _awaited(self, job: FineTuningJob) -> str:
+        gpus = (job.model_extra or {})["run"]["gpus"]
+        if job.status == "validating_files":
+            return "waiting until a worker has read and checked the data"
+        if job.status == "running":
+            return "waiting for the first step: the trainer loads the model"
+        again = " to go on from the last checkpoint" if self._trained else ""
+        return f"waiting for a worker with {gpus} free {'slot' if gpus == 1 else 'slots'}{again}"
+
+
+def measurements(client: OpenAI, job_id: str, split: str, after_step: int | None = None) -> list[dict[str, Any]]:
+    """A job's measurements (`step`, `values`) by step; with `after_step`, only later ones."""
+    query: dict[str, object] = {"split": split}
+    if after_step is not None:
+        query["after_step"] = after_step
+    path = f"/fine_tuning/jobs/{job_id}/metrics"
+    found: Any = client.get(path, cast_to=object, options={"params": query})
+    lines: list[dict[str, Any]] = found["data"]
+    return lines
+
+
+def outcome(client: OpenAI, job: FineTuningJob) -> list[str]:
+    """What a succeeded job learned, what to call it, and how to fetch it."""
+    model = job.fine_tuned_model or ""
+    step, _ = progress(job)
+    lines = ["", f"{job.id} succeeded: {model}, {step} steps"]
+    # The whole history of a long run is large; its beginning is needed of the held-out part alone.
+    trained = measurements(client, job.id, "train", step - MARGIN)
+    if trained:
+        lines.append(f"  training  {_numbers(trained[-1]['values'])}")
+    held_out = measurements(client, job.id, "validation")
+    if held_out:
+        lines.append(f"  held out  {_numbers(held_out[-1]['values'], before=held_out[0]['values'])}")
+    return [*lines, "", f"next: {command('download', model, model.partition('/')[2])}"]
+
+
+def _numbers(values: dict[str, float], before: dict[str, float] | None = None) -> str:
+    shown = {name: key for key, name in NAMES.items() if key in values}
+    start = {name: f"{before[key]:z.4f} → " if before else "" for name, key in shown.items()}
+    return "   ".join(f"{name} {start[name]}{values[key]:z.4f}" for name, key in shown.items())
