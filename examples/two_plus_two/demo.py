@@ -137,9 +137,9 @@ def supervised_job(client: OpenAI, base: str, file: str, seed: int) -> FineTunin
         training_file=file,
         suffix="habit",
         seed=seed,
-        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 42, "batch_size": 128}}},
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 50, "batch_size": 128}}},
         extra_body={
-            "training": {"learning_rate": 3e-3, "adam_beta2": 0.98, "validation_fraction": 0, "checkpoint_steps": 400},
+            "training": {"learning_rate": 2e-3, "adam_beta2": 0.98, "validation_fraction": 0, "checkpoint_steps": 500},
             "resources": {"gpus": RANKS},
         },
     )
