@@ -19,7 +19,7 @@ SECONDS = 60.0
 def dpo(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs a `dpo` command to its end, with none of the caller's DPO_ variables."""
     return subprocess.run(
-        _argv(arguments), capture_output=True, text=True, timeout=SECONDS, check=False, env=_clean(environment)
+        argv(arguments), capture_output=True, text=True, timeout=SECONDS, check=False, env=clean(environment)
     )
 
 
@@ -39,10 +39,10 @@ class Running:
         self.output = data.with_name(f"{data.name}-output.txt")
         with open(self.output, "w") as output:
             self.process = subprocess.Popen(
-                _argv(("up", "--data", data, "--port", 0, "--cpu-slots", cpu_slots)),
+                argv(("up", "--data", data, "--port", 0, "--cpu-slots", cpu_slots)),
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=_clean(environment),
+                env=clean(environment),
             )
         until(self.ready_or_ended, "dpo up is ready")
         assert self.process.poll() is None, self.said()
@@ -93,9 +93,9 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-def _argv(arguments: tuple[object, ...]) -> list[str]:
+def argv(arguments: tuple[object, ...]) -> list[str]:
     return [sys.executable, "-P", "-m", "cli", *map(str, arguments)]
 
 
-def _clean(extra: dict[str, str]) -> dict[str, str]:
+def clean(extra: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("DPO_", "OPENAI_"))} | extra
