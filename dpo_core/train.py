@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dpo_core import checkpoints, reference
+from dpo_core.adapters import what_it_keeps
 from dpo_core.batches import Sampler, deal
 from dpo_core.checkpoints import Progress
 from dpo_core.dataset import load_splits
@@ -114,6 +115,8 @@ class Loop:
         # Another reference model is measured and freed before the policy takes the memory.
         frozen = self.foreign_reference([*items, *held_out], dtype) if resumed is None else None
         self.start: Start = load_start(run, dtype)
+        if resumed is None and (kept := what_it_keeps(self.start.model, run)) is not None:
+            self.recorder.event(kept.code, kept.message, warn=kept.level == "warn", **kept.data)
         self.engine = Engine(self.start.model, run.training, self.settings, world)
         self.frozen = self.freeze_reference(frozen, [*items, *held_out])
         self.training, self.validation = self.objectives(items, held_out)
