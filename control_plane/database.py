@@ -6,12 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
+from psycopg.errors import IdleInTransactionSessionTimeout
 from sqlalchemy import DateTime, Engine, create_engine
+from sqlalchemy.exc import InternalError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql.functions import GenericFunction
 
 CONNECT_SECONDS = 10
 """A host that is gone answers nothing; without a limit every caller would wait for minutes."""
+
+IDLE_SECONDS = 30
+"""How long a transaction may stand still. A frozen process would keep its row locks, and the reconciler's, for as
+long as it is frozen: nobody could take its jobs over."""
 
 
 class dpo_now(GenericFunction[datetime]):  # noqa: N801 - the name of the SQL function
@@ -30,15 +36,27 @@ class Database:
             pool_size=pool_size,
             max_overflow=20,
             pool_pre_ping=True,
-            connect_args={"connect_timeout": CONNECT_SECONDS},
+            connect_args={
+                "connect_timeout": CONNECT_SECONDS,
+                "options": f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s",
+            },
         )
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """One transaction: committed at the end, rolled back by an exception."""
-        with self._sessions() as session, session.begin():
-            yield session
+        """One transaction: committed at the end, rolled back by an exception.
+
+        Raises OperationalError where PostgreSQL is away, and where it ended the transaction because that stood still
+        for IDLE_SECONDS: for the caller the connection is lost either way.
+        """
+        try:
+            with self._sessions() as session, session.begin():
+                yield session
+        except InternalError as error:
+            if not isinstance(error.orig, IdleInTransactionSessionTimeout):
+                raise
+            raise OperationalError(error.statement, error.params, error.orig, connection_invalidated=True) from error
 
     def dispose(self) -> None:
         self.engine.dispose()

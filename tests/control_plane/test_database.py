@@ -1,0 +1,34 @@
+"""A transaction that stands still, as in a process that was frozen, holds its locks no longer than IDLE_SECONDS."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from control_plane.database import IDLE_SECONDS, Database
+
+IDLE = "idle_in_transaction_session_timeout"
+
+
+def lives(database: Database, pid: int) -> bool:
+    with database.transaction() as session:
+        found = session.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid})
+    return found == 1
+
+
+def test_a_frozen_transaction_is_ended_and_looks_like_a_lost_connection(database: Database) -> None:
+    deadline = time.monotonic() + 30
+    with pytest.raises(OperationalError, match="idle-in-transaction"), database.transaction() as frozen:
+        assert frozen.scalar(text(f"SHOW {IDLE}")) == f"{IDLE_SECONDS}s"
+        pid = frozen.scalar(text("SELECT pg_backend_pid()"))
+        assert pid is not None
+        frozen.execute(text(f"SET LOCAL {IDLE} = '50ms'"))
+        while lives(database, pid):
+            assert time.monotonic() < deadline, "PostgreSQL ends the session"
+            time.sleep(0.02)
+        frozen.execute(text("SELECT 1"))
+    with database.transaction() as session:
+        assert session.scalar(text("SELECT 1")) == 1
