@@ -18,3 +18,10 @@ def test_secrets_are_random_private_and_made_once(tmp_path: Path) -> None:
     assert again.returncode == 1
     assert "stays as it is" in again.stderr
     assert first.read_text() == before
+
+
+def test_no_password_is_no_file(tmp_path: Path) -> None:
+    script = REPOSITORY / "deploy" / "make-env"
+    without = subprocess.run(["/bin/sh", script, tmp_path / ".env"], env={"PATH": ""}, check=False, capture_output=True)
+    assert without.returncode != 0
+    assert not (tmp_path / ".env").exists()
