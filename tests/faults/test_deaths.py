@@ -259,6 +259,8 @@ def test_five_deaths_of_every_part_beside_the_ranks(embedded: Embedded, seed: in
             SPARES_THE_RANKS[name](embedded, job_id, draw)
         check(embedded, job_id)
     embedded.service.nothing_left()
+    for name in ("api", "redis", "postgres"):
+        assert embedded.running.said().count(f"{name} ended (killed by SIGKILL); started again in ") >= 5
 
 
 def next_to_train(embedded: Embedded, waiting: set[str]) -> str:
