@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from dpo_core.run_directory import RunDirectory
@@ -51,8 +52,9 @@ def start_deadman(run_directory: Path, interval: float = 1.0) -> threading.Threa
     def watch(deadline: float) -> None:
         while time.monotonic() < deadline:
             time.sleep(interval)
-            # A lease file that vanished is a lease that nobody renews: the last deadline stands.
-            deadline = directory.lease_deadline() or deadline
+            # A lease that vanished or can't be read is one that nobody renews: the last deadline stands.
+            with suppress(OSError, ValueError):
+                deadline = directory.lease_deadline() or deadline
         os.kill(os.getpid(), signal.SIGKILL)
 
     thread = threading.Thread(target=watch, args=(deadline,), name="deadman", daemon=True)

@@ -46,6 +46,12 @@ class RunFolders:
 
     def remove(self, run: RunDirectory) -> None:
         """Removes a directory that this process holds, and the job's own folder with the last of them."""
+        # What may take long goes before the lock is taken: with it no worker of this host could make a folder.
+        for path in run.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
         with self._changing():
             shutil.rmtree(run.path)
             os.close(self._locks.pop(run.path))

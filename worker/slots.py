@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import subprocess
 from collections.abc import Mapping
 
 from dpo_core.spec import Device
+
+logger = logging.getLogger(__name__)
 
 
 class Slots:
@@ -34,10 +37,15 @@ def find_slots(cpu_slots: int, environment: Mapping[str, str]) -> Slots:
     """The GPUs that `nvidia-smi` lists, narrowed by CUDA_VISIBLE_DEVICES; without any, `cpu_slots` CPU processes."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     wanted = None if visible is None else {name.strip() for name in visible.split(",")}
-    gpus = [uuid for index, uuid in _gpus() if wanted is None or wanted & {index, uuid}]
+    gpus = [uuid for index, uuid in _gpus() if wanted is None or any(_names(name, index, uuid) for name in wanted)]
     if gpus:
         return Slots("cuda", gpus)
     return Slots("cpu", [str(number) for number in range(cpu_slots)])
+
+
+def _names(name: str, index: str, uuid: str) -> bool:
+    """CUDA takes an index, or as much of the UUID as tells the GPU from the others."""
+    return name == index or (name.startswith("GPU-") and uuid.startswith(name))
 
 
 def _gpus() -> list[tuple[str, str]]:
@@ -52,6 +60,8 @@ def _gpus() -> list[tuple[str, str]]:
         check=False,
     )
     if listing.returncode != 0:
+        said = (listing.stdout + listing.stderr).strip()
+        logger.warning("nvidia-smi fails, so there is no GPU to train on. It says: %s", said)
         return []
     rows = (line.split(",") for line in listing.stdout.splitlines() if line.strip())
     return [(index.strip(), uuid.strip()) for index, uuid in rows]

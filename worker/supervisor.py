@@ -10,7 +10,7 @@ import os
 import queue
 import socket
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from psycopg.errors import UndefinedColumn, UndefinedFunction, UndefinedTable
 from sqlalchemy.exc import ProgrammingError
@@ -65,6 +65,7 @@ class Supervisor:
             slots=self._tools.slots.total,
         )
         self._attempts: list[Attempt] = []
+        self._removals: Future[None] | None = None
         # SimpleQueue.put is reentrant: a signal handler may interrupt the very thread that waits.
         self._waker: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stops_asked = 0
@@ -150,11 +151,20 @@ class Supervisor:
             requeued = leases.reconcile(session, max_attempts=self._settings.max_attempts)
         with self._database.transaction() as session:
             waiting = leases.waiting(session)
-        self._tools.pool.submit(removals.carry_out, self._database, self._tools.storage)
+        self._carry_out_removals()
         if requeued:
             logger.warning("lost by their workers, waiting again: %s", ", ".join(requeued))
         if waiting:
             self._hints.send()
+
+    def _carry_out_removals(self) -> None:
+        """On the pool, one round at a time: a slow storage must not fill the pool that publishes checkpoints."""
+        if self._removals is not None:
+            if not self._removals.done():
+                return
+            if error := self._removals.exception():
+                logger.warning("removals from storage failed, trying again: %s", error)
+        self._removals = self._tools.pool.submit(removals.carry_out, self._database, self._tools.storage)
 
     def _claim_one(self) -> bool:
         """Takes one more job, if one fits."""

@@ -65,5 +65,10 @@ def test_the_deadman_strikes_when_the_lease_runs_out(tmp_path: Path) -> None:
     directory.lease_file.unlink()
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.3)
+    # nor is one that can't be read: the watch goes on
+    directory.lease_file.mkdir()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    directory.lease_file.rmdir()
     directory.renew_lease(-1)
     assert process.wait(60) == -signal.SIGKILL

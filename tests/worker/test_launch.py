@@ -100,8 +100,15 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("nvidia_smi")
 @pytest.mark.parametrize(
     ("visible", "device", "total"),
-    [(None, "cuda", 2), ("1", "cuda", 1), ("GPU-aaaa,1", "cuda", 2), ("", "cpu", 3)],
+    [(None, "cuda", 2), ("1", "cuda", 1), ("GPU-aaaa,1", "cuda", 2), ("GPU-b", "cuda", 1), ("", "cpu", 3)],
 )
 def test_gpus_are_those_that_the_operator_left_visible(visible: str | None, device: str, total: int) -> None:
     slots = find_slots(3, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
     assert (slots.device, slots.total) == (device, total)
+
+
+@pytest.mark.usefixtures("nvidia_smi")
+def test_a_driver_that_fails_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho 'Driver/library version mismatch'\nexit 18\n")
+    assert find_slots(1, {}).device == "cpu"
+    assert "Driver/library version mismatch" in caplog.text
