@@ -146,17 +146,25 @@ def measure(logits_of: LogitsOf, tokens: Tensor, mask: Tensor, first: int) -> tu
     return sequence_log_probabilities(logits, targets, counted), correct
 
 
-def score(logits_of: LogitsOf, rows: Sequence[Row], micro_batch_size: int, world: World) -> Tensor:
+def score(
+    logits_of: LogitsOf,
+    rows: Sequence[Row],
+    micro_batch_size: int,
+    world: World,
+    measured: Callable[[float], None] = lambda _: None,
+) -> Tensor:
     """`measure` for many rows [S], shared by all ranks: [2, S] float64 on the CPU, the same on every rank.
 
-    Every rank runs the same number of forward passes, which ZeRO-3 needs.
+    Every rank runs the same number of forward passes, which ZeRO-3 needs. `measured` is told the share that
+    is done, after each.
     """
     scores = torch.zeros(2, len(rows), dtype=torch.float64, device=world.device)
     shares = deal([len(row.tokens) for row in rows], micro_batch_size, world.size, world.rank)
     with torch.no_grad():
-        for share in shares:
+        for place, share in enumerate(shares, start=1):
             padded = pad([rows[index] for index in share.indices], world.device)
             values = torch.stack(measure(logits_of, padded.tokens, padded.mask, padded.first))
             counted = len(share.indices) - share.fillers
             scores[:, share.indices[:counted]] = values[:, :counted]
+            measured(place / len(shares))
     return world.sum(scores)

@@ -7,7 +7,7 @@ would give the base instead, which is another model.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -26,11 +26,20 @@ from dpo_core.spec import RunSpec
 FILE_NAME = "reference.safetensors"
 
 
-def log_probabilities(logits_of: LogitsOf, items: Sequence[TokenItem], micro_batch_size: int, world: World) -> Tensor:
-    """[2, N] float64 on the CPU: row 0 chosen, row 1 rejected. All ranks call it and share the work."""
+def log_probabilities(
+    logits_of: LogitsOf,
+    items: Sequence[TokenItem],
+    micro_batch_size: int,
+    world: World,
+    measured: Callable[[float], None] = lambda _: None,
+) -> Tensor:
+    """[2, N] float64 on the CPU: row 0 chosen, row 1 rejected. All ranks call it and share the work.
+
+    `measured` is told the share that is done, after every forward pass.
+    """
     pairs = [rows_of(item) for item in items]
     rows = [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
-    return score(logits_of, rows, 2 * micro_batch_size, world)[0].view(2, -1)
+    return score(logits_of, rows, 2 * micro_batch_size, world, measured)[0].view(2, -1)
 
 
 def other_model(run: RunSpec, dtype: torch.dtype, device: torch.device) -> LogitsOf:

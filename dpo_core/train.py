@@ -31,6 +31,9 @@ from dpo_core.spec import RunSpec
 STATUS_INTERVAL = 0.5
 """Seconds between two writes of status.json while training: each is an fsync."""
 
+REFERENCE_INTERVAL = 10.0
+"""Seconds between two events that say how far the reference is."""
+
 
 def train(run: RunSpec, directory: RunDirectory, stop: Callable[[], bool] = lambda: False) -> Status:
     """Trains as `run` says and writes results into `directory`; returns the final status.
@@ -113,12 +116,12 @@ class Loop:
         self.recorder = Recorder(directory, world.rank == 0, self.total_steps)
         dtype = torch.bfloat16 if self.settings.bfloat16 else torch.float32
         # Another reference model is measured and freed before the policy takes the memory.
-        frozen = self.foreign_reference([*items, *held_out], dtype) if resumed is None else None
+        frozen = self.foreign_reference([items, held_out], dtype) if resumed is None else None
         self.start: Start = load_start(run, dtype)
         if resumed is None and (kept := what_it_keeps(self.start.model, run)) is not None:
             self.recorder.event(kept.code, kept.message, warn=kept.level == "warn", **kept.data)
         self.engine = Engine(self.start.model, run.training, self.settings, world)
-        self.frozen = self.freeze_reference(frozen, [*items, *held_out])
+        self.frozen = self.freeze_reference(frozen, [items, held_out])
         self.training, self.validation = self.objectives(items, held_out)
         self.step, self.trained_tokens = 0, 0
         # Here and not earlier: loading a model draws numbers too, and how many is not ours to say.
@@ -135,35 +138,50 @@ class Loop:
             return None
         return checkpoints.read_progress(self.run.resume_from, self.world.size, self.settings.zero_stage)
 
-    def foreign_reference(self, items: list[TokenItem], dtype: torch.dtype) -> Tensor | None:
+    def foreign_reference(self, splits: list[list[TokenItem]], dtype: torch.dtype) -> Tensor | None:
         training = self.run.training
         if training.method != "dpo" or training.reference == "start":
             return None
         logits_of = reference.other_model(self.run, dtype, self.world.device)
-        return self.measure_reference(logits_of, items)
+        return self.measure_reference(logits_of, splits)
 
-    def freeze_reference(self, values: Tensor | None, items: list[TokenItem]) -> Tensor | None:
+    def freeze_reference(self, values: Tensor | None, splits: list[list[TokenItem]]) -> Tensor | None:
         """The reference of every training and validation pair, [2, N]: frozen earlier, given, or the policy's own."""
         if self.run.training.method != "dpo":
             return None
         if self.run.resume_from is not None:
-            values = reference.load(self.run.resume_from / "state" / reference.FILE_NAME, len(items))
+            values = reference.load(self.run.resume_from / "state" / reference.FILE_NAME, sum(map(len, splits)))
         elif values is None:
             self.engine.eval()
-            values = self.measure_reference(self.engine.logits, items)
+            values = self.measure_reference(self.engine.logits, splits)
         if self.world.rank == 0:
             reference.save(self.directory.path / reference.FILE_NAME, values)
         return values
 
-    def measure_reference(self, logits_of: LogitsOf, items: list[TokenItem]) -> Tensor:
-        started = time.monotonic()
-        values = reference.log_probabilities(logits_of, items, self.settings.micro_batch_size, self.world)
+    def measure_reference(self, logits_of: LogitsOf, splits: list[list[TokenItem]]) -> Tensor:
+        """[2, N] over all splits, each measured by itself, as evaluation does it: the same batches, the same bits."""
+        started = said = time.monotonic()
+        pairs, done = sum(map(len, splits)), 0
+        self.recorder.event("reference_started", f"Measuring the reference of {pairs} pairs.", pairs=pairs)
+
+        def measured(share: float) -> None:
+            nonlocal said
+            if time.monotonic() - said >= REFERENCE_INTERVAL:
+                said = time.monotonic()
+                self.recorder.event(
+                    "reference_progress", f"Reference: {done + share * len(items):.0f} of {pairs} pairs."
+                )
+
+        parts = []
+        for items in filter(None, splits):
+            micro_batch_size = self.settings.micro_batch_size
+            parts.append(reference.log_probabilities(logits_of, items, micro_batch_size, self.world, measured))
+            done += len(items)
+        values = torch.cat(parts, dim=1)
         if not bool(values.isfinite().all()):
             raise diverged("The reference's log-probabilities are not finite. Check its weights and precision.")
         seconds = time.monotonic() - started
-        self.recorder.event(
-            "reference_computed", f"Reference of {len(items)} pairs in {seconds:.1f} s.", pairs=len(items)
-        )
+        self.recorder.event("reference_computed", f"Reference of {pairs} pairs in {seconds:.1f} s.", pairs=pairs)
         return values
 
     def objectives(self, items: list[TokenItem], held_out: list[TokenItem]) -> tuple[Objective, Objective | None]:

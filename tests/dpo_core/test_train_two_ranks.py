@@ -69,6 +69,17 @@ def test_step_zero_is_ln_2(runs: dict[str, RunDirectory]) -> None:
         assert '"step_zero_check"' in runs[f"full-{stage}"].events_file.read_text()
 
 
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_before_the_first_update_every_held_out_pair_is_a_tie(
+    runs: dict[str, RunDirectory], kind: str, stage: int
+) -> None:
+    """Exactly, not nearly: the reference of a split is measured in the batches that evaluation uses."""
+    first = lines(runs[f"{kind}-{stage}"], "validation")[0]
+    assert first["rewards/margins"] == 0.0
+    assert first["rewards/accuracies"] == 0.5
+
+
 def test_every_checkpoint_loads_without_us(runs: dict[str, RunDirectory], tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
