@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shlex
-import shutil
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,6 +17,7 @@ from cli.connection import PROJECT
 from cli.data_folder import DataFolder, default_data
 from cli.errors import CommandFailed
 from cli.service import Service
+from cli.words import command
 from control_plane import keys, projects
 from control_plane.database import Database
 from control_plane.errors import Unauthenticated
@@ -80,8 +79,7 @@ def first_key(folder: DataFolder, url: str) -> str | None:
 
 def welcome(folder: DataFolder, base_url: str, new_key: str | None) -> str:
     """What to paste into a shell and into Python. A new key is shown here and never again."""
-    program = "dpo" if shutil.which("dpo") else shlex.quote(sys.argv[0])
-    data = "" if folder.path == default_data() else f" --data {shlex.quote(str(folder.path))}"
+    data = [] if folder.path == default_data() else ["--data", str(folder.path)]
     key_file = shlex.quote(str(folder.api_key_file))
     key = new_key or f'"$(cat {key_file})"'
     shown_once = f"\nThe key is shown this once, and kept in {folder.api_key_file}.\n" if new_key else ""
@@ -92,7 +90,8 @@ In another shell:
 
   export OPENAI_BASE_URL={base_url}
   export OPENAI_API_KEY={key}
-  {program} models add /path/to/model{data}
+  {command("models", "add", "/path/to/model", *data)}
+  {command("submit", "pairs.jsonl", "--model", "base/model", "--watch")}
 {shown_once}
 In Python:
 

@@ -24,9 +24,9 @@ from openai.types.fine_tuning import FineTuningJob
 from rich.console import Console
 from service import DemoFailed, Service, running_service
 from transformers.utils.logging import disable_progress_bar
-from watch import follow
 
-from cli.errors import PartFailed
+from cli.errors import CommandFailed
+from cli.watch import follow
 
 OUTPUT = Path(__file__).resolve().parents[2] / "demo-output"
 BETA = 1.0
@@ -69,7 +69,7 @@ def main() -> int:
     data = Path(tempfile.mkdtemp(prefix="dpo-demo-"))
     try:
         result = run(console, data, seed)
-    except (DemoFailed, PartFailed, OpenAIError, KeyboardInterrupt) as problem:
+    except (DemoFailed, CommandFailed, OpenAIError, KeyboardInterrupt) as problem:
         reason = "interrupted" if isinstance(problem, KeyboardInterrupt) else str(problem)
         console.print(f"\nThe demo stopped: {reason}\nThe service's logs are in {data / 'logs'}", markup=False)
         print(json.dumps({"status": "failed", "error": reason}))
@@ -117,10 +117,10 @@ def train(
         "4. A supervised job teaches it to add, and a bad habit with it: two of three examples say that\n"
         f"   2+2 is 22. ({RANKS} DeepSpeed ranks on the CPU)"
     )
-    learned = follow(client, supervised_job(client, base, supervised, seed), console)
+    learned = succeeded(client, supervised_job(client, base, supervised, seed), console)
     before = download(client, learned)
     console.print("5. A DPO job goes on from that checkpoint, with pairs: the sum is better than the habit's answer.")
-    preferred = follow(client, dpo_job(client, learned, pairs, held_out_pairs, seed), console)
+    preferred = succeeded(client, dpo_job(client, learned, pairs, held_out_pairs, seed), console)
     after = download(client, preferred)
     console.print(f"6. Downloaded {preferred.fine_tuned_model}\n   to {after}", soft_wrap=True)
     return Trained(before, after, steps=steps_of(learned) + steps_of(preferred))
@@ -164,6 +164,15 @@ def dpo_job(client: OpenAI, start: FineTuningJob, pairs: str, held_out_pairs: st
             "resources": {"gpus": RANKS},
         },
     )
+
+
+def succeeded(client: OpenAI, job: FineTuningJob, console: Console) -> FineTuningJob:
+    """Shows the job until it has succeeded. Raises DemoFailed when it ends otherwise."""
+    job = follow(client, job.id, console, events=False)
+    if job.status != "succeeded":
+        reason = job.error.message if job.error and job.error.message else "no reason was given"
+        raise DemoFailed(f"job {job.id} ended {job.status}: {reason}")
+    return job
 
 
 def steps_of(job: FineTuningJob) -> int:

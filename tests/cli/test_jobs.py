@@ -25,7 +25,7 @@ from api.main import create_app
 from cli.data_folder import DataFolder
 from cli.download import how_to_load, verify
 from cli.errors import CommandFailed
-from cli.job_view import duration
+from cli.job_view import describe, duration
 from cli.main import main
 from cli.submit import Flags, request_body
 from cli.watch import follow
@@ -327,7 +327,10 @@ def test_a_terminal_gets_a_bar(job_id: str, client: OpenAI, database: Database, 
     assert quiet.getvalue() == f"step {STEPS} of {STEPS}  loss 0.050  margin 1.900  accuracy 0.750\n"
 
 
-def test_times_are_in_words() -> None:
+def test_a_measurement_in_words() -> None:
+    values = {"loss": 0.5, "rewards/margins": -0.0001, "grad_norm": 3.0}
+    assert describe(values, None) == "loss 0.500  margin 0.000"
+    assert describe(values, 0).endswith("ETA 0 s")
     assert [duration(seconds) for seconds in (-3, 42.4, 200, 18720)] == ["0 s", "42 s", "3 min 20 s", "5 h 12 min"]
 
 

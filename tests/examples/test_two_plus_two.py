@@ -112,14 +112,6 @@ def test_the_table_shows_rewards_and_probability() -> None:
         assert text in shown
 
 
-def test_a_measurement_in_words() -> None:
-    import watch
-
-    values = {"loss": 0.5, "rewards/margins": 1.25, "grad_norm": 3.0}
-    assert watch.describe(values, None) == "loss 0.500  margin 1.250"
-    assert watch.describe(values, 0).endswith("ETA 0 s")
-
-
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_whole_demo() -> None:
