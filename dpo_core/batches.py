@@ -16,7 +16,7 @@ from dpo_core.records import TokenItem, TokenPair
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One sequence; its first `prompt` tokens carry no loss."""
+    """One sequence; its first `prompt` tokens, at least one, carry no loss."""
 
     tokens: list[int]
     prompt: int
@@ -111,7 +111,4 @@ def pad(rows: Sequence[Row], device: torch.device) -> Padded:
     for index, row in enumerate(rows):
         tokens[index, : len(row.tokens)] = torch.tensor(row.tokens, dtype=torch.int64)
         mask[index, row.prompt : len(row.tokens)] = True
-    # The first token of all has nothing before it that could predict it.
-    mask[:, 0] = False
-    first = max(1, min(row.prompt for row in rows))
-    return Padded(tokens.to(device), mask.to(device), first)
+    return Padded(tokens.to(device), mask.to(device), min(row.prompt for row in rows))

@@ -106,8 +106,10 @@ class Renderer:
             self._note("doubled_bos", line)
         if cut < len(opening) and self.template is not None:
             self._note("generation_prompt_differs", line)
+        # The first token of all carries no loss, whatever it is: nothing stands before it that could predict it.
+        cut = max(cut, 1)
         tokens = self._end_answer(line, tokens, cut)
-        if cut == len(tokens):
+        if cut >= len(tokens):
             raise TemplateRefusal("its answer has no tokens once it is rendered")
         return tokens, cut
 

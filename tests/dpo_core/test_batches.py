@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,11 +45,4 @@ def test_padding() -> None:
     padded = pad([Row([5, 6, 7, 8], 3), Row([5, 6], 1)], torch.device("cpu"))
     assert padded.tokens.tolist() == [[5, 6, 7, 8], [5, 6, 0, 0]]
     assert padded.mask.tolist() == [[False, False, False, True], [False, True, False, False]]
-    assert padded.first == 1
-
-
-@pytest.mark.parametrize("prompt", [0, 1])
-def test_the_first_token_never_carries_loss(prompt: int) -> None:
-    padded = pad([Row([5, 6, 7], prompt)], torch.device("cpu"))
-    assert padded.mask.tolist() == [[False, True, True]]
     assert padded.first == 1

@@ -41,7 +41,7 @@ def test_problems_are_kept_beside_the_items(folder: Path, tmp_path: Path) -> Non
 
 def test_a_row_that_the_template_refuses_is_a_problem(folder: Path, tmp_path: Path) -> None:
     template = "{% if messages[0].content == 'r' %}{{ raise_exception('no r') }}{% endif %}{{ messages[-1].content }}"
-    rows = [{"prompt": prompt, "chosen": "a", "rejected": "b"} for prompt in "qr"]
+    rows = [{"prompt": prompt, "chosen": "a b", "rejected": "c d"} for prompt in "qr"]
     data = load(write_rows(tmp_path / "f.jsonl", rows), "dpo", Renderer(folder, template), None)
     (problem,) = data.problems.findings()
     assert (problem.lines, problem.code) == ([2], "not_rendered")

@@ -273,3 +273,12 @@ def test_template_features_equal_those_of_transformers(folder: Path) -> None:
         as_dicts(turns), chat_template=FEATURES, add_generation_prompt=True, return_dict=False, flag=True
     )
     assert Renderer(folder, FEATURES, {"flag": True}).prompt(turns) == theirs
+
+
+def test_the_first_token_of_all_carries_no_loss(folder: Path) -> None:
+    """Nothing stands before it that could predict it, even where prompt and answer melt into one token."""
+    template = "{{ messages[-1].content }}"
+    item = Renderer(folder, template).example(Example(1, "q", "a b"))
+    assert item.prompt == 1
+    with pytest.raises(TemplateRefusal, match="no tokens"):
+        Renderer(folder, template).example(Example(1, "q", "a"))
