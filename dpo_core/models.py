@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpo_core.errors import user_error
+from dpo_core.model_folder import read_json
 from dpo_core.spec import LoraSpec, ModelSource, RunSpec
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ COPIED = (
     "chat_template.json",
 )
 """Files of the start that its checkpoints carry on unchanged."""
+NAMED_TEMPLATES = "additional_chat_templates"
+"""A folder of templates beside the default one, such as `tool_use`; carried on too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +85,17 @@ def load_frozen(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def load_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model in `folder`, with its own dropout off, as in the code of DPO's authors.
+
+    With it on, policy and reference would differ before the first update.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # type: ignore[no-untyped-call]  # log files have no use for one
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, **dict.fromkeys(dropouts(folder), 0.0)
         )
     except (OSError, ValueError, KeyError) as error:
         raise user_error(
@@ -98,6 +105,13 @@ def load_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             param="model",
         ) from error
     return model
+
+
+def dropouts(folder: Path) -> dict[str, float]:
+    """The rates of dropout that the folder's config.json names: `attention_dropout`, `resid_pdrop` and the like."""
+    return {
+        name: rate for name, rate in read_json(folder / "config.json").items() if "drop" in name and type(rate) is float
+    }
 
 
 def merged(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
@@ -167,22 +181,33 @@ def save_model(start: Start, weights: dict[str, Tensor], run: RunSpec, folder: P
 
     Tokenizer, chat template and generation config are the start's own files.
     """
+    if start.kind == "full":
+        weights = weights | persistent_buffers(start.model)
     start.model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
     if start.kind == "adapter":
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
         rewrite_json(folder / ADAPTER_CONFIG, base_model_name_or_path=start.base_id)
     else:
-        # The model in training may be of a wider type than the weights that are written.
-        rewrite_json(folder / "config.json", dtype=str(next(iter(weights.values())).dtype).removeprefix("torch."))
+        # The model in training may be of a wider type than the weights that are written, and has no dropout.
+        dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+        rewrite_json(folder / "config.json", dtype=dtype, **dropouts(run.model.base_path or run.model.path))
     for source in filter(None, (run.model.base_path, run.model.path)):
         for name in COPIED:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
+        if (source / NAMED_TEMPLATES).is_dir():
+            shutil.copytree(source / NAMED_TEMPLATES, folder / NAMED_TEMPLATES, dirs_exist_ok=True)
     if run.training.chat_template is not None:
         (folder / "chat_template.jinja").write_text(run.training.chat_template, encoding="utf-8")
 
 
-def rewrite_json(path: Path, **changes: str) -> None:
+def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """What no gradient reaches but belongs to the weights all the same, such as the bias of a router of experts."""
+    stored = model.state_dict().keys()
+    return {name: buffer.detach().cpu() for name, buffer in model.named_buffers() if name in stored}
+
+
+def rewrite_json(path: Path, **changes: str | float) -> None:
     """Changes fields, and sorts keys and lists of names: peft writes a set in the order of its hashes."""
     record = json.loads(path.read_text(encoding="utf-8")) | changes
     if isinstance(record.get("target_modules"), list):

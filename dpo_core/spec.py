@@ -32,7 +32,8 @@ class LoraSpec(StrictModel):
     """The update is scaled by alpha / rank."""
 
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout on the adapter's input; 0 keeps policy and reference equal at step 0."""
+    """Dropout on the adapter's input, the only one there is: a model's own is off. 0 keeps policy and reference
+    equal at step 0."""
 
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """Module names that get an adapter; `all-linear` is every linear layer but the head."""
