@@ -16,6 +16,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -104,6 +105,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def started(pid: int) -> int:
+    """Clock ticks between the host's boot and the start of process `pid` (field 22 of /proc/PID/stat, proc(5)).
+
+    psutil's create_time counts from a boot time that moves when the host's clock is set.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+    return int(after_name.split()[19])
+
+
 class RunDirectory:
     """Paths and records of one attempt's folder, for both sides."""
 
@@ -141,12 +154,9 @@ class RunDirectory:
         alive = []
         for file in self.processes.glob("*.json"):
             record = json.loads(file.read_bytes())
-            try:
-                process = psutil.Process(record["pid"])
-                if abs(process.create_time() - record["started"]) < 0.05:
-                    alive.append(process)
-            except psutil.NoSuchProcess:
-                continue
+            with suppress(psutil.NoSuchProcess, OSError):
+                if started(record["pid"]) == record["started"]:
+                    alive.append(psutil.Process(record["pid"]))
         return alive
 
     def complete_checkpoints(self) -> list[tuple[Path, Manifest]]:
@@ -169,7 +179,7 @@ class RunDirectory:
             return None
 
     def record_process(self, name: str) -> None:
-        record = {"pid": os.getpid(), "started": psutil.Process().create_time()}
+        record = {"pid": os.getpid(), "started": started(os.getpid())}
         write_whole(self.processes / f"{name}.json", json.dumps(record))
 
     def write_status(self, status: Status) -> None:

@@ -48,7 +48,7 @@ class RunFolders:
         """Removes a directory that this process holds, and the job's own folder with the last of them."""
         # What may take long goes before the lock is taken: with it no worker of this host could make a folder.
         for path in run.path.iterdir():
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path.name != LOCK:
                 path.unlink()
