@@ -98,7 +98,7 @@ def resolve(spec: TrainingSpec, facts: Facts) -> Resolution:
             "learning_rate", spec.learning_rate, (automatic_rate * spec.learning_rate_multiplier, reason)
         ),
         "micro_batch_size": settle(
-            "micro_batch_size", spec.micro_batch_size, choose_micro_batch_size(batch_size, facts.ranks, facts.device)
+            "micro_batch_size", spec.micro_batch_size, _micro_batch_size(spec, facts, batch_size, max_length)
         ),
         "precision": precision,
         "zero_stage": settle("zero_stage", spec.zero_stage, _zero_stage(spec, facts, precision)),
@@ -155,12 +155,24 @@ def _batch_size(spec: TrainingSpec, train_items: int, epochs: int) -> tuple[int,
     return usual, f"{usual}, the usual choice; there are rows for at least 100 steps"
 
 
-def choose_micro_batch_size(batch_size: int, ranks: int, device: Device) -> tuple[int, str]:
-    """At most a rank's share of the batch."""
-    share = math.ceil(batch_size / ranks)
-    if device == "cuda":
-        return min(share, 8), "at most 8 on a GPU, where memory is short"
-    return min(share, 64), "at most 64 on a CPU, where every call has its cost"
+def _micro_batch_size(spec: TrainingSpec, facts: Facts, batch_size: int, max_length: int) -> tuple[int, str]:
+    """At most a rank's share of the batch, and no more than its logits have room for.
+
+    Logits over a whole vocabulary are the largest activation by far. Four float32 copies of them live at the
+    peak (theirs, the log-softmax's, and both gradients); they get 2 GiB on a CPU, an eighth of a GPU's memory.
+    """
+    usual = 8 if facts.device == "cuda" else 64
+    room = (facts.gpu_memory or 32 * 2**30) // 8 if facts.device == "cuda" else 2 * 2**30
+    rows = 2 if spec.method == "dpo" else 1
+    longest = min(facts.lengths.longest, max_length)
+    fit = max(1, room // (rows * longest * facts.vocabulary_size * 4 * 4))
+    share = math.ceil(batch_size / facts.ranks)
+    if fit < min(share, usual):
+        return (
+            fit,
+            f"what {room / 2**30:.3g} GiB for logits hold: {longest} tokens, a vocabulary of {facts.vocabulary_size:,}",
+        )
+    return min(share, usual), f"a rank's share of the batch, at most {usual}"
 
 
 def _learning_rate(spec: TrainingSpec, parameters: int) -> tuple[float, str]:

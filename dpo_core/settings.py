@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from dpo_core.errors import user_error
-from dpo_core.plan import choose_micro_batch_size
 from dpo_core.spec import Auto, RunSpec
 
 T = TypeVar("T")
@@ -32,15 +31,11 @@ class Settings:
             RunError: kind `user`; a field is still "auto".
         """
         training = run.training
-        batch_size = given(training.batch_size, "batch_size")
-        micro_batch_size = training.micro_batch_size
         return cls(
             beta=given(training.beta, "beta") if training.method == "dpo" else 0.0,
             learning_rate=given(training.learning_rate, "learning_rate"),
-            batch_size=batch_size,
-            micro_batch_size=choose_micro_batch_size(batch_size, run.ranks, run.device)[0]
-            if micro_batch_size == "auto"
-            else micro_batch_size,
+            batch_size=given(training.batch_size, "batch_size"),
+            micro_batch_size=given(training.micro_batch_size, "micro_batch_size"),
             zero_stage=given(training.zero_stage, "zero_stage"),
             bfloat16=given(training.precision, "precision") == "bfloat16",
             epochs=given(training.epochs, "epochs"),
