@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
-from psycopg.errors import IdleInTransactionSessionTimeout
+from psycopg.errors import IdleInTransactionSessionTimeout, ReadOnlySqlTransaction
 from sqlalchemy import DateTime, Engine, create_engine
 from sqlalchemy.exc import InternalError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
@@ -18,6 +18,14 @@ CONNECT_SECONDS = 10
 IDLE_SECONDS = 30
 """How long a transaction may stand still. A frozen process would keep its row locks, and the reconciler's, for as
 long as it is frozen: nobody could take its jobs over."""
+
+
+KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 2, "tcp_user_timeout": 15_000}
+"""libpq's own: a host that goes away in the middle of a query is given up after 15 seconds (the last is in
+milliseconds) instead of two hours. A query that merely takes long is not affected: its host still answers."""
+
+AWAY = (IdleInTransactionSessionTimeout, ReadOnlySqlTransaction)
+"""No OperationalErrors to psycopg, but to us: the second comes from a server that was demoted in a failover."""
 
 
 class dpo_now(GenericFunction[datetime]):  # noqa: N801 - the name of the SQL function
@@ -38,6 +46,7 @@ class Database:
             pool_pre_ping=True,
             connect_args={
                 "connect_timeout": CONNECT_SECONDS,
+                **KEEPALIVE,
                 "options": f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s",
             },
         )
@@ -48,14 +57,15 @@ class Database:
         """One transaction: committed at the end, rolled back by an exception.
 
         Raises OperationalError where PostgreSQL is away, and where it ended the transaction because that stood still
-        for IDLE_SECONDS: for the caller the connection is lost either way.
+        for IDLE_SECONDS, or takes no writes any more: for the caller the connection is lost either way.
         """
         try:
             with self._sessions() as session, session.begin():
                 yield session
         except InternalError as error:
-            if not isinstance(error.orig, IdleInTransactionSessionTimeout):
+            if not isinstance(error.orig, AWAY):
                 raise
+            self.engine.dispose()  # the next try connects anew, perhaps to the server that takes over
             raise OperationalError(error.statement, error.params, error.orig, connection_invalidated=True) from error
 
     def dispose(self) -> None:

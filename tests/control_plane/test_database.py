@@ -1,4 +1,4 @@
-"""A transaction that stands still, as in a process that was frozen, holds its locks no longer than IDLE_SECONDS."""
+"""What PostgreSQL ends or refuses for a reason of its own looks like a PostgreSQL that is away: tried again."""
 
 from __future__ import annotations
 
@@ -32,3 +32,12 @@ def test_a_frozen_transaction_is_ended_and_looks_like_a_lost_connection(database
         frozen.execute(text("SELECT 1"))
     with database.transaction() as session:
         assert session.scalar(text("SELECT 1")) == 1
+
+
+def test_a_server_that_takes_no_writes_looks_like_one_that_is_away(database: Database) -> None:
+    """As after a failover, when the connections still lead to the server that was the first."""
+    with pytest.raises(OperationalError, match="read-only transaction"), database.transaction() as session:
+        session.execute(text("SET TRANSACTION READ ONLY"))
+        session.execute(text("DELETE FROM jobs"))
+    with database.transaction() as session:
+        assert session.scalar(text("SHOW transaction_read_only")) == "off"
