@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -22,7 +22,7 @@ from control_plane.job_states import State, move
 from control_plane.leases import Claim
 from control_plane.storable import storable
 from control_plane.tables import Attempt, Checkpoint, File, Job, Json, Metric, Model
-from dpo_core.run_directory import Event, Failure, Manifest
+from dpo_core.run_directory import CHECKPOINT_CORRUPT, Event, Failure, Manifest
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class WorkOrder:
     """Only when `training.reference` names a model."""
     reference_base: Model | None
     checkpoint: Checkpoint | None
-    """The last published one, to go on from."""
+    """The last published one whose state to resume from is kept, to go on from."""
 
 
 def work_order(session: Session, claim: Claim) -> WorkOrder:
@@ -47,7 +47,6 @@ def work_order(session: Session, claim: Claim) -> WorkOrder:
     start = session.get_one(Model, job.model_id)
     named = job.training["reference"]
     reference = None if named in ("start", "none") else session.get_one(Model, named)
-    last = select(Checkpoint).where(Checkpoint.job_id == job.id).order_by(Checkpoint.step.desc()).limit(1)
     return WorkOrder(
         job=job,
         training_file=session.get_one(File, job.training_file_id),
@@ -56,7 +55,7 @@ def work_order(session: Session, claim: Claim) -> WorkOrder:
         start_base=_base(session, start),
         reference=reference,
         reference_base=_base(session, reference) if reference else None,
-        checkpoint=session.scalars(last).one_or_none(),
+        checkpoint=session.scalars(_resumable(job).limit(1)).one_or_none(),
     )
 
 
@@ -117,8 +116,7 @@ def publish_checkpoint(session: Session, claim: Claim, manifest: Manifest, stora
 def forget_states(session: Session, claim: Claim, *, keep: int) -> None:
     """Notes the removal of the state to resume from of all but the newest `keep` checkpoints."""
     job = _held(session, claim)
-    kept = select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.state_kept)
-    for checkpoint in session.scalars(kept.order_by(Checkpoint.step.desc()).offset(keep)):
+    for checkpoint in session.scalars(_resumable(job).offset(keep)):
         removals.note_state(session, checkpoint)
 
 
@@ -157,14 +155,26 @@ def hand_back(session: Session, claim: Claim) -> None:
 
 
 def fail(session: Session, claim: Claim, failure: Failure, *, max_attempts: int) -> None:
-    """The attempt failed. Through infrastructure: as a lost one, another follows. Otherwise the job fails."""
+    """The attempt failed. Through infrastructure: as a lost one, another follows. Otherwise the job fails.
+
+    Where the state to resume from was damaged, the next attempt goes on from the checkpoint before.
+    """
     job = _held(session, claim)
     failure = Failure.model_validate(storable(failure.model_dump()))
+    if failure.code == CHECKPOINT_CORRUPT:
+        for checkpoint in session.scalars(_resumable(job).limit(1)):
+            removals.note_state(session, checkpoint)
     if failure.kind == "infrastructure":
         attempts.end_for_another(session, job, failure, outcome="failed", max_attempts=max_attempts)
         return
     attempts.end(session, job, "failed", failure)
     attempts.give_up(session, job, failure)
+
+
+def _resumable(job: Job) -> Select[Checkpoint]:
+    """The job's checkpoints that can be gone on from, newest first."""
+    kept = select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.state_kept)
+    return kept.order_by(Checkpoint.step.desc())
 
 
 def _held(session: Session, claim: Claim) -> Job:

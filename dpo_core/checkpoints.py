@@ -24,6 +24,7 @@ from dpo_core.engine import Engine
 from dpo_core.errors import RunError, user_error
 from dpo_core.models import Start, save_model
 from dpo_core.run_directory import (
+    CHECKPOINT_CORRUPT,
     MANIFEST,
     Failure,
     Manifest,
@@ -123,7 +124,7 @@ def verify_state(checkpoint: Path) -> None:
 
 def corrupt(checkpoint: Path, what: str) -> RunError:
     message = f"Can't resume from {checkpoint.name}: {what}. Resume from an older checkpoint, or start over."
-    return RunError(Failure(kind="infrastructure", code="checkpoint_corrupt", message=message))
+    return RunError(Failure(kind="infrastructure", code=CHECKPOINT_CORRUPT, message=message))
 
 
 def read_progress(checkpoint: Path, ranks: int, zero_stage: int) -> Progress:

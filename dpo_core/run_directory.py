@@ -27,6 +27,8 @@ from dpo_core.spec import RunSpec, StrictModel
 
 FailureKind = Literal["user", "resource", "infrastructure", "divergence"]
 State = Literal["starting", "running", "stopped", "succeeded", "failed"]
+CHECKPOINT_CORRUPT = "checkpoint_corrupt"
+"""The code of a Failure: the checkpoint to go on from is damaged, an older one may not be."""
 MANIFEST = "manifest.json"
 CHECKSUMS = "SHA256SUMS"
 """Beside a published model's files: a line for each of them, as `sha256sum --check` reads it."""

@@ -16,7 +16,7 @@ from control_plane.job_states import State, move
 from control_plane.leases import Claim
 from control_plane.progress import estimated_finish
 from control_plane.tables import Attempt, Base, Model
-from dpo_core.run_directory import Failure, Manifest
+from dpo_core.run_directory import CHECKPOINT_CORRUPT, Failure, Manifest
 from tests.control_plane.rows import (
     MODEL,
     PROJECT,
@@ -225,6 +225,24 @@ def test_only_the_newest_states_are_kept(stocked: Database) -> None:
         assert noted(session) == [f"private/{claim.job_id}/1/step-{step}" for step in (1, 2)]
         results.fail(session, claim, Failure(kind="user", code="x", message="x"), max_attempts=3)
         assert f"private/{claim.job_id}/1/step-3" in noted(session), "nobody resumes a job that is over"
+
+
+def test_a_damaged_state_is_gone_round_by_the_checkpoint_before(stocked: Database) -> None:
+    claim = started(stocked)
+    for expected in (1, None):
+        with stocked.transaction() as session:
+            if expected:
+                results.publish_checkpoint(session, claim, manifest(1), "p1")
+                results.publish_checkpoint(session, claim, manifest(2), "p2")
+            damaged = Failure(kind="infrastructure", code=CHECKPOINT_CORRUPT, message="It differs.")
+            results.fail(session, claim, damaged, max_attempts=3)
+        claim = claim_one(stocked)
+        with stocked.transaction() as session:
+            checkpoint = results.work_order(session, claim).checkpoint
+            assert (checkpoint.step if checkpoint else None) == expected
+    with stocked.transaction() as session:
+        page = jobs.list_checkpoints(session, PROJECT, claim.job_id)
+        assert [(row.step, row.state_kept) for row in page.items] == [(2, False), (1, False)], "as models they stay"
 
 
 def test_an_adapter_names_its_full_model(stocked: Database) -> None:
