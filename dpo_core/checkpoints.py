@@ -109,10 +109,7 @@ def verify_state(checkpoint: Path) -> None:
     Raises:
         RunError: kind `infrastructure`; a file differs, is missing or is not listed.
     """
-    try:
-        manifest = Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes())
-    except (OSError, ValueError) as error:
-        raise corrupt(checkpoint, f"its {MANIFEST} can't be read") from error
+    manifest = read_manifest(checkpoint)
     listed = {file.path: file.sha256 for file in manifest.files if file.path.startswith("state/")}
     found = {path.relative_to(checkpoint).as_posix() for path in (checkpoint / "state").rglob("*") if path.is_file()}
     if found != set(listed):
@@ -120,6 +117,14 @@ def verify_state(checkpoint: Path) -> None:
     for name, digest in listed.items():
         if sha256_of(checkpoint / name) != digest:
             raise corrupt(checkpoint, f"{name} does not match its sha256")
+
+
+def read_manifest(checkpoint: Path) -> Manifest:
+    """Raises RunError, kind `infrastructure`, where it can't be read."""
+    try:
+        return Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes())
+    except (OSError, ValueError) as error:
+        raise corrupt(checkpoint, f"its {MANIFEST} can't be read") from error
 
 
 def corrupt(checkpoint: Path, what: str) -> RunError:

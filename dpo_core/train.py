@@ -6,7 +6,7 @@ import math
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,14 +22,12 @@ from dpo_core.failures import claim, classify
 from dpo_core.models import Start, load_start
 from dpo_core.objective import LogitsOf, Objective, Preference, Supervised
 from dpo_core.plan import total_steps
+from dpo_core.recorder import Recorder
 from dpo_core.records import TokenItem
-from dpo_core.run_directory import Event, Failure, RunDirectory, Status
+from dpo_core.run_directory import Failure, RunDirectory, Status
 from dpo_core.schedule import learning_rate
 from dpo_core.settings import Settings
 from dpo_core.spec import RunSpec
-
-STATUS_INTERVAL = 0.5
-"""Seconds between two writes of status.json while training: each is an fsync."""
 
 REFERENCE_INTERVAL = 10.0
 """Seconds between two events that say how far the reference is."""
@@ -64,43 +62,6 @@ class StepResult:
     stop: bool
 
 
-@dataclass(slots=True)
-class Recorder:
-    """Rank 0's pen: status, metrics and events. The other ranks hold one that writes nothing."""
-
-    directory: RunDirectory
-    writes: bool
-    total_steps: int
-    last: dict[str, dict[str, float]] = field(default_factory=dict)
-    status_written: float = -math.inf
-
-    def event(self, code: str, message: str, *, warn: bool = False, **data: float | str) -> None:
-        if self.writes:
-            level = "warn" if warn else "info"
-            self.directory.append_event(Event(level=level, code=code, message=message, data=dict(data)))
-
-    def metrics(self, split: str, step: int, values: dict[str, float]) -> None:
-        self.last[split] = values
-        if self.writes:
-            self.directory.append_metrics(split, step, values)
-
-    def latest(self) -> dict[str, float]:
-        """The newest values of every split, named `split/metric`."""
-        return {f"{split}/{name}": value for split, values in self.last.items() for name, value in values.items()}
-
-    def running(self, step: int, *, now: bool = False) -> None:
-        """Writes status.json, unless it was written just now and `now` is false."""
-        due = time.monotonic() - self.status_written >= STATUS_INTERVAL
-        if self.writes and (now or due):
-            self.directory.write_status(Status(state="running", step=step, total_steps=self.total_steps))
-            self.status_written = time.monotonic()
-
-    def finish(self, status: Status) -> Status:
-        if self.writes:
-            self.directory.write_status(status)
-        return status
-
-
 class Loop:
     """One attempt: everything is loaded by the constructor, `run_to_end` trains."""
 
@@ -128,6 +89,7 @@ class Loop:
         torch.manual_seed(run.training.seed + world.rank)
         if resumed is not None and run.resume_from is not None:
             checkpoints.restore(run.resume_from, self.engine)
+            self.recorder.recall(checkpoints.read_manifest(run.resume_from).metrics)
             self.step, self.trained_tokens = resumed.step, resumed.trained_tokens
             self.recorder.event("resumed", f"Goes on from {run.resume_from.name}.", step=self.step)
 
