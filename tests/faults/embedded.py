@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +17,7 @@ from control_plane.database import Database
 from control_plane.settings import Settings
 from control_plane.tables import Attempt, Checkpoint
 from dpo_core.run_directory import RunDirectory, read_lines
-from tests.cli.running import Running, alive, dpo
+from tests.cli.running import Running, alive, argv, clean, dpo
 from tests.makers import make_tiny_model, write_preference_file
 from tests.service import Service
 from worker.sweep import MARK
@@ -131,6 +133,28 @@ class Embedded:
         with suppress(psutil.NoSuchProcess):
             return launched.parent() if launched else None
         return None
+
+    @contextmanager
+    def second_worker(self) -> Iterator[None]:
+        """Another `dpo worker` beside the service's own."""
+        settings = self.settings
+        environment = QUICK | {
+            "DPO_DATABASE_URL": settings.database_url.get_secret_value(),
+            "DPO_REDIS_URL": settings.redis_url.get_secret_value(),
+            "DPO_STORAGE_URL": settings.storage_url,
+            "DPO_RUNS_DIR": str(settings.runs_dir),
+            "DPO_CPU_SLOTS": "2",
+        }
+        with open(self.running.data / "logs" / "second-worker.log", "ab") as log:
+            worker = subprocess.Popen(argv(("worker",)), env=clean(environment), stdout=log, stderr=log)
+        try:
+            yield
+            worker.terminate()
+            assert worker.wait(60) == 0
+        finally:
+            if worker.poll() is None:
+                worker.kill()
+                worker.wait()
 
     # -- what the database says --------------------------------------------------------------------------
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,8 +19,7 @@ import pytest
 import redis
 
 from cli.servers import socket_folder
-from tests.cli.running import argv, clean
-from tests.faults.embedded import QUICK, STEPS, Embedded
+from tests.faults.embedded import STEPS, Embedded
 from tests.service import FINAL, poll_until
 
 LAST_STEP = STEPS - 8
@@ -188,29 +186,6 @@ def ended_early(embedded: Embedded, job_id: str) -> int:
     return sum(outcome in ("lost", "failed") for _, _, outcome in embedded.attempts(job_id))
 
 
-@contextmanager
-def second_worker(embedded: Embedded) -> Iterator[None]:
-    """Another `dpo worker` beside the service's own."""
-    settings = embedded.settings
-    environment = QUICK | {
-        "DPO_DATABASE_URL": settings.database_url.get_secret_value(),
-        "DPO_REDIS_URL": settings.redis_url.get_secret_value(),
-        "DPO_STORAGE_URL": settings.storage_url,
-        "DPO_RUNS_DIR": str(settings.runs_dir),
-        "DPO_CPU_SLOTS": "2",
-    }
-    with open(embedded.running.data / "logs" / "second-worker.log", "ab") as log:
-        worker = subprocess.Popen(argv(("worker",)), env=clean(environment), stdout=log, stderr=log)
-    try:
-        yield
-        worker.terminate()
-        assert worker.wait(60) == 0
-    finally:
-        if worker.poll() is None:
-            worker.kill()
-            worker.wait()
-
-
 # -- the tests ---------------------------------------------------------------------------------------------
 
 
@@ -234,7 +209,7 @@ def test_five_deaths_of_what_trains(embedded: Embedded, seed: int, tell: Callabl
     draw = random.Random(f"{seed} {name}")
     early, steps = draw.choice([validating, starting]), random_steps(draw, 4)
     tell(f"{name} while {early.__name__} and at steps {steps}")
-    with second_worker(embedded) if name == "a frozen worker" else nullcontext():
+    with embedded.second_worker() if name == "a frozen worker" else nullcontext():
         job_id = embedded.start_job()
         strike(embedded, job_id, draw, ENDS_AN_ATTEMPT[name], [early, *map(at_step, steps)])
         check(embedded, job_id)
