@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx2
 from openai import APIConnectionError, APIStatusError, AuthenticationError, OpenAI, OpenAIError
+from pydantic import SecretStr
 
-from cli.data_folder import DataFolder, default_data
+from cli.data_folder import Announcement, DataFolder, default_data
 from cli.errors import CommandFailed
 from cli.words import command
 from control_plane.settings import ClientSettings
@@ -20,11 +22,11 @@ LONG = 120.0
 
 @contextmanager
 def connected() -> Iterator[OpenAI]:
-    """A client of the service that OPENAI_BASE_URL and OPENAI_API_KEY name.
+    """A client of the service that OPENAI_BASE_URL and OPENAI_API_KEY name; where neither is set, of our own `dpo up`.
 
     Every refusal and every broken connection in the block becomes a CommandFailed of one line.
     """
-    settings = ClientSettings()
+    settings = _settings()
     if settings.base_url is None or settings.api_key is None:
         missing = "OPENAI_BASE_URL" if settings.base_url is None else "OPENAI_API_KEY"
         raise CommandFailed(f"{missing} is not set in the environment; {_way_in()}")
@@ -33,7 +35,7 @@ def connected() -> Iterator[OpenAI]:
         with OpenAI(base_url=settings.base_url, api_key=settings.api_key.get_secret_value(), timeout=timeout) as client:
             yield client
     except AuthenticationError as error:
-        parts = [f"{settings.base_url} refuses OPENAI_API_KEY", reason(error), _embedded()]
+        parts = [f"{settings.base_url} refuses OPENAI_API_KEY", reason(error), _what_to_export()]
         raise CommandFailed(": ".join(part for part in parts if part)) from None
     except APIStatusError as error:
         raise CommandFailed(reason(error)) from None
@@ -51,22 +53,34 @@ def reason(error: Exception) -> str:
     return str(error.__cause__ or error) or type(error).__name__
 
 
+def _settings() -> ClientSettings:
+    settings = ClientSettings()
+    running = _embedded() if settings.base_url is None and settings.api_key is None else None
+    if running is None:
+        return settings
+    key = SecretStr(Path(running.api_key_file).read_text().strip())
+    return ClientSettings(base_url=running.base_url, api_key=key)
+
+
 def _way_in() -> str:
-    return _embedded() or (
+    return _what_to_export() or (
         f"start the service with `{command('up')}` and export what it prints, or what its operator gave you"
     )
 
 
-def _embedded() -> str | None:
-    """What to export for the embedded service of the default data folder, where one runs."""
-    folder = DataFolder(default_data())
-    try:
-        running = folder.announcement()
-    except PermissionError:  # another user's
-        return None
+def _what_to_export() -> str | None:
+    running = _embedded()
     if running is None:
         return None
     return (
-        f"for the service that runs in {folder.path}: export OPENAI_BASE_URL={running.base_url} "
+        f"for the service that runs in {default_data()}: export OPENAI_BASE_URL={running.base_url} "
         f'OPENAI_API_KEY="$(cat {shlex.quote(running.api_key_file)})"'
     )
+
+
+def _embedded() -> Announcement | None:
+    """The embedded service of the default data folder, where one runs."""
+    try:
+        return DataFolder(default_data()).announcement()
+    except PermissionError:  # another user's
+        return None

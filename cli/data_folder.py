@@ -20,17 +20,21 @@ from pathlib import Path
 import psutil
 
 from cli.errors import CommandFailed
+from control_plane.settings import EmbeddedSettings
 from dpo_core.run_directory import write_whole
 
 LEFTOVER_SECONDS = 30.0
 
 
 def default_data() -> Path:
-    """One place per user, not the current folder: a service started from anywhere finds its jobs again.
+    """DPO_DATA, or one place per user, not the current folder: started from anywhere, a service finds its jobs again.
 
     For root a system folder, because PostgreSQL then runs as another user, who must pass through the
     folders above; root's home stays closed.
     """
+    given = EmbeddedSettings().data
+    if given is not None:
+        return given
     return Path("/var/lib/dpo-service") if os.geteuid() == 0 else Path.home() / ".local/share/dpo-service"
 
 

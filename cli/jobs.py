@@ -1,6 +1,6 @@
 """`dpo submit`, `dpo watch`, `dpo download`: a job from a file to weights, over HTTP alone.
 
-They need OPENAI_BASE_URL and OPENAI_API_KEY, and run wherever those can be reached.
+They talk to the service that OPENAI_BASE_URL and OPENAI_API_KEY name, or else to this user's `dpo up`.
 """
 
 from __future__ import annotations

@@ -22,6 +22,15 @@ class ClientSettings(BaseSettings):
     """A key that `dpo up` or `dpo keys create` made."""
 
 
+class EmbeddedSettings(BaseSettings):
+    """What `dpo` commands of one user share. `DPO_DATA` sets `data`."""
+
+    model_config = SettingsConfigDict(env_prefix="DPO_", env_ignore_empty=True, extra="ignore")
+
+    data: Path | None = None
+    """Where `dpo up` keeps everything, for a command that is not given --data."""
+
+
 class DatabaseSettings(BaseSettings):
     """What commands need that only talk to the database. Read as Settings is."""
 

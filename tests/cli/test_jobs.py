@@ -197,17 +197,24 @@ def test_what_is_missing_or_wrong_about_the_service_is_said(dpo: Dpo) -> None:
     assert "it is empty" in dpo("watch", "").stderr
 
 
-def test_the_running_embedded_service_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setattr(cli.client, "default_data", lambda: tmp_path)
+def test_without_exports_the_running_embedded_service_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DPO_DATA", str(tmp_path))
     folder = DataFolder(tmp_path)
+    folder.keep_key("sk-dpo-of-the-folder")
     folder.announce("http://127.0.0.1:8000/v1")
+    with cli.client.connected() as client:
+        assert (str(client.base_url), client.api_key) == ("http://127.0.0.1:8000/v1/", "sk-dpo-of-the-folder")
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-service")
     with pytest.raises(CommandFailed) as refused, cli.client.connected():
         pass
     assert str(refused.value).endswith(
         f"for the service that runs in {tmp_path}: export OPENAI_BASE_URL=http://127.0.0.1:8000/v1 "
         f'OPENAI_API_KEY="$(cat {tmp_path}/api_key)"'
     )
+    monkeypatch.delenv("OPENAI_API_KEY")
     folder.withdraw()
     with pytest.raises(CommandFailed, match="start the service with"), cli.client.connected():
         pass
