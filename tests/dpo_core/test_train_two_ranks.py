@@ -6,6 +6,7 @@ One launch trains everything; the tests look at what it left.
 from __future__ import annotations
 
 import math
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,10 @@ STAGES = (0, 1, 2, 3)
 KINDS = ("full", "lora")
 # dropout draws random numbers: only a restored generator makes a resumed run equal
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
+# every gradient is longer than this, so that clipping is compared too
+CLIPPED = {"micro_batch_size": 3, "max_grad_norm": 0.05}
+BFLOAT16_STAGES = (0, 3)
+"""Two ways to float32 masters: autocast, and DeepSpeed's own."""
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +31,25 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDirectory]:
     made = {}
     for kind in KINDS:
         for stage in STAGES:
-            training = {"zero_stage": stage, "lora": LORA if kind == "lora" else None, "micro_batch_size": 3}
+            training = CLIPPED | {"zero_stage": stage, "lora": LORA if kind == "lora" else None}
             name = f"{kind}-{stage}"
             made[name] = workshop.make(name, ranks=2, training=training)
             checkpoint = made[name].checkpoints / "step-3"
             made[f"{name}-resumed"] = workshop.make(
                 f"{name}-resumed", ranks=2, training=training, resume_from=checkpoint
             )
-    made["again"] = workshop.make("again", ranks=2, training={"zero_stage": 2, "micro_batch_size": 3})
+    made["again"] = workshop.make("again", ranks=2, training=CLIPPED | {"zero_stage": 2})
+    for stage in BFLOAT16_STAGES:
+        training = CLIPPED | {
+            "zero_stage": stage,
+            "lora": LORA,
+            "precision": "bfloat16",
+            "activation_checkpointing": True,
+        }
+        whole = made[f"bfloat16-{stage}"] = workshop.make(f"bfloat16-{stage}", ranks=2, training=training)
+        made[f"bfloat16-{stage}-resumed"] = workshop.make(
+            f"bfloat16-{stage}-resumed", ranks=2, training=training, resume_from=whole.checkpoints / "step-3"
+        )
     train_all(list(made.values()), ranks=2)
     return made
 
@@ -44,10 +60,10 @@ def test_zero_stages_agree(runs: dict[str, RunDirectory], kind: str) -> None:
     assert len(expected) == 6
     for stage in STAGES[1:]:
         assert losses(runs[f"{kind}-{stage}"]) == pytest.approx(expected, abs=1e-5)
+    assert all(values["grad_norm"] > CLIPPED["max_grad_norm"] for values in lines(runs[f"{kind}-0"]).values())
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "stage"), [*product(KINDS, STAGES), *product(["bfloat16"], BFLOAT16_STAGES)])
 def test_a_resumed_run_equals_an_uninterrupted_one(runs: dict[str, RunDirectory], kind: str, stage: int) -> None:
     whole, resumed = runs[f"{kind}-{stage}"], runs[f"{kind}-{stage}-resumed"]
     assert losses(resumed) == losses(whole)[3:]
