@@ -74,7 +74,8 @@ def deal(lengths: Sequence[int], micro_batch_size: int, ranks: int, rank: int) -
 
     Every rank gets the same number of micro-batches, at least one, of the same number of items: ZeRO 2
     and 3 hang otherwise. Items are sorted by length first, so that little of a micro-batch is padding.
-    What is missing at the end is filled with the shortest item, at zero weight.
+    What is missing at the end is filled with the shortest item, at zero weight. The micro-batches go to the
+    ranks to and fro, so that none of them always gets the longer ones.
     """
     order = sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True)
     # Smaller than asked where a micro-batch would not be full on every rank.
@@ -83,7 +84,8 @@ def deal(lengths: Sequence[int], micro_batch_size: int, ranks: int, rank: int) -
     shares = [Share(chunk + [order[-1]] * (size - len(chunk)), size - len(chunk)) for chunk in chunks]
     while len(shares) % ranks:
         shares.append(Share([order[-1]] * size, size))
-    return shares[rank::ranks]
+    rounds = [shares[start : start + ranks] for start in range(0, len(shares), ranks)]
+    return [dealt[rank] if place % 2 == 0 else dealt[-1 - rank] for place, dealt in enumerate(rounds)]
 
 
 @dataclass(frozen=True, slots=True)

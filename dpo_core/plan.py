@@ -158,12 +158,13 @@ def _batch_size(spec: TrainingSpec, train_items: int, epochs: int) -> tuple[int,
 def _micro_batch_size(spec: TrainingSpec, facts: Facts, batch_size: int, max_length: int) -> tuple[int, str]:
     """At most a rank's share of the batch, and no more than its logits have room for.
 
-    Logits over a whole vocabulary are the largest activation by far. Four float32 copies of them live at the
-    peak (theirs, the log-softmax's, and both gradients); they get 2 GiB on a CPU, an eighth of a GPU's memory.
+    On a CPU some 4,096 tokens are enough for one call, and smaller micro-batches have less padding.
+    Logits over a whole vocabulary are the largest activation by far. Four float32 copies of them live at
+    the peak (theirs, the log-softmax's, and both gradients); they get 2 GiB on a CPU, an eighth of a GPU.
     """
-    usual = 8 if facts.device == "cuda" else 64
     room = (facts.gpu_memory or 32 * 2**30) // 8 if facts.device == "cuda" else 2 * 2**30
     rows = 2 if spec.method == "dpo" else 1
+    usual = 8 if facts.device == "cuda" else min(64, max(1, 4096 // (rows * facts.lengths.p90)))
     longest = min(facts.lengths.longest, max_length)
     fit = max(1, room // (rows * longest * facts.vocabulary_size * 4 * 4))
     share = math.ceil(batch_size / facts.ranks)

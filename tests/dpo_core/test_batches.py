@@ -41,6 +41,12 @@ def test_every_item_counts_once_and_all_ranks_do_the_same_number_of_passes(
     assert sorted(counted) == list(range(len(lengths)))
 
 
+def test_no_rank_always_gets_the_longer_micro_batches() -> None:
+    lengths = [90, 80, 70, 60, 50, 40, 30, 20]
+    dealt = [[lengths[index] for share in deal(lengths, 2, 2, rank) for index in share.indices] for rank in range(2)]
+    assert dealt == [[90, 80, 30, 20], [70, 60, 50, 40]]
+
+
 def test_padding() -> None:
     padded = pad([Row([5, 6, 7, 8], 3), Row([5, 6], 1)], torch.device("cpu"))
     assert padded.tokens.tolist() == [[5, 6, 7, 8], [5, 6, 0, 0]]

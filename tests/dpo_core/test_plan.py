@@ -194,4 +194,6 @@ def test_a_micro_batch_is_no_larger_than_its_logits_have_room_for() -> None:
 
 def test_a_micro_batch_on_a_cpu_is_a_ranks_share_where_that_fits() -> None:
     short = Lengths(mean=20, p50=20, p90=25, p99=28, longest=30)
-    assert plan({"batch_size": 64}, lengths=short, device="cpu", ranks=2, vocabulary_size=30).micro_batch_size == 32
+    cpu = {"device": "cpu", "ranks": 2, "vocabulary_size": 30}
+    assert plan({"batch_size": 64}, lengths=short, **cpu).micro_batch_size == 32
+    assert plan({"batch_size": 64}, lengths=short.model_copy(update={"p90": 128}), **cpu).micro_batch_size == 16
