@@ -48,7 +48,9 @@ def rank_environment(run: RunSpec) -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",  # models come from folders: nothing may reach out
+        # All ranks are on this host: nothing listens where another host could connect.
         "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
     }
     return {name: os.environ.get(name, value) for name, value in wishes.items()} | {"DS_ACCELERATOR": run.device}
 
@@ -59,7 +61,11 @@ def run_ranks(path: Path, ranks: int) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    arguments = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}", "--max-restarts=0"]
+    from dpo_core import rendezvous
+
+    rendezvous.register()
+    arguments = [f"--rdzv-backend={rendezvous.BACKEND}", f"--rdzv-endpoint={rendezvous.LOOPBACK}"]
+    arguments += [f"--nproc-per-node={ranks}", "--max-restarts=0"]
     arguments += [f"--shutdown-timeout={SHUTDOWN_SECONDS}", "--module", "dpo_core", str(path)]
     try:
         torchrun.main(arguments)

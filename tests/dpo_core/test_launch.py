@@ -85,6 +85,23 @@ def test_a_killed_rank_fails_the_run_and_leaves_no_process(workshop: Workshop) -
     assert run.complete_checkpoints()
 
 
+def test_training_listens_on_the_loopback_address_only(workshop: Workshop) -> None:
+    run = workshop.make("listening", ranks=2, training=LONG)
+    process = launch(run)
+    wait_for(lambda: lines(run), process, run)
+    everyone = family(process)
+    listening = [
+        connection.laddr.ip
+        for member in everyone
+        for connection in member.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    process.kill()
+    process.wait()
+    assert all_gone(everyone)
+    assert set(listening) == {"127.0.0.1"}
+
+
 def test_ranks_die_with_a_launcher_that_is_killed(workshop: Workshop) -> None:
     run = workshop.make("orphaned", ranks=2, training=LONG)
     process = launch(run)
