@@ -10,7 +10,7 @@ from typing import Any
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 NAMES = {
     "loss": "loss",
@@ -28,14 +28,14 @@ class JobView:
 
     def __init__(self, console: Console, bar: Progress) -> None:
         self._console, self._bar = console, bar
-        self._task = bar.add_task("", total=None, numbers="")
+        self._task = bar.add_task("asking the service", total=None, steps="", numbers="")
         self._plain = not console.is_interactive
         self._phase = ""
         self._tenths = 0
 
     def waiting(self, why: str) -> None:
         """Nothing can be counted now; `why` says what is waited for."""
-        self._bar.update(self._task, description=why, completed=0, total=None, numbers="")
+        self._bar.update(self._task, description=why, completed=0, total=None, steps="", numbers="")
         if self._plain and why != self._phase:
             self.line(why)
         self._phase = why
@@ -44,20 +44,26 @@ class JobView:
         """`values`: the newest measurement on training data."""
         step, total = progress(job)
         self._phase = "training"
-        numbers = describe(values, job.estimated_finish)
-        self._bar.update(self._task, description="training", completed=step, total=total, numbers=numbers)
+        numbers = describe(values, None if step == total else job.estimated_finish)
+        steps = f"{step}/{total or '?'}"
+        self._bar.update(self._task, description="training", completed=step, total=total, steps=steps, numbers=numbers)
         tenths = 10 * step // total if total else 0
         if self._plain and tenths != self._tenths:
             self._tenths = tenths
             self.line(f"step {step:>{len(str(total))}} of {total}  {numbers}")
 
     def event(self, event: FineTuningJobEvent) -> None:
-        clock = time.strftime("%H:%M:%S", time.localtime(event.created_at))
-        self.line(f"[dim]{clock}[/] {STYLES.get(event.level, '')}{escape(event.message)}", markup=True)
+        self.line(event_line(event), markup=True)
 
     def line(self, text: str, *, markup: bool = False) -> None:
         """A line that stays, above the bar."""
         self._console.print(text, markup=markup, highlight=False, soft_wrap=True)
+
+
+def event_line(event: FineTuningJobEvent) -> str:
+    """The event in one line of rich's markup."""
+    clock = time.strftime("%H:%M:%S", time.localtime(event.created_at))
+    return f"[dim]{clock}[/] {STYLES.get(event.level, '')}{escape(event.message)}"
 
 
 @contextmanager
@@ -65,7 +71,7 @@ def job_view(console: Console) -> Iterator[JobView]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(24),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[steps]}"),
         TextColumn("{task.fields[numbers]}"),
     )
     with Progress(*columns, console=console, disable=not console.is_interactive) as bar:

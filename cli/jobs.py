@@ -1,4 +1,4 @@
-"""`dpo submit`, `dpo watch`, `dpo download`: a job from a file to weights, over HTTP alone.
+"""`dpo submit`, `watch`, `jobs`, `cancel` and `download`: a job from a file to weights, over HTTP alone.
 
 They talk to the service that OPENAI_BASE_URL and OPENAI_API_KEY name, or else to this user's `dpo up`.
 """
@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from cli.tables import show
 from cli.words import command
 from dpo_core.spec import Method
 
@@ -43,13 +44,17 @@ def submit(
     epochs: Annotated[int | None, typer.Option(help="Passes over FILE.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The highest rate of the schedule.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pairs per step.")] = None,
+    skip_bad_rows: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="The share of FILE's rows that may be left out as bad.", show_default="0"),
+    ] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train an adapter instead of all weights.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Go on with `dpo watch`.")] = False,
 ) -> None:
     """Upload FILE and train on it; prints the job's id. What is not given is chosen by the service, with reasons."""
     from rich.console import Console
 
-    from cli.submit import Flags
+    from cli.submit import Flags, show_warnings
     from cli.submit import submit as submit_files
 
     flags = Flags(
@@ -61,14 +66,45 @@ def submit(
         epochs=epochs,
         learning_rate=learning_rate,
         batch_size=batch_size,
+        skip_bad_rows=skip_bad_rows,
         lora=lora,
     )
-    job_id = submit_files(file, validation, spec, flags, Console(stderr=True))
+    console = Console(stderr=True)
+    job_id = submit_files(file, validation, spec, flags, console)
     typer.echo(job_id)
     if watch:
-        watch_job(job_id)
+        watch_job(job_id)  # it shows the warnings too
     else:
-        typer.echo(f"next: {command('watch', job_id)}", err=True)
+        show_warnings(job_id, console)
+        typer.echo(f"next: {command('watch', job_id)}\nor stop it: {command('cancel', job_id)}", err=True)
+
+
+def list_jobs(
+    limit: Annotated[int, typer.Option(help="How many at most.", min=1, max=100)] = 20,
+) -> None:
+    """List the newest jobs first: where each is, what it starts from, and the model it made."""
+    from cli.client import connected
+    from cli.job_view import progress
+
+    with connected() as client:
+        found = client.fine_tuning.jobs.list(limit=limit).data
+    rows = []
+    for job in found:
+        step, total = progress(job)
+        state = (job.model_extra or {})["run"]["state"]
+        rows.append((job.id, job.status, state, f"{step}/{total or '?'}", job.model, job.fine_tuned_model or ""))
+    show(("job", "status", "state", "steps", "from", "model"), rows)
+
+
+def cancel(
+    job: Annotated[str, typer.Argument(metavar="JOB", callback=given, help="The id that `dpo jobs` shows.")],
+) -> None:
+    """Stop a job for good; the checkpoints that it has made stay."""
+    from cli.client import connected
+
+    with connected() as client:
+        client.fine_tuning.jobs.cancel(job)
+    typer.echo(f"cancelled {job}")
 
 
 def watch_job(
@@ -82,7 +118,10 @@ def watch_job(
     try:
         watch(job, Console())
     except KeyboardInterrupt:
-        typer.echo(f"\n{job} goes on without being watched; look again with `{command('watch', job)}`")
+        typer.echo(
+            f"\n{job} goes on without being watched; look again with `{command('watch', job)}`, "
+            f"or stop it with `{command('cancel', job)}`"
+        )
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -28,6 +28,23 @@ app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 
 
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("dpo-service"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Takes what may stand before a command."""
+
+
 @app.command()
 def up(
     data: Annotated[
@@ -50,6 +67,8 @@ def up(
 
 app.command("submit")(jobs.submit)
 app.command("watch")(jobs.watch_job)
+app.command("jobs")(jobs.list_jobs)
+app.command("cancel")(jobs.cancel)
 app.command("download")(jobs.download)
 
 

@@ -13,6 +13,7 @@ import stat
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -21,6 +22,7 @@ import redis
 from cli.errors import PartFailed
 from cli.parts import Part
 
+Say = Callable[[str], None]
 SOCKET_PATH_LIMIT = 100  # Linux allows 107 bytes; PostgreSQL adds a file name
 
 
@@ -48,20 +50,23 @@ def postgres_url(data: Path) -> str:
     return f"postgresql+psycopg://postgres@/postgres?host={socket_folder(data) / 'postgres'}"
 
 
-def postgres(data: Path) -> tuple[Part, str]:
+def postgres(data: Path, say: Say) -> tuple[Part, str]:
     """The PostgreSQL part with its data under `data/postgres`, and its SQLAlchemy URL.
 
     Makes the database cluster on first use. PostgreSQL refuses to run as root: then it runs as a system
     user of its own, which gets `postgres/` and the right to pass through (not to list) the folders above.
+    `say` hears of every such change to the machine.
     """
     programs = _postgres_programs()
     cluster = data / "postgres"
     sockets = _make_socket_folder(data) / "postgres"
-    user = _service_user() if os.geteuid() == 0 else None
+    user = _service_user(say) if os.geteuid() == 0 else None
     sockets.mkdir(mode=0o700, exist_ok=True)
     if user:
-        _give(sockets, user)
-        _let_through(programs)
+        shutil.chown(sockets, user, user)
+        # The cluster's folders are the data's; the sockets' may be elsewhere.
+        for inside in (programs, sockets, cluster):
+            _let_through(inside, say)
     if not cluster.exists():
         _initialise(programs, cluster, user)
     _wait_for_predecessor(cluster)
@@ -108,14 +113,16 @@ def _postgres_programs() -> Path:
     return Path(wheel.origin).parent / "pginstall18" / "bin"
 
 
-def _service_user() -> str:
+def _service_user(say: Say) -> str:
     name = "dpo-postgres"
     try:
         pwd.getpwnam(name)
     except KeyError:
         command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", "--user-group", name]
         made = subprocess.run(command, capture_output=True, text=True, check=False)
-        if made.returncode not in (0, 9):  # 9: somebody else made it meanwhile
+        if made.returncode == 0:
+            say(f"made the system user {name}: PostgreSQL can't run as root")
+        elif made.returncode != 9:  # somebody else made it meanwhile
             raise PartFailed(
                 f"PostgreSQL can't run as root, and the user {name} can't be made: {made.stderr.strip()}. "
                 "Run as an ordinary user, or run `dpo api` and `dpo worker` against a PostgreSQL of your own."
@@ -123,17 +130,13 @@ def _service_user() -> str:
     return name
 
 
-def _give(folder: Path, user: str) -> None:
-    shutil.chown(folder, user, user)
-    _let_through(folder)
-
-
-def _let_through(folder: Path) -> None:
-    """Lets other users pass through (not list) the folders above `folder`."""
-    for above in folder.parents:
+def _let_through(inside: Path, say: Say) -> None:
+    """Lets other users pass through (not list) the folders above `inside`."""
+    for above in inside.parents:
         mode = above.stat().st_mode
         if not mode & stat.S_IXOTH:
             above.chmod(mode | stat.S_IXOTH)
+            say(f"let other users pass through (not list) {above}: PostgreSQL, which runs as one, must reach {inside}")
 
 
 def _initialise(programs: Path, cluster: Path, user: str | None) -> None:
@@ -142,7 +145,7 @@ def _initialise(programs: Path, cluster: Path, user: str | None) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     making = Path(tempfile.mkdtemp(prefix=f"{cluster.name}-making-", dir=cluster.parent))
     if user:
-        _give(making, user)
+        shutil.chown(making, user, user)
     made = subprocess.run(
         [str(programs / "initdb"), "--auth=trust", "--encoding=utf8", "--locale=C", "-U", "postgres", "-D", making],
         capture_output=True,

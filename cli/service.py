@@ -49,7 +49,7 @@ class Service:
     def start_servers(self) -> Settings:
         """PostgreSQL and Redis, ready for connections; returns the settings of the parts that use them."""
         self.folder.withdraw()
-        database, database_url = postgres(self.folder.path)
+        database, database_url = postgres(self.folder.path, self.say)
         broker, redis_url = redis_server(self.folder.path)
         with clear_settings():
             settings = Settings(

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from cli.client import connected
 from cli.errors import CommandFailed
+from cli.job_view import event_line
 from control_plane.job_requests import read_request, training_spec
 from dpo_core.spec import Method
 
@@ -37,6 +38,7 @@ class Flags:
     epochs: int | None = None
     learning_rate: float | None = None
     batch_size: int | None = None
+    skip_bad_rows: float | None = None
     lora: bool = False
 
     def training(self) -> Json:
@@ -45,6 +47,7 @@ class Flags:
             "epochs": self.epochs,
             "learning_rate": self.learning_rate,
             "batch_size": self.batch_size,
+            "skip_bad_rows": self.skip_bad_rows,
         }
         return {name: value for name, value in given.items() if value is not None}
 
@@ -66,6 +69,15 @@ def submit(file: Path, validation: Path | None, spec: Path | None, flags: Flags,
             for file_id in uploaded.values():
                 client.files.delete(file_id)
             raise
+
+
+def show_warnings(job_id: str, console: Console) -> None:
+    """What the service finds odd about a job before a worker has seen it, as more GPUs than there are."""
+    with connected() as client:
+        events = client.fine_tuning.jobs.list_events(job_id)
+        for event in events.data:
+            if event.level == "warn":
+                console.print(event_line(event), highlight=False, soft_wrap=True)
 
 
 def _create(client: OpenAI, body: Json) -> str:

@@ -82,7 +82,7 @@ def welcome(folder: DataFolder, base_url: str, new_key: str | None) -> str:
     data = [] if folder.path == default_data() else ["--data", str(folder.path)]
     key_file = shlex.quote(str(folder.api_key_file))
     key = new_key or f'"$(cat {key_file})"'
-    shown_once = f"\nThe key is shown this once, and kept in {folder.api_key_file}.\n" if new_key else ""
+    shown_once = f"\nThe key is kept in {folder.api_key_file}; it is shown only this once.\n" if new_key else ""
     return f"""
 ready: {base_url}    data and logs: {folder.path}    Ctrl-C stops everything
 

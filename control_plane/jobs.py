@@ -16,7 +16,6 @@ from control_plane.pages import Page, paginate
 from control_plane.repetition import Repeatable, find_earlier, remember
 from control_plane.result_names import result_name
 from control_plane.tables import Checkpoint, Event, File, Job, Metric, Model, Project
-from control_plane.validation import nearest
 from dpo_core.spec import TrainingSpec
 
 
@@ -120,15 +119,8 @@ def _found(job: Job | None, job_id: str) -> Job:
 def _model(session: Session, project_id: str, model_id: str, param: str) -> Model:
     try:
         return models.hold(session, project_id, model_id)
-    except NotFound:
-        known = {model.id: model.id for model in models.list_models(session, project_id)}
-        short = {name.partition("/")[2]: name for name in known}
-        like = nearest(model_id, known) or nearest(short.get(model_id, model_id), [*known, *short])
-        raise InvalidRequest(
-            f"There is no model {model_id!r}.{like} GET /v1/models lists them; `dpo models add` registers one.",
-            param=param,
-            code="model_not_found",
-        ) from None
+    except NotFound as unknown:
+        raise InvalidRequest(str(unknown), param=param, code="model_not_found") from None
 
 
 def _file(session: Session, project_id: str, file_id: str, param: str) -> File:

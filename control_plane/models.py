@@ -16,6 +16,7 @@ from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.job_states import FINAL
 from control_plane.model_folder import inspect_folder
 from control_plane.tables import Checkpoint, Job, Model
+from control_plane.validation import nearest
 
 
 def register_base(session: Session, path: Path, name: str | None = None) -> Model:
@@ -48,13 +49,15 @@ def register_base(session: Session, path: Path, name: str | None = None) -> Mode
 
 def get(session: Session, project_id: str, model_id: str) -> Model:
     """A base model or one of the project's own. Raises NotFound."""
-    return _one(session, _visible(project_id).where(Model.id == model_id), model_id)
+    among = _visible(project_id)
+    return _one(session, among, among.where(Model.id == model_id), model_id)
 
 
 def hold(session: Session, project_id: str, model_id: str) -> Model:
     """As `get`; nobody can delete the model before this transaction ends."""
-    query = _visible(project_id).where(Model.id == model_id).with_for_update(read=True, key_share=True)
-    return _one(session, query, model_id)
+    among = _visible(project_id)
+    query = among.where(Model.id == model_id).with_for_update(read=True, key_share=True)
+    return _one(session, among, query, model_id)
 
 
 def list_models(session: Session, project_id: str) -> Sequence[Model]:
@@ -68,7 +71,8 @@ def delete(session: Session, project_id: str, model_id: str) -> None:
     Raises NotFound, Conflict while something needs it, and InvalidRequest for a base model, which
     belongs to the operator.
     """
-    model = _one(session, _visible(project_id).where(Model.id == model_id).with_for_update(of=Model), model_id)
+    among = _visible(project_id)
+    model = _one(session, among, among.where(Model.id == model_id).with_for_update(of=Model), model_id)
     if model.kind == "base":
         raise InvalidRequest(
             f"{model_id} is a base model of this installation; its operator can take it out with "
@@ -89,8 +93,8 @@ def delete(session: Session, project_id: str, model_id: str) -> None:
 
 def unregister_base(session: Session, model_id: str) -> Model:
     """Takes a base model out of the register; its folder stays as it is. Raises NotFound, Conflict."""
-    query = select(Model).where(Model.id == model_id, Model.kind == "base", Model.deleted_at.is_(None))
-    model = _one(session, query.with_for_update(), model_id)
+    among = select(Model).where(Model.kind == "base", Model.deleted_at.is_(None))
+    model = _one(session, among, among.where(Model.id == model_id).with_for_update(), model_id)
     _refuse_if_needed(session, model)
     model.deleted_at = session.scalars(select(dpo_now())).one()
     session.flush()
@@ -125,13 +129,21 @@ def _visible(project_id: str) -> Select[Model]:
     return select(Model).where(own_or_base, Model.deleted_at.is_(None))
 
 
-def _one(session: Session, query: Select[Model], model_id: str) -> Model:
+def _one(session: Session, among: Select[Model], query: Select[Model], model_id: str) -> Model:
+    """What `query` picks out of `among`. Raises NotFound, which names the id in `among` most like `model_id`."""
     model = session.scalars(query).one_or_none()
     if model is None:
+        like = _most_like(model_id, session.scalars(among.with_only_columns(Model.id)).all())
         raise NotFound(
-            f"There is no model {model_id!r} here. GET /v1/models lists what there is; the operator registers a base "
-            "model with `dpo models add /path/to/model`.",
+            f"There is no model {model_id!r} here.{like} `dpo models list` (over HTTP: GET /v1/models) shows them; "
+            "`dpo models add /path/to/model` registers a base model.",
             param="model",
             code="model_not_found",
         )
     return model
+
+
+def _most_like(model_id: str, known: Sequence[str]) -> str:
+    """A question, or an empty string. An id may have been given without its project."""
+    short = {name.partition("/")[2]: name for name in known}
+    return nearest(model_id, known) or nearest(short.get(model_id, model_id), [*known, *short])

@@ -42,7 +42,7 @@ def servers() -> Iterator[Servers]:
 
 
 def run_servers(data: Path) -> Iterator[Servers]:
-    database, database_url = postgres(data)
+    database, database_url = postgres(data, print)
     database.argv += ["-c", "fsync=off", "-c", "full_page_writes=off"]  # no test cuts the machine's power
     broker, redis_url = redis_server(data)
     for part in (database, broker):

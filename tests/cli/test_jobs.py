@@ -7,13 +7,10 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 import uvicorn
@@ -26,68 +23,17 @@ from cli.data_folder import DataFolder
 from cli.download import how_to_load, verify
 from cli.errors import CommandFailed
 from cli.job_view import describe, duration
-from cli.main import main
 from cli.submit import Flags, request_body
 from cli.watch import follow
-from control_plane import models
 from control_plane.database import Database
 from control_plane.errors import InvalidRequest
 from control_plane.settings import Settings
 from dpo_core.run_directory import CHECKSUMS
-from tests.api.conftest import Api
+from tests.cli.conftest import Dpo
 from tests.cli.running import argv, clean, until
 from tests.cli.work import CONTENT, STEPS, claim, published, refused, trained, validated, whole_job
-from tests.control_plane.model_folders import make_folder
-from tests.makers import write_preference_file
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*/job.json"))
-
-
-@pytest.fixture
-def base(database: Database, tmp_path: Path) -> str:
-    with database.transaction() as session:
-        return models.register_base(session, make_folder(tmp_path / "tiny")).id
-
-
-@pytest.fixture
-def pairs(tmp_path: Path) -> Path:
-    return write_preference_file(tmp_path / "pairs.jsonl", 20)
-
-
-@pytest.fixture
-def environment(api: Api, secret: str) -> dict[str, str]:
-    return {"OPENAI_BASE_URL": f"{api.url}/v1", "OPENAI_API_KEY": secret}
-
-
-@dataclass(frozen=True)
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-class Dpo(Protocol):
-    def __call__(self, *arguments: object, **environment: str) -> Done: ...
-
-
-@pytest.fixture
-def dpo(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dpo:
-    """`dpo` with the service's address and key, in this process: starting one takes longer than most commands."""
-
-    def run(*arguments: object, **changed: str) -> Done:
-        for name, value in {**environment, **changed}.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["dpo", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Done(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def job_id(base: str, pairs: Path, dpo: Dpo) -> str:
-    return dpo("submit", pairs, "--model", base).stdout.strip()
 
 
 # -- submit ------------------------------------------------------------------------------------------

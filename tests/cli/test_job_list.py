@@ -1,0 +1,69 @@
+"""`dpo jobs`, `dpo cancel`, and what `dpo submit` says around a job; `dpo --version`."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+
+from control_plane.database import Database
+from control_plane.settings import Settings
+from tests.cli.conftest import Dpo
+from tests.cli.work import STEPS, whole_job
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_jobs_are_listed_newest_first_and_cancelled(
+    job_id: str, pairs: Path, dpo: Dpo, database: Database, settings: Settings
+) -> None:
+    def rows(*options: object) -> list[list[str]]:
+        titles, *lines = dpo("jobs", *options).stdout.splitlines()
+        assert titles.split() == ["job", "status", "state", "steps", "from", "model"]
+        return [line.split() for line in lines]
+
+    whole_job(database, settings)
+    waiting = dpo("submit", pairs, "--model", "base/tiny").stdout.strip()
+    new, old = rows()
+    assert new == [waiting, "validating_files", "validating", "0/?", "base/tiny"]
+    assert old[:5] == [job_id, "succeeded", "succeeded", f"{STEPS}/{STEPS}", "base/tiny"]
+    assert old[5].startswith("default/tiny")
+    assert rows("--limit", 1) == [new]
+
+    assert dpo("cancel", waiting).stdout == f"cancelled {waiting}\n"
+    assert rows("--limit", 1)[0][1:3] == ["cancelled", "cancelled"]
+    for wrong, said in ((job_id, "is succeeded already"), (waiting, "is cancelled already"), ("ftjob-no", "no job")):
+        refused = dpo("cancel", wrong)
+        assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+        assert said in refused.stderr
+
+
+def test_a_new_job_comes_with_its_warnings_and_the_ways_on(base: str, pairs: Path, dpo: Dpo) -> None:
+    done = dpo("submit", pairs, "--model", base, "--gpus", 64)
+    job_id = done.stdout.strip()
+    *_, warning, watch, cancel = done.stderr.splitlines()
+    assert " warning: " in warning and "64" in warning
+    assert watch.startswith("next: ") and watch.endswith(f" watch {job_id}")
+    assert cancel.startswith("or stop it: ") and cancel.endswith(f" cancel {job_id}")
+
+
+@pytest.mark.parametrize("wrong", ["base/tyni", "tiny", "bass/tiny"])
+def test_a_misspelt_model_gets_a_suggestion(base: str, pairs: Path, dpo: Dpo, tmp_path: Path, wrong: str) -> None:
+    for done in (dpo("submit", pairs, "--model", wrong), dpo("download", wrong, tmp_path / "out")):
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert f'There is no model {wrong!r} here. Did you mean "{base}"? `dpo models list` ' in done.stderr
+
+
+def test_bad_rows_may_be_skipped(client: OpenAI, base: str, pairs: Path, dpo: Dpo) -> None:
+    job_id = dpo("submit", pairs, "--model", base, "--skip-bad-rows", 0.1).stdout.strip()
+    job = client.fine_tuning.jobs.retrieve(job_id)
+    assert job.run["training"]["skip_bad_rows"] == 0.1  # type: ignore[attr-defined]
+    refused = dpo("submit", pairs, "--model", base, "--skip-bad-rows", 5)
+    assert refused.returncode == 1 and "skip_bad_rows" in refused.stderr
+
+
+def test_the_version_is_the_projects(dpo: Dpo) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert dpo("--version").stdout == f"{project['version']}\n"
