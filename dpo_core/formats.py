@@ -53,7 +53,7 @@ def _record(raw: bytes | None, method: Method, number: int) -> Pair | Example | 
 
 
 def _lines(file: Lines) -> Iterator[tuple[int, bytes | None]]:
-    """Lines that aren't blank, with 1-based numbers; None stands for a line longer than the limit."""
+    """Lines that aren't blank, without their ends, with 1-based numbers; None: a line longer than the limit."""
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
@@ -63,7 +63,8 @@ def _lines(file: Lines) -> Iterator[tuple[int, bytes | None]]:
             _skip_rest_of_line(file, line)
             yield number, None
         elif line.strip():
-            yield number, line
+            # An error in the line counts its columns, and an end of line would begin another one.
+            yield number, line.rstrip(b"\r\n")
 
 
 def _skip_rest_of_line(file: Lines, line: bytes) -> None:
@@ -100,4 +101,10 @@ def _refuse_constant(name: str) -> NoReturn:
 def _json_hint(raw: bytes, number: int, error: json.JSONDecodeError) -> str:
     if number == 1 and raw.lstrip().startswith(b"["):
         return "The file looks like one JSON array over several lines. Write one JSON object per line (JSONL)."
-    return f"Not valid JSON: {error.msg} at column {error.colno}. Write one complete JSON object per line."
+    if error.msg.startswith("Unterminated string"):
+        what = f"the text that begins at column {error.colno} has no end; the line is cut off, or a quote is missing"
+    elif error.pos >= len(error.doc.rstrip()):
+        what = f"the line is cut off after column {len(error.doc)}"
+    else:
+        what = f"{error.msg} at column {error.colno}"
+    return f"Not valid JSON: {what}. Write one complete JSON object per line."

@@ -177,8 +177,10 @@ ROW = b'{"prompt": "q", "chosen": "good", "rejected": "bad"}'
 @pytest.mark.parametrize(
     ("line", "code", "hint"),
     [
-        (b"{", "not_json", "column"),
-        (ROW[:-5], "not_json", "column"),
+        (b"{", "not_json", "cut off after column 1."),
+        (b'{"prompt": "q", "cho\r', "not_json", "begins at column 17 has no end; the line is cut off"),
+        (ROW[:-1], "not_json", f"cut off after column {len(ROW) - 1}."),
+        (b'{"prompt": "q" "chosen": "a"}', "not_json", "Expecting ',' delimiter at column 16."),
         (b'{"prompt": NaN}', "not_json", "NaN"),
         (b'{"prompt": -Infinity}', "not_json", "Infinity"),
         (b'{"prompt": ' + b"9" * 5000 + b"}", "not_json", "digits"),
