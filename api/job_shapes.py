@@ -63,7 +63,7 @@ class Run(BaseModel):
     eta: int | None
     """Unix second at which training will be done at its present speed."""
     attempt: int
-    """The fence of the latest claim; 0 before the first."""
+    """How often its training was begun; 0 before the first time, 1 for a job that trained in one go."""
     priority: str
     gpus: int
     training: dict[str, Any]
@@ -165,7 +165,7 @@ def _run(job: Job, state: State, finish: int | None) -> Run:
         state=state,
         progress=Progress(step=job.progress.get("step", 0), total_steps=total_steps),
         eta=finish,
-        attempt=job.fence,
+        attempt=job.training_attempts,
         priority=next(name for name, number in PRIORITIES.items() if number == job.priority),
         gpus=job.gpus,
         training=job.training,

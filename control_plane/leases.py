@@ -99,7 +99,7 @@ def reconcile(session: Session, *, max_attempts: int) -> list[str]:
         lost = Failure(
             kind="infrastructure",
             code="worker_lost",
-            message=f"Worker {job.worker_id} was not heard of any more in attempt {job.fence}.",
+            message=f"Worker {job.worker_id} was not heard of any more.",
         )
         if attempts.end_for_another(session, job, lost, outcome="lost", max_attempts=max_attempts):
             waiting.append(job.id)
@@ -140,14 +140,15 @@ def _take(session: Session, job: Job, worker_id: str, lease_seconds: float) -> C
     job.worker_id = worker_id
     job.lease_until = session.scalar(select(dpo_now() + timedelta(seconds=lease_seconds)))
     session.add(Attempt(job_id=job.id, fence=job.fence, project_id=job.project_id, worker_id=worker_id, kind=kind))
+    session.flush()
     if kind == "train":
+        session.refresh(job, ["training_attempts"])
         move(
             session,
             job,
             State.running,
             code="job_started",
             message="Fine-tuning job started.",
-            data={"attempt": job.fence},
+            data={"attempt": job.training_attempts},
         )
-    session.flush()
     return Claim(job.id, job.project_id, job.fence, kind, job.gpus if kind == "train" else 0, lease_seconds)

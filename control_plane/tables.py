@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, ForeignKey, Identity, Index, MetaData, Text, UniqueConstraint
+from sqlalchemy import BigInteger, DateTime, ForeignKey, Identity, Index, MetaData, Text, UniqueConstraint, func, select
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 
 from control_plane.database import dpo_now
 
@@ -107,6 +107,26 @@ class Model(Created, Base):
     """The row stays, because finished jobs name it; nothing shows it any more."""
 
 
+class Attempt(Base):
+    """One claim of a job: who worked on it under which fence, and how that ended."""
+
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    fence: Mapped[int] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    worker_id: Mapped[str]
+    kind: Mapped[str]
+    """validate or train."""
+    started_at: Mapped[datetime] = mapped_column(server_default=dpo_now())
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]
+    """succeeded, stopped, failed, cancelled, or lost (its lease ran out)."""
+    made_progress: Mapped[bool] = mapped_column(server_default="false")
+    """Whether it published a checkpoint at a step that no attempt before it had published."""
+    error: Mapped[Json | None]
+
+
 class Job(Created, Leased, Base):
     __tablename__ = "jobs"
     __table_args__ = (
@@ -145,26 +165,13 @@ class Job(Created, Leased, Base):
     trained_tokens: Mapped[int | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
-
-
-class Attempt(Base):
-    """One claim of a job: who worked on it under which fence, and how that ended."""
-
-    __tablename__ = "attempts"
-
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    fence: Mapped[int] = mapped_column(primary_key=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
-    worker_id: Mapped[str]
-    kind: Mapped[str]
-    """validate or train."""
-    started_at: Mapped[datetime] = mapped_column(server_default=dpo_now())
-    ended_at: Mapped[datetime | None]
-    outcome: Mapped[str | None]
-    """succeeded, stopped, failed, cancelled, or lost (its lease ran out)."""
-    made_progress: Mapped[bool] = mapped_column(server_default="false")
-    """Whether it published a checkpoint at a step that no attempt before it had published."""
-    error: Mapped[Json | None]
+    training_attempts: Mapped[int] = column_property(
+        select(func.count())
+        .where(Attempt.job_id == id, Attempt.kind == "train")
+        .correlate_except(Attempt)
+        .scalar_subquery()
+    )
+    """How often it was claimed to be trained, as PostgreSQL counts them; the fence counts every claim and cancel."""
 
 
 class Event(Created, Base):

@@ -97,6 +97,7 @@ def test_a_job_from_upload_to_weights(
     assert done.method is not None and done.method.dpo is not None and done.method.dpo.hyperparameters is not None
     assert done.method.dpo.hyperparameters.beta == 0.1
     assert done.run["progress"] == {"step": STEPS, "total_steps": STEPS}  # type: ignore[attr-defined]
+    assert done.run["attempt"] == 1  # type: ignore[attr-defined]
     assert done.run["resolved"]["training"]["learning_rate"] == 1e-6  # type: ignore[attr-defined]
 
     assert done.fine_tuned_model is not None and done.fine_tuned_model.startswith("default/tiny-sums-")
