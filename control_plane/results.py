@@ -132,10 +132,13 @@ def finish_validation(session: Session, claim: Claim, prepared: Json) -> None:
 def succeed(session: Session, claim: Claim) -> None:
     """The run is done. Conflict when its final checkpoint was not published before."""
     job = _held(session, claim)
-    if session.get(Model, job.result_name) is None:
+    final = session.get(Model, job.result_name)
+    if final is None or final.step is None:
         raise Conflict(
             f"Job {job.id} can't succeed: its final checkpoint was not published.", code="no_final_checkpoint"
         )
+    # The trainer's last word may not have been relayed.
+    progress.report(session, job, final.step, final.step)
     attempts.end(session, job, "succeeded")
     move(session, job, State.succeeded, code="job_succeeded", message="The job has successfully completed.")
 

@@ -8,14 +8,14 @@ from typing import Any
 from control_plane import results
 from control_plane.database import Database
 from control_plane.leases import Claim
-from dpo_core.run_directory import RunDirectory, read_lines
+from dpo_core.run_directory import RunDirectory, Status, read_lines
 
 BATCH = 1000
 """Records per transaction."""
 
 
 class Relay:
-    """Remembers how far each file was relayed; an offset moves on only after its records were committed."""
+    """Remembers what was relayed of each file; it moves on only after the records were committed."""
 
     def __init__(self, database: Database, claim: Claim, run: RunDirectory) -> None:
         self._database = database
@@ -23,6 +23,7 @@ class Relay:
         self._run = run
         self._metrics_offset = 0
         self._events_offset = 0
+        self._status: Status | None = None
 
     def relay(self) -> None:
         """Brings everything new into the database.
@@ -37,22 +38,25 @@ class Relay:
         """Relays one batch; True when there was anything."""
         metrics = list(islice(read_lines(self._run.metrics_file, self._metrics_offset), BATCH))
         events = list(islice(read_lines(self._run.events_file, self._events_offset), BATCH))
-        if not metrics and not events:
-            return False
         status = self._run.status()
+        if not metrics and not events and status == self._status:
+            return False
+        # Until it knows its total a run has not begun, and its step 0 would undo what an earlier attempt reached.
+        reached = status if status is not None and status.total_steps is not None else None
         with self._database.transaction() as session:
             results.record(
                 session,
                 self._claim,
                 metrics=_records(metrics),
                 events=_records(events),
-                step=status.step if status else None,
-                total_steps=status.total_steps if status else None,
+                step=reached.step if reached else None,
+                total_steps=reached.total_steps if reached else None,
             )
         if metrics:
             self._metrics_offset = metrics[-1][1]
         if events:
             self._events_offset = events[-1][1]
+        self._status = status
         return True
 
 

@@ -291,12 +291,15 @@ def test_from_validation_to_success(stocked: Database) -> None:
     with pytest.raises(Conflict, match="final checkpoint"), stocked.transaction() as session:
         results.succeed(session, trainer)
     with stocked.transaction() as session:
+        results.record(session, trainer, step=4, total_steps=5)
         results.publish_checkpoint(session, trainer, manifest(5, final=True), "p")
         results.succeed(session, trainer)
         outcomes = [session.get_one(Attempt, (job_id, claim.fence)).outcome for claim in (reader, trainer)]
     job = read_job(stocked, job_id)
     assert (job.state, job.lease_until, outcomes) == ("succeeded", None, ["succeeded", "succeeded"])
     assert job.finished_at is not None
+    assert (job.progress["step"], job.progress["total_steps"]) == (5, 5)
+    assert (job.fence, job.training_attempts) == (2, 1)
     assert event_codes(stocked, job_id)[-4:] == [
         "files_validated",
         "job_started",
