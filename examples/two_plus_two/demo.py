@@ -119,7 +119,11 @@ def train(
     )
     learned = succeeded(client, supervised_job(client, base, supervised, seed), console)
     before = download(client, learned)
-    console.print("5. A DPO job goes on from that checkpoint, with pairs: the sum is better than the habit's answer.")
+    console.print(
+        "5. A DPO job goes on from that checkpoint, with pairs: the sum is better than the habit's answer.\n"
+        "   Accuracy is soon 1: the sum has gained on the habit. It goes on because the margin still grows, and the\n"
+        "   model says the sum only once the margin is larger than the habit's lead at the start."
+    )
     preferred = succeeded(client, dpo_job(client, learned, pairs, held_out_pairs, seed), console)
     after = download(client, preferred)
     console.print(f"6. Downloaded {preferred.fine_tuned_model}\n   to {after}", soft_wrap=True)
@@ -202,7 +206,9 @@ def evaluate(console: Console, trained: Trained, held_out: list[questions.Questi
     console.print(f"  the right answer is more probable than the habit's  {accuracy[0]:7.1%} → {accuracy[1]:6.1%}")
     console.print(f"  the model's own answer is right                     {exact[0]:7.1%} → {exact[1]:6.1%}\n")
     learned = max(accuracy[0], exact[0]) <= MOST_BEFORE and accuracy[1] >= LEAST_ACCURACY and exact[1] >= LEAST_EXACT
-    if not learned:
+    if learned:
+        console.print("Now your own model: README.md, 'Your own model and data'.\n")
+    else:
         console.print(
             f"That is less than expected: at most {MOST_BEFORE:.0%} before, then at least {LEAST_ACCURACY:.0%} "
             f"and {LEAST_EXACT:.0%}. Please report it."

@@ -16,16 +16,17 @@ def show(console: Console, questions: list[Question], before: Measured, after: M
     """Prints the first held-out questions. `before` is the policy at the start, which is also the reference."""
     table = Table(title="Held-out questions, which no training file contains", title_justify="left", pad_edge=False)
     table.add_column("question and answer")
-    for column in ("log π ref", "log π start", "log π end", "reward start", "reward end"):
+    for column in ("log π ref", "log π start\n(= ref here)", "log π end", "reward start", "reward end"):
         table.add_column(column, justify="right")
     for index, question in enumerate(questions[:SHOWN]):
         changes = [(before.right[index], after.right[index]), (before.wrong[index], after.wrong[index])]
         _add(table, question, changes, (before.answers[index], after.answers[index]), beta)
     console.print(table, highlight=False)
     console.print(
-        "  log π: log-probability of the whole answer.  reward r = β (log π - log π ref), "
-        f"here with β = {beta:g}.\n  P(winner beats loser) = σ(r winner - r loser): Bradley and Terry's formula. "
-        "At the start the policy\n  is the reference, so every reward is 0 and every P is 0.5.\n",
+        "  log π: log-probability of the whole answer.  ref: the reference, which is the model that DPO starts from.\n"
+        f"  reward r = β (log π - log π ref), here with β = {beta:g}.\n"
+        "  P(winner beats loser) = σ(r winner - r loser): Bradley and Terry's formula.\n"
+        "  At the start every reward is 0, and so every P is 0.5.\n",
         highlight=False,
     )
 
