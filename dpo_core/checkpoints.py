@@ -56,8 +56,8 @@ def save(
     frozen: Tensor | None,
     metrics: dict[str, float],
     final: bool,
-) -> Path:
-    """Writes `checkpoints/step-N`; returns it once it is durable. All ranks call it."""
+) -> None:
+    """Writes `checkpoints/step-N`, durable on return. All ranks call it."""
     world = engine.world
     target = directory.checkpoints / f"step-{progress.step}"
     aside = directory.checkpoints / f".{target.name}"
@@ -86,7 +86,6 @@ def save(
         aside.rename(target)
         sync_folder(directory.checkpoints)
     world.barrier()
-    return target
 
 
 def sealed(folder: Path) -> list[ManifestFile]:

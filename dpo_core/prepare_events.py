@@ -8,6 +8,12 @@ from dpo_core.prepare_report import Prepared, Report, ReportProblem
 from dpo_core.problems import lines_in_words, problem_in_words, rows_in_words
 from dpo_core.run_directory import Event, RunDirectory
 
+IN_COMMON = {
+    "duplicate_row": ("repeats an earlier row", "repeat an earlier row"),
+    "opposite_labels": ("contradicts an earlier row", "contradict an earlier row"),
+}
+"""What one row or several do, for findings whose message is about the first of the rows only."""
+
 
 def announce(directory: RunDirectory, prepared: Prepared) -> None:
     """Appends an event for what was read, and one for everything odd about it."""
@@ -54,7 +60,11 @@ def _bad_rows(file: str, problems: list[ReportProblem]) -> Event:
 
 def _oddities(report: Report) -> Iterator[Event]:
     for found in report.findings:
-        message = f"{rows_in_words(found.count)} ({lines_in_words(found.lines, found.count)}): {found.message}"
+        rows, lines = rows_in_words(found.count), lines_in_words(found.lines, found.count)
+        if found.code in IN_COMMON:
+            message = f"{rows} {IN_COMMON[found.code][found.count > 1]} ({lines}). {found.message}"
+        else:
+            message = f"{rows} ({lines}): {found.message}"
         data = {"count": found.count, "lines": found.lines}
         yield Event(level="warn", code=found.code, message=message, data=data)
     for warning in report.warnings:

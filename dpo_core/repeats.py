@@ -26,7 +26,10 @@ class Repeats:
         if line == row.line:
             return None
         if order == in_order:
-            message = f"Line {row.line} repeats line {line}, so that row counts twice. Remove one, unless it is meant."
+            message = (
+                f"Line {row.line} repeats an earlier row (line {line}), so that row counts twice. "
+                "Remove one, unless it is meant."
+            )
             return "duplicate_row", message
         message = (
             f"Line {row.line} prefers the answer that line {line} rejects, to the same prompt: they work against each "

@@ -91,7 +91,7 @@ class Loop:
             checkpoints.restore(run.resume_from, self.engine)
             self.recorder.recall(checkpoints.read_manifest(run.resume_from).metrics)
             self.step, self.trained_tokens = resumed.step, resumed.trained_tokens
-            self.recorder.event("resumed", f"Goes on from {run.resume_from.name}.", step=self.step)
+            self.recorder.event("resumed", f"Training goes on from the checkpoint at step {self.step}.", step=self.step)
 
     # -- before the first step -------------------------------------------------------------------
 
@@ -124,15 +124,16 @@ class Loop:
         """[2, N] over all splits, each measured by itself, as evaluation does it: the same batches, the same bits."""
         started = said = time.monotonic()
         pairs, done = sum(map(len, splits)), 0
-        self.recorder.event("reference_started", f"Measuring the reference of {pairs} pairs.", pairs=pairs)
+        whose = "the starting model" if self.run.training.reference == "start" else "the reference model"
+        message = f"Measuring {whose}'s log-probabilities of {pairs} pairs."
+        self.recorder.event("reference_started", message, pairs=pairs)
 
         def measured(share: float) -> None:
             nonlocal said
             if time.monotonic() - said >= REFERENCE_INTERVAL:
                 said = time.monotonic()
-                self.recorder.event(
-                    "reference_progress", f"Reference: {done + share * len(items):.0f} of {pairs} pairs."
-                )
+                so_far = f"Measured {done + share * len(items):.0f} of {pairs} pairs under {whose}."
+                self.recorder.event("reference_progress", so_far)
 
         parts = []
         for items in filter(None, splits):
@@ -143,7 +144,8 @@ class Loop:
         if not bool(values.isfinite().all()):
             raise diverged("The reference's log-probabilities are not finite. Check its weights and precision.")
         seconds = time.monotonic() - started
-        self.recorder.event("reference_computed", f"Reference of {pairs} pairs in {seconds:.1f} s.", pairs=pairs)
+        message = f"Measured {whose}'s log-probabilities of {pairs} pairs in {seconds:.1f} s."
+        self.recorder.event("reference_computed", message, pairs=pairs)
         return values
 
     def objectives(self, items: list[TokenItem], held_out: list[TokenItem]) -> tuple[Objective, Objective | None]:
@@ -240,8 +242,10 @@ class Loop:
             return
         difference = abs(loss - math.log(2))
         warn = difference > (2e-2 if self.settings.bfloat16 else 1e-4)
-        advice = " Dropout makes policy and reference differ." if warn and training.lora else ""
-        text = f"The loss at step 0 is {loss:.7f}, ln 2 is {math.log(2):.7f}.{advice}"
+        text = f"Step 0 is as it should be: the loss is ln 2 ({loss:.7f}), as the policy still equals the reference."
+        if warn:
+            advice = " Dropout makes them differ." if training.lora else ""
+            text = f"The loss at step 0 is {loss:.7f}, not ln 2: policy and reference differ from the start.{advice}"
         self.recorder.event("step_zero_check", text, warn=warn, loss=loss, difference=difference)
 
     def save(self, *, final: bool) -> None:
@@ -251,7 +255,7 @@ class Loop:
             ranks=self.world.size,
             zero_stage=self.settings.zero_stage,
         )
-        path = checkpoints.save(
+        checkpoints.save(
             self.directory,
             self.run,
             self.start,
@@ -261,7 +265,6 @@ class Loop:
             metrics=self.recorder.latest(),
             final=final,
         )
-        self.recorder.event("checkpoint_saved", f"Checkpoint {path.name}.", step=self.step)
         self.recorder.running(self.step, now=True)
 
     def finish(self, state: str) -> Status:

@@ -147,6 +147,16 @@ def test_findings_and_warnings_are_events(tiny_model: Path, tmp_path: Path) -> N
     assert codes == ["data_prepared", "generation_prompt_differs", "no_end_of_turn", "turn_changed", "unusual_value"]
 
 
+def test_repeated_rows_are_told_in_a_sentence(tiny_model: Path, tmp_path: Path) -> None:
+    file = write_preference_file(tmp_path / "t.jsonl", 20)
+    rows = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*rows, rows[3], rows[5]]))
+    directory = directory_of(tmp_path / "run", spec_of(tiny_model, file))
+    assert run(directory.path) == 0
+    (said,) = [event["message"] for event in events(directory) if event["code"] == "duplicate_row"]
+    assert said.startswith("2 rows repeat an earlier row (lines 21-22). Line 21 repeats an earlier row (line 4)")
+
+
 def test_a_missing_file_is_no_fault_of_the_user(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
