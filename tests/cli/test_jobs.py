@@ -22,7 +22,7 @@ from api.main import create_app
 from cli.data_folder import DataFolder
 from cli.download import how_to_load, verify
 from cli.errors import CommandFailed
-from cli.job_view import describe, duration
+from cli.job_view import describe, duration, job_view
 from cli.submit import Flags, request_body
 from cli.watch import follow
 from control_plane.database import Database
@@ -278,6 +278,24 @@ def test_a_terminal_gets_a_bar(job_id: str, client: OpenAI, database: Database, 
     quiet = io.StringIO()
     follow(client, job_id, Console(file=quiet), events=False)
     assert quiet.getvalue() == f"step {STEPS} of {STEPS}  loss 0.050  margin 1.900  accuracy 0.750\n"
+
+
+def test_a_bar_says_what_is_waited_for_and_no_time_to_go_after_the_last_step(
+    job_id: str, client: OpenAI, database: Database
+) -> None:
+    validated(database)
+    held = claim(database)
+    trained(database, held, range(STEPS))
+    job = client.fine_tuning.jobs.retrieve(job_id)
+    assert job.status == "running"
+    job.estimated_finish = 0
+    screen = io.StringIO()
+    with job_view(Console(file=screen, force_terminal=True, force_interactive=True, width=120)) as view:
+        view.waiting("waiting for a worker")
+        view.training(job, {"loss": 0.5})
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    assert text.strip().startswith("asking the service ") and "0/?" not in text
+    assert f"{STEPS}/{STEPS} loss 0.500" in text and "ETA" not in text
 
 
 def test_a_measurement_in_words() -> None:
