@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from control_plane import events
 from control_plane.database import dpo_now
 from control_plane.job_states import State, move
-from control_plane.tables import Attempt, Job
+from control_plane.tables import Attempt, Checkpoint, Job, Json
 from dpo_core.run_directory import Failure
 
 Outcome = Literal["succeeded", "stopped", "failed", "cancelled", "lost"]
@@ -42,17 +43,35 @@ def end_for_another(
         )
         give_up(session, job, failure.model_copy(update={"message": message}))
         return False
+    what = failure.message.rstrip(".")
+    data: Json = {"log": failure.log} if failure.log else {}
     if job.state == State.pausing:
-        message = f"{failure.message} The job is paused."
-        move(session, job, State.paused, code=failure.code, message=message, level="warn")
+        message = f"{what}; the job is paused."
+        move(session, job, State.paused, code=failure.code, message=message, level="warn", data=data)
         return False
     if job.state == State.validating:
-        message = f"{failure.message} The files are checked again."
-        events.add(session, job, code=failure.code, message=message, level="warn")
+        message = f"{what}; the files are checked again."
+        events.add(session, job, code=failure.code, message=message, level="warn", data=data)
     else:
-        message = f"{failure.message} The job waits for a worker and goes on from its last checkpoint."
-        move(session, job, State.queued, code=failure.code, message=message, level="warn")
+        message = f"{what}; the job {what_follows(session, job)}."
+        move(session, job, State.queued, code=failure.code, message=message, level="warn", data=data)
     return True
+
+
+def resumable(job: Job) -> Select[Checkpoint]:
+    """The job's checkpoints that can be gone on from, newest first."""
+    kept = select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.state_kept)
+    return kept.order_by(Checkpoint.step.desc())
+
+
+def what_follows(session: Session, job: Job) -> str:
+    """What the job does in its next attempt, such as `goes on from step 100`."""
+    checkpoint = session.scalars(resumable(job).limit(1)).one_or_none()
+    return (
+        f"goes on from step {checkpoint.step}"
+        if checkpoint is not None
+        else "begins again, as it has no checkpoint yet"
+    )
 
 
 def give_up(session: Session, job: Job, failure: Failure) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -55,7 +55,7 @@ def work_order(session: Session, claim: Claim) -> WorkOrder:
         start_base=_base(session, start),
         reference=reference,
         reference_base=_base(session, reference) if reference else None,
-        checkpoint=session.scalars(_resumable(job).limit(1)).one_or_none(),
+        checkpoint=session.scalars(attempts.resumable(job).limit(1)).one_or_none(),
     )
 
 
@@ -116,7 +116,7 @@ def publish_checkpoint(session: Session, claim: Claim, manifest: Manifest, stora
 def forget_states(session: Session, claim: Claim, *, keep: int) -> None:
     """Notes the removal of the state to resume from of all but the newest `keep` checkpoints."""
     job = _held(session, claim)
-    for checkpoint in session.scalars(_resumable(job).offset(keep)):
+    for checkpoint in session.scalars(attempts.resumable(job).offset(keep)):
         removals.note_state(session, checkpoint)
 
 
@@ -153,7 +153,7 @@ def hand_back(session: Session, claim: Claim) -> None:
     if job.state == State.pausing:
         move(session, job, State.paused, code="job_paused", message="The job is paused after its last checkpoint.")
         return
-    message = "The worker stops; the job waits for another one and goes on from its last checkpoint."
+    message = f"The worker stops; the job {attempts.what_follows(session, job)}."
     move(session, job, State.queued, code="handed_back", message=message)
 
 
@@ -165,19 +165,13 @@ def fail(session: Session, claim: Claim, failure: Failure, *, max_attempts: int)
     job = _held(session, claim)
     failure = Failure.model_validate(storable(failure.model_dump()))
     if failure.code == CHECKPOINT_CORRUPT:
-        for checkpoint in session.scalars(_resumable(job).limit(1)):
+        for checkpoint in session.scalars(attempts.resumable(job).limit(1)):
             removals.note_state(session, checkpoint)
     if failure.kind == "infrastructure":
         attempts.end_for_another(session, job, failure, outcome="failed", max_attempts=max_attempts)
         return
     attempts.end(session, job, "failed", failure)
     attempts.give_up(session, job, failure)
-
-
-def _resumable(job: Job) -> Select[Checkpoint]:
-    """The job's checkpoints that can be gone on from, newest first."""
-    kept = select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.state_kept)
-    return kept.order_by(Checkpoint.step.desc())
 
 
 def _held(session: Session, claim: Claim) -> Job:

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dpo_core.errors import RunError
-from dpo_core.run_directory import Failure, RunDirectory, Status, sync_folder
+from dpo_core.run_directory import RANK_LOST, Failure, RunDirectory, Status, sync_folder
 
 
 def classify(error: BaseException) -> Failure:
@@ -32,7 +32,7 @@ def classify(error: BaseException) -> Failure:
         return Failure(kind="resource", code="disk_full", message=f"The disk is full: {text} Free space, then retry.")
     if "closed by peer" in text or "reset by peer" in text:
         message = "The connection to another training process broke: it was killed or failed. The log has more."
-        return Failure(kind="infrastructure", code="rank_lost", message=message)
+        return Failure(kind="infrastructure", code=RANK_LOST, message=message)
     return Failure(kind="infrastructure", code="trainer_error", message=text)
 
 
@@ -64,6 +64,13 @@ def claim(directory: RunDirectory, failure: Failure) -> Failure:
     finally:
         aside.unlink()
     return failure
+
+
+def drop_echo(directory: RunDirectory) -> None:
+    """Forgets a recorded failure that only says that another rank is gone. The ranks have ended."""
+    record = failure_file(directory)
+    if record.exists() and Failure.model_validate_json(record.read_bytes()).code == RANK_LOST:
+        record.unlink()
 
 
 def write_failed(directory: RunDirectory, failure: Failure) -> None:

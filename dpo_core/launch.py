@@ -7,11 +7,12 @@ itself was killed. SIGTERM is passed to the ranks, which get SHUTDOWN_SECONDS fo
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 from dpo_core.process import PARENT_PID, arm_parent_death
-from dpo_core.run_directory import Failure, RunDirectory
+from dpo_core.run_directory import RANK_LOST, Failure, RunDirectory
 from dpo_core.spec import RunSpec
 
 SHUTDOWN_SECONDS = 300
@@ -27,15 +28,17 @@ def main(path: Path) -> int:
         # torchrun would only add its own start-up time. The death signal outlives exec.
         os.execv(sys.executable, [sys.executable, "-m", "dpo_core", str(path)])  # noqa: S606 (no shell is the point)
     os.environ[PARENT_PID] = str(os.getpid())
-    code = run_ranks(path, run.ranks)
+    code, killed = run_ranks(path, run.ranks)
     status = directory.status()
     if code == 0 or (status is not None and status.state in ("succeeded", "stopped")):
         return 0
-    from dpo_core.failures import write_failed
+    from dpo_core.failures import drop_echo, write_failed
 
-    # A rank that was killed leaves no word of its own; if another one failed first, that one's word stands.
-    message = "A training process ended without a word (killed, or out of memory). The log has what it printed."
-    write_failed(directory, Failure(kind="infrastructure", code="rank_lost", message=message))
+    # A rank that was killed leaves no word of its own; its peers' word is that their connection to it broke.
+    if killed is not None:
+        drop_echo(directory)
+    message = killed or "A training process ended without a word. The log has what it printed."
+    write_failed(directory, Failure(kind="infrastructure", code=RANK_LOST, message=message))
     return code
 
 
@@ -55,8 +58,11 @@ def rank_environment(run: RunSpec) -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in wishes.items()} | {"DS_ACCELERATOR": run.device}
 
 
-def run_ranks(path: Path, ranks: int) -> int:
-    """Runs torchrun in this process, so that the ranks' parent is the one that they are told."""
+def run_ranks(path: Path, ranks: int) -> tuple[int, str | None]:
+    """Runs torchrun in this process, so that the ranks' parent is the one that they are told.
+
+    Returns the exit code and, where a signal killed a rank, a sentence that names both.
+    """
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -71,10 +77,18 @@ def run_ranks(path: Path, ranks: int) -> int:
         torchrun.main(arguments)
     except ChildFailedError as error:
         sys.stderr.write(f"{error}\n")
-        return 1
+        return 1, killed_rank({rank: failure.exitcode for rank, failure in error.failures.items()})
     except SignalException as error:
-        return 128 + int(error.sigval)
-    return 0
+        return 128 + int(error.sigval), None
+    return 0, None
+
+
+def killed_rank(exit_codes: dict[int, int]) -> str | None:
+    """A sentence about the first rank that a signal ended, or None."""
+    for rank, code in sorted(exit_codes.items()):
+        if code < 0:
+            return f"Rank {rank} was killed ({signal.Signals(-code).name})."
+    return None
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ FailureKind = Literal["user", "resource", "infrastructure", "divergence"]
 State = Literal["starting", "running", "stopped", "succeeded", "failed"]
 CHECKPOINT_CORRUPT = "checkpoint_corrupt"
 """The code of a Failure: the checkpoint to go on from is damaged, an older one may not be."""
+RANK_LOST = "rank_lost"
+"""The code of a Failure: a rank ended without a word, or its peers lost the connection to it."""
 MANIFEST = "manifest.json"
 CHECKSUMS = "SHA256SUMS"
 """Beside a published model's files: a line for each of them, as `sha256sum --check` reads it."""
@@ -42,6 +44,8 @@ class Failure(StrictModel):
     message: str
     param: str | None = None
     line: int | None = None
+    log: str | None = None
+    """The last lines of the run's output, for whoever mends it."""
 
 
 class Status(StrictModel):

@@ -35,7 +35,7 @@ def how_it_ended(
         return "succeeded" if status.state == "succeeded" else "stopped"
     if stopping or process is None:
         return "stopped"
-    message = f"The training processes ended ({_in_words(process.returncode)}) without saying why."
+    message = f"The training processes ended without saying why ({_in_words(process.returncode)})."
     return _with_log(Failure(kind="infrastructure", code="trainer_died", message=message), run)
 
 
@@ -46,19 +46,19 @@ def _in_words(exit_code: int) -> str:
 
 
 def _with_log(failure: Failure, run: RunDirectory) -> Failure:
-    """A failure that isn't the user's to mend shows the last lines of the log to whoever mends it."""
+    """A failure that isn't the user's to mend carries the last lines of the log for whoever mends it."""
     if failure.kind != "infrastructure":
         return failure
-    return failure.model_copy(update={"message": failure.message + _log_tail(run)})
+    return failure.model_copy(update={"log": _log_tail(run)})
 
 
-def _log_tail(run: RunDirectory) -> str:
+def _log_tail(run: RunDirectory) -> str | None:
     try:
         with open(run.log_file, "rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - LOG_BYTES))
             text = file.read().decode("utf-8", errors="replace").replace("\0", "")
     except FileNotFoundError:
-        return ""
+        return None
     lines = text.splitlines()[-LOG_LINES:]
-    return "\nThe last lines of its output:\n" + "\n".join(lines) if lines else ""
+    return "\n".join(lines) or None

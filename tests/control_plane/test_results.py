@@ -308,6 +308,23 @@ def test_from_validation_to_success(stocked: Database) -> None:
     ]
 
 
+def test_what_follows_a_lost_rank_is_told_in_one_sentence_and_the_log_stands_beside_it(stocked: Database) -> None:
+    lost_rank = Failure(kind="infrastructure", code="rank_lost", message="Rank 1 was killed (SIGKILL).", log="a\nb")
+    claim = started(stocked)
+    with stocked.transaction() as session:
+        results.fail(session, claim, lost_rank, max_attempts=3)
+    claim = claim_one(stocked)
+    with stocked.transaction() as session:
+        results.publish_checkpoint(session, claim, manifest(100), "p")
+        results.fail(session, claim, lost_rank, max_attempts=3)
+        newest = jobs.list_events(session, PROJECT, claim.job_id, limit=100).items
+    told = [(event.message, event.data) for event in newest if event.code == "rank_lost"]
+    assert told == [
+        ("Rank 1 was killed (SIGKILL); the job goes on from step 100.", {"log": "a\nb"}),
+        ("Rank 1 was killed (SIGKILL); the job begins again, as it has no checkpoint yet.", {"log": "a\nb"}),
+    ]
+
+
 @pytest.mark.parametrize("kind", ["user", "resource", "divergence"])
 def test_a_failure_of_the_jobs_own_is_final(stocked: Database, kind: str) -> None:
     claim = started(stocked)

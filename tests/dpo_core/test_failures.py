@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpo_core.errors import user_error
-from dpo_core.failures import classify, write_failed
+from dpo_core.failures import classify, drop_echo, write_failed
 from dpo_core.run_directory import Failure, RunDirectory, Status
 
 
@@ -49,3 +49,17 @@ def test_the_first_failure_stands(tmp_path: Path) -> None:
     status = directory.status()
     assert status == Status(state="failed", step=4, total_steps=9, failure=first)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["failure.json", "status.json"]
+
+
+def test_the_word_of_a_peer_gives_way_to_that_of_the_launcher(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    write_failed(directory, classify(RuntimeError("Connection closed by peer [127.0.0.1]:1")))
+    drop_echo(directory)
+    killed = Failure(kind="infrastructure", code="rank_lost", message="Rank 1 was killed (SIGKILL).")
+    write_failed(directory, killed)
+    drop_echo(directory)
+    write_failed(directory, cause := Failure(kind="user", code="first", message="the cause"))
+    drop_echo(directory)
+    write_failed(directory, killed)
+    status = directory.status()
+    assert status is not None and status.failure == cause

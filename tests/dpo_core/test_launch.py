@@ -74,6 +74,7 @@ def test_a_killed_rank_fails_the_run_and_leaves_no_process(workshop: Workshop) -
     everyone, recorded = family(process), run.recorded_processes()
     assert {rank.pid for rank in recorded} <= {member.pid for member in everyone}
     assert len(recorded) == 2
+    killed = next(rank for rank in range(2) if str(recorded[1].pid) in (run.processes / f"{rank}.json").read_text())
     recorded[1].kill()
     assert process.wait(120) != 0
     assert all_gone(everyone)
@@ -81,6 +82,7 @@ def test_a_killed_rank_fails_the_run_and_leaves_no_process(workshop: Workshop) -
     assert status.state == "failed"
     assert status.failure is not None
     assert (status.failure.kind, status.failure.code) == ("infrastructure", "rank_lost")
+    assert status.failure.message == f"Rank {killed} was killed (SIGKILL)."
     assert status.step >= 5
     assert run.complete_checkpoints()
 

@@ -104,7 +104,7 @@ def test_a_trainer_that_dies_in_silence_leaves_its_last_words(world: World) -> N
     error = world.row(job_id).error
     assert error is not None
     assert "exit code 2" in error["message"]
-    assert "unrecognized arguments: --no-such-option" in error["message"]
+    assert "unrecognized arguments: --no-such-option" in error["log"]
 
 
 @pytest.mark.parametrize("victim", ["rank", "launch"])
