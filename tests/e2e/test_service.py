@@ -28,13 +28,13 @@ SPEC = {
 LORA = {"rank": 4, "alpha": 8.0}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def pairs(running: Service, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The id of an uploaded file of preference pairs."""
     return running.upload(write_preference_file(tmp_path_factory.mktemp("data") / "pairs.jsonl", PAIRS))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def supervised(running: Service, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The model of a supervised LoRA job: what the DPO jobs with LoRA start from."""
     file_id = running.upload(write_supervised_file(tmp_path_factory.mktemp("data") / "examples.jsonl", PAIRS))
