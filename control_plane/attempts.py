@@ -38,9 +38,8 @@ def end_for_another(
     attempt = end(session, job, outcome, failure)
     job.fruitless_attempts = 0 if attempt.made_progress else job.fruitless_attempts + 1
     if job.fruitless_attempts >= max_attempts:
-        message = (
-            f"{job.fruitless_attempts} attempts in a row ended without a new checkpoint; the last: {failure.message}"
-        )
+        count = "1 attempt" if job.fruitless_attempts == 1 else f"{job.fruitless_attempts} attempts in a row"
+        message = f"{count} ended without a new checkpoint; the last: {failure.message}"
         give_up(session, job, failure.model_copy(update={"message": message}))
         return False
     what = failure.message.rstrip(".")

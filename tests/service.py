@@ -108,14 +108,7 @@ class Service:
 
     def trainers(self) -> list[psutil.Process]:
         """Every process of every run of this service."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(MARK, "").startswith(str(self.runs)) and process.status() != "zombie":
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-        return found
+        return run_processes(self.runs)
 
     def nothing_left(self) -> None:
         poll_until(lambda: not self.trainers(), "no trainer process is left")
@@ -123,6 +116,18 @@ class Service:
 
     def log(self, name: str) -> str:
         return (self.logs / f"{name}.log").read_text(errors="replace")
+
+
+def run_processes(runs: Path) -> list[psutil.Process]:
+    """Every living process of every run directory below `runs`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK, "").startswith(str(runs)) and process.status() != "zombie":
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
 
 
 @contextmanager

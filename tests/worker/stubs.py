@@ -25,9 +25,9 @@ from control_plane.settings import Settings
 from control_plane.storage import DirectoryStorage, file_key, open_storage
 from control_plane.tables import Attempt, Checkpoint, Event, Job, Metric, Model
 from tests import stub_trainer
+from tests.service import run_processes
 from worker.launch import Programs
 from worker.supervisor import Supervisor
-from worker.sweep import MARK
 
 DEADLINE_SECONDS = 30.0
 
@@ -117,14 +117,7 @@ class World:
 
     def processes(self) -> list[psutil.Process]:
         """Every process of a run below this world's run directories."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(MARK, "").startswith(str(self.runs)) and process.status() != "zombie":
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-        return found
+        return run_processes(self.runs)
 
     def rank(self) -> psutil.Process:
         """The one rank that runs now, waiting for it to start."""
