@@ -68,6 +68,14 @@ check-long: setup ## The tests that take longer; run before an issue is called d
 compose-test: setup ## docker-compose.yml from nothing to a checkpoint, under docker or podman; says so where neither is
 	@DPO_COMPOSE_TEST=1 $(BIN)/python -m pytest -q --log-cli-level=INFO --log-cli-format='%(asctime)s %(message)s' tests/compose
 
+# TRL is measured against, never depended on: it lives apart, with the same torch.
+build/trl/.installed: benchmarks/requirements-trl.txt
+	@echo 'installing the packages of benchmarks/requirements-trl.txt into build/trl'
+	@rm -rf build/trl && mkdir -p build
+	@python=$$($(FIND_PYTHON)); $$python -m venv build/trl
+	@build/trl/bin/python -m pip --disable-pip-version-check install --quiet --no-compile -r benchmarks/requirements-trl.txt
+	@touch $@
+
 .PHONY: lock
 lock: ## Write the lock anew: the newest versions that pyproject.toml allows
 	@rm -rf build/lock && mkdir -p build
