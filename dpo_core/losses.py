@@ -19,9 +19,10 @@ def token_log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
         tokens: [B, T] int64.
 
     Returns:
-        [B, T] float32, natural logarithms.
+        [B, T] float32, or float64 where the logits are; natural logarithms.
     """
-    return -F.cross_entropy(logits.float().transpose(1, 2), tokens, reduction="none")
+    raised = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return -F.cross_entropy(raised.transpose(1, 2), tokens, reduction="none")
 
 
 def sequence_log_probabilities(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from dpo_core.losses import (
     sequence_log_probabilities,
     sigmoid_loss,
     supervised_loss,
+    token_log_probabilities,
 )
 
 
@@ -92,6 +93,14 @@ def test_sequence_log_probabilities_are_summed_in_float64() -> None:
     tokens = torch.zeros(1, 100_000, dtype=torch.int64)
     total = sequence_log_probabilities(logits, tokens, torch.ones_like(tokens, dtype=torch.bool)).item()
     assert total / 100_000 == pytest.approx(float(torch.tensor(0.5).log()), rel=1e-12)
+
+
+def test_float64_logits_keep_their_digits_and_bfloat16_ones_are_raised() -> None:
+    # sigmoid(2e-12) = (1 + 1e-12)/2: the excess is gone in float32.
+    logits = torch.tensor([[[2e-12, 0.0]]], dtype=torch.float64)
+    tokens = torch.zeros(1, 1, dtype=torch.int64)
+    assert token_log_probabilities(logits, tokens).item() - math.log(0.5) == pytest.approx(1e-12, rel=1e-3)
+    assert token_log_probabilities(logits.bfloat16(), tokens).dtype == torch.float32
 
 
 def test_supervised_loss_is_the_negative_log_likelihood() -> None:
