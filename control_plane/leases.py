@@ -85,6 +85,15 @@ def renew(session: Session, claim: Claim) -> None:
         raise StaleFence(f"Job {claim.job_id} is not attempt {claim.fence}'s any more: stop its processes.")
 
 
+def held(session: Session, claim: Claim) -> Job:
+    """The job, locked, for a report on it. StaleFence when it is no longer this claim's."""
+    query = select(Job).where(Job.id == claim.job_id).with_for_update().execution_options(populate_existing=True)
+    job = session.scalars(query).one()
+    if job.fence != claim.fence or job.lease_until is None:
+        raise StaleFence(f"Job {job.id} is not attempt {claim.fence}'s any more; nothing of it is stored.")
+    return job
+
+
 def reconcile(session: Session, *, max_attempts: int) -> list[str]:
     """Frees all work whose lease ran out, and returns the ids of jobs that wait again.
 

@@ -14,9 +14,9 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from control_plane import attempts, events, progress, removals
+from control_plane import attempts, events, leases, progress, removals
 from control_plane.database import dpo_now
-from control_plane.errors import Conflict, StaleFence
+from control_plane.errors import Conflict
 from control_plane.ids import new_id
 from control_plane.job_states import State, move
 from control_plane.leases import Claim
@@ -43,7 +43,7 @@ class WorkOrder:
 
 
 def work_order(session: Session, claim: Claim) -> WorkOrder:
-    job = _held(session, claim)
+    job = leases.held(session, claim)
     start = session.get_one(Model, job.model_id)
     named = job.training["reference"]
     reference = None if named in ("start", "none") else session.get_one(Model, named)
@@ -73,7 +73,7 @@ def record(
     Metrics may come again: a resumed attempt measures the steps behind its checkpoint once more, and
     the newer values replace the older ones.
     """
-    job = _held(session, claim)
+    job = leases.held(session, claim)
     _store_metrics(session, job, metrics)
     for line in events:
         _store_event(session, job, Event.model_validate(storable(line)))
@@ -87,7 +87,7 @@ def publish_checkpoint(session: Session, claim: Claim, manifest: Manifest, stora
     Its files lie at `{storage_prefix}/{path}`, with the manifest's paths (`model/…`). Published again by
     a later attempt, the same step's rows point to the later files.
     """
-    job = _held(session, claim)
+    job = leases.held(session, claim)
     model = _put_model(session, job, f"{job.result_name}-step-{manifest.step}", manifest, storage_prefix)
     if manifest.final:
         _put_model(session, job, job.result_name, manifest, storage_prefix)
@@ -115,14 +115,14 @@ def publish_checkpoint(session: Session, claim: Claim, manifest: Manifest, stora
 
 def forget_states(session: Session, claim: Claim, *, keep: int) -> None:
     """Notes the removal of the state to resume from of all but the newest `keep` checkpoints."""
-    job = _held(session, claim)
+    job = leases.held(session, claim)
     for checkpoint in session.scalars(attempts.resumable(job).offset(keep)):
         removals.note_state(session, checkpoint)
 
 
 def finish_validation(session: Session, claim: Claim, prepared: Json) -> None:
     """The data is fit to train on; `prepared` holds the choices that were made."""
-    job = _held(session, claim)
+    job = leases.held(session, claim)
     attempts.end(session, job, "succeeded")
     job.resolved = storable(prepared)
     job.fruitless_attempts = 0
@@ -131,7 +131,7 @@ def finish_validation(session: Session, claim: Claim, prepared: Json) -> None:
 
 def succeed(session: Session, claim: Claim) -> None:
     """The run is done. Conflict when its final checkpoint was not published before."""
-    job = _held(session, claim)
+    job = leases.held(session, claim)
     final = session.get(Model, job.result_name)
     if final is None or final.step is None:
         raise Conflict(
@@ -145,7 +145,7 @@ def succeed(session: Session, claim: Claim) -> None:
 
 def hand_back(session: Session, claim: Claim) -> None:
     """The worker drains: somebody else goes on from the last checkpoint. Does not count as a fruitless attempt."""
-    job = _held(session, claim)
+    job = leases.held(session, claim)
     attempts.end(session, job, "stopped")
     if job.state == State.validating:
         events.add(session, job, code="handed_back", message="The worker stops; another one checks the files.")
@@ -162,7 +162,7 @@ def fail(session: Session, claim: Claim, failure: Failure, *, max_attempts: int)
 
     Where the state to resume from was damaged, the next attempt goes on from the checkpoint before.
     """
-    job = _held(session, claim)
+    job = leases.held(session, claim)
     failure = Failure.model_validate(storable(failure.model_dump()))
     if failure.code == CHECKPOINT_CORRUPT:
         for checkpoint in session.scalars(attempts.resumable(job).limit(1)):
@@ -172,15 +172,6 @@ def fail(session: Session, claim: Claim, failure: Failure, *, max_attempts: int)
         return
     attempts.end(session, job, "failed", failure)
     attempts.give_up(session, job, failure)
-
-
-def _held(session: Session, claim: Claim) -> Job:
-    """The job, locked, if the claim still holds it."""
-    query = select(Job).where(Job.id == claim.job_id).with_for_update().execution_options(populate_existing=True)
-    job = session.scalars(query).one()
-    if job.fence != claim.fence or job.lease_until is None:
-        raise StaleFence(f"Job {job.id} is not attempt {claim.fence}'s any more; nothing of it is stored.")
-    return job
 
 
 def _put_model(session: Session, job: Job, model_id: str, manifest: Manifest, storage_prefix: str) -> Model:

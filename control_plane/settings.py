@@ -77,6 +77,10 @@ class Settings(DatabaseSettings):
     max_attempts: Annotated[int, Field(ge=1)] = 5
     """Attempts without progress before a job fails."""
 
+    reference_cache_bytes: Annotated[int, Field(ge=0)] = 4 * 1024**3
+    """Room for measured reference log-probabilities per project (some 32 bytes a pair); what was used least recently
+    goes first. 0 keeps none."""
+
     max_file_bytes: Annotated[int, Field(ge=1)] = 8 * 1024**3
     """Largest file that may be uploaded."""
 

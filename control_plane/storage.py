@@ -3,6 +3,7 @@
     files/{file_id}                                      an uploaded file
     checkpoints/{job_id}/{fence}/step-{N}/model/…        a checkpoint's model: what users download
     private/{job_id}/{fence}/step-{N}/state/…            the state to resume from; no route serves it
+    private/reference/{project_id}/{group}/{shard}       measured reference log-probabilities; nor these
 
 A key is made of ids, never of a user's string. An object is seen whole or not at all, and once it is
 seen it survives a power cut.
@@ -40,6 +41,10 @@ def checkpoint_prefix(job_id: str, fence: int, step: int) -> str:
 
 def state_prefix(job_id: str, fence: int, step: int) -> str:
     return f"private/{job_id}/{fence}/step-{step}"
+
+
+def reference_prefix(project_id: str, group: str) -> str:
+    return f"private/reference/{project_id}/{group}"
 
 
 class Storage(Protocol):

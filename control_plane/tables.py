@@ -221,6 +221,24 @@ class Checkpoint(Created, Base):
     """Whether the resume state is still in storage; the model always is."""
 
 
+class ReferenceShard(Created, Base):
+    """Measured reference log-probabilities in storage, for the project's later jobs: see reference_cache.py."""
+
+    __tablename__ = "reference_shards"
+    __table_args__ = (Index(None, "project_id", "reference_group"),)
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    """Of the object in storage."""
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    """The job that measured them: by it, what was measured of a file or under a model can be found."""
+    group: Mapped[str] = mapped_column("reference_group")
+    """The model, arithmetic and software that they were measured with, as one digest."""
+    bytes: Mapped[int]
+    sha256: Mapped[str]
+    last_used_at: Mapped[datetime] = mapped_column(server_default=dpo_now())
+
+
 class Removal(Created, Base):
     """Bytes in storage that no row needs any more, until they are gone: see control_plane/removals.py."""
 

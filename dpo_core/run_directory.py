@@ -2,6 +2,7 @@
 
 In, from the supervisor:   spec.json   lease            (a signal: SIGTERM = checkpoint, then stop)
 Out, from the trainer:     status.json   metrics.jsonl   events.jsonl   checkpoints/step-N/
+                           reference/GROUP/N.safetensors (measured reference log-probabilities)
                            prepared.json (from `dpo_core.prepare`)     processes/RANK.json   log.txt
 
 Every single file is replaced whole (write aside, fsync, rename); the two `.jsonl` files only grow, one
@@ -137,6 +138,7 @@ class RunDirectory:
         self.log_file = path / "log.txt"
         self.processes = path / "processes"
         self.checkpoints = path / "checkpoints"
+        self.reference = path / "reference"
 
     # -- the supervisor's side -------------------------------------------------------------------
 
@@ -171,6 +173,10 @@ class RunDirectory:
         for manifest in self.checkpoints.glob(f"step-*/{MANIFEST}"):
             found.append((manifest.parent, Manifest.model_validate_json(manifest.read_bytes())))
         return sorted(found, key=lambda pair: pair[1].step)
+
+    def reference_shards(self) -> list[Path]:
+        """Every shard of reference log-probabilities that is whole, oldest first."""
+        return sorted(self.reference.glob("*/*.safetensors"))
 
     # -- the trainer's side ----------------------------------------------------------------------
 

@@ -148,6 +148,9 @@ class RunSpec(StrictModel):
     reference: ModelSource | None = None
     """Only when `training.reference` names a model; None means `start` (or `none`)."""
 
+    reference_cache: Path | None = None
+    """A folder of reference log-probabilities that are known already (dpo_core/reference_cache.py)."""
+
     training_file: Path
     validation_file: Path | None = None
     ranks: PositiveInt = 1

@@ -33,6 +33,8 @@ from dpo_core.run_directory import (
 )
 
 POLL_SECONDS = 0.02
+REFERENCE_GROUP = "stub-group"
+REFERENCE_VALUES = "values"
 
 
 def chain(steps: int, job_id: str) -> str:
@@ -49,7 +51,8 @@ def validate(run: RunDirectory) -> int:
         failure = Failure(kind="user", code="invalid_training_file", message="line 1: the file is empty", line=1)
         run.write_status(Status(state="failed", failure=failure))
         return 1
-    write_whole(run.prepared_file, json.dumps({"training": spec.training.model_dump(mode="json"), "values": {}}))
+    training = spec.training.model_dump(mode="json")
+    write_whole(run.prepared_file, json.dumps({"training": training, "values": {}, "reference_group": REFERENCE_GROUP}))
     run.write_status(Status(state="succeeded"))
     return 0
 
@@ -81,6 +84,8 @@ class Rank:
         self.run.record_process("0")
         start_deadman(self.run.path, interval=0.1)
         step, link = self.begin()
+        if self.spec.resume_from is None:
+            self.measure_reference()
         steps = self.options.steps
         self.run.append_event(Event(code="stub_started", message=f"starting at step {step}"))
         while step < steps:
@@ -112,6 +117,18 @@ class Rank:
             if sha256_of(folder / file.path) != file.sha256:
                 raise ValueError(f"{file.path} is not what the manifest says")
         return manifest.step, (folder / "state" / "link").read_text()
+
+    def measure_reference(self) -> None:
+        """One shard, unless it is known from elsewhere."""
+        cache = self.spec.reference_cache
+        found = [path.read_text() for path in sorted(cache.glob(f"{REFERENCE_GROUP}/*"))] if cache else []
+        if REFERENCE_VALUES in found:
+            self.run.append_event(Event(code="reference_found", message="nothing to measure"))
+            return
+        shard = self.run.reference / REFERENCE_GROUP / "000000.safetensors"
+        shard.parent.mkdir(parents=True)
+        write_whole(shard, REFERENCE_VALUES)
+        self.run.append_event(Event(code="reference_computed", message="measured"))
 
     def wait_at(self, step: int) -> None:
         """At the step that the test chose: until its file appears, or we are asked to stop."""

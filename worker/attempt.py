@@ -31,6 +31,7 @@ from worker.folders import RunFolders
 from worker.inputs import collect
 from worker.launch import Programs, launch, trainer_environment
 from worker.publish import Publisher, log_key
+from worker.reference_shards import ReferenceShards
 from worker.relay import Relay
 from worker.slots import Slots
 from worker.sweep import sweep
@@ -68,7 +69,11 @@ class Attempt:
         self._tools = tools
         self._run = tools.folders.make(claim.job_id, claim.fence)
         self._relay = Relay(tools.database, claim, self._run)
-        self._publisher = Publisher(tools.database, tools.storage, tools.pool, claim, self._run, relay=self._relay)
+        limit = tools.settings.reference_cache_bytes
+        self._shards = ReferenceShards(tools.database, tools.storage, claim, self._run, limit=limit)
+        self._publisher = Publisher(
+            tools.database, tools.storage, tools.pool, claim, self._run, relay=self._relay, shards=self._shards
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._failure: Failure | None = None
         self._holding = True
@@ -144,7 +149,9 @@ class Attempt:
         """On the pool: brings the inputs and spec.json into the run directory."""
         with self._tools.database.transaction() as session:
             order = results.work_order(session, self.claim)
-        self._run.create(collect(self._tools.storage, order, self.claim, self._run, self._tools.slots.device))
+        known = self._shards.fetch(order)
+        storage, device = self._tools.storage, self._tools.slots.device
+        self._run.create(collect(storage, order, self.claim, self._run, device, reference_cache=known))
 
     def _fetching(self) -> None:
         if not self._task.done():

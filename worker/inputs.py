@@ -12,7 +12,9 @@ from dpo_core.run_directory import MANIFEST, Manifest, RunDirectory, write_whole
 from dpo_core.spec import Device, ModelSource, RunSpec, TrainingSpec
 
 
-def collect(storage: Storage, order: WorkOrder, claim: Claim, run: RunDirectory, device: Device) -> RunSpec:
+def collect(
+    storage: Storage, order: WorkOrder, claim: Claim, run: RunDirectory, device: Device, *, reference_cache: Path | None
+) -> RunSpec:
     """Fetches what the attempt reads and says where it lies. Base models are used in place.
 
     Raises:
@@ -30,6 +32,7 @@ def collect(storage: Storage, order: WorkOrder, claim: Claim, run: RunDirectory,
         reference=_source(storage, order.reference, order.reference_base, inputs / "reference")
         if order.reference is not None
         else None,
+        reference_cache=reference_cache,
         training_file=_file(storage, order.training_file, inputs / "training.jsonl"),
         validation_file=_file(storage, order.validation_file, inputs / "validation.jsonl")
         if order.validation_file is not None

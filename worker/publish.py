@@ -1,11 +1,14 @@
-"""Publishing checkpoints: files into storage first, then one fenced transaction makes them exist."""
+"""Publishing checkpoints, and reference log-probabilities for other jobs: files into storage first, then one
+fenced transaction makes them exist."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from control_plane import removals, results
@@ -13,6 +16,7 @@ from control_plane.database import Database
 from control_plane.leases import Claim
 from control_plane.storage import Storage, checkpoint_prefix, state_prefix
 from dpo_core.run_directory import CHECKSUMS, Manifest, RunDirectory, write_whole
+from worker.reference_shards import ReferenceShards
 from worker.relay import Relay
 
 logger = logging.getLogger(__name__)
@@ -29,7 +33,7 @@ def log_key(job_id: str, fence: int) -> str:
 
 
 class Publisher:
-    """Publishes the checkpoints of one attempt, oldest first, one at a time, on a pool."""
+    """Publishes what one attempt leaves, oldest first, one thing at a time, on a pool."""
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class Publisher:
         run: RunDirectory,
         *,
         relay: Relay,
+        shards: ReferenceShards,
     ) -> None:
         self._database = database
         self._storage = storage
@@ -47,6 +52,7 @@ class Publisher:
         self._claim = claim
         self._run = run
         self._relay = relay
+        self._shards = shards
         self._task: Future[None] | None = None
         self._published: set[int] = set()
         self._tries = 0
@@ -67,12 +73,18 @@ class Publisher:
         if self._task is not None:
             task, self._task = self._task, None
             self._settle(task.exception())
-        waiting = [pair for pair in self._run.complete_checkpoints() if pair[1].step not in self._published]
+        waiting = self._waiting()
         if waiting and time.monotonic() >= self._not_before:
             # What was measured on the way there goes first: should we die now, the next attempt begins behind it.
             self._relay.relay()
-            self._task = self._pool.submit(self._publish, *waiting[0])
+            self._task = self._pool.submit(waiting[0])
         return bool(waiting)
+
+    def _waiting(self) -> list[Callable[[], None]]:
+        """What is still to be published; the reference was measured before the first checkpoint was made."""
+        shards = [partial(self._shards.publish, path) for path in self._shards.waiting()]
+        checkpoints = [pair for pair in self._run.complete_checkpoints() if pair[1].step not in self._published]
+        return [*shards, *(partial(self._publish, folder, manifest) for folder, manifest in checkpoints)]
 
     def _settle(self, error: BaseException | None) -> None:
         """Storage gets some tries; every other error is the caller's."""

@@ -1,0 +1,85 @@
+"""Reference log-probabilities that a project's jobs share: which shards there are, and which go for want of room.
+
+A shard is a file of values (dpo_core/reference_cache.py) that one attempt measured, at
+`private/reference/{project}/{group}/{job}-{fence}-{n}`. The group says under which model, arithmetic and
+software they were measured. Projects share nothing: how quickly a job starts would tell one what another has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
+
+from control_plane import events, leases, removals
+from control_plane.database import dpo_now
+from control_plane.leases import Claim
+from control_plane.storage import reference_prefix
+from control_plane.tables import Job, Project, ReferenceShard
+
+
+def shard_key(claim: Claim, group: str, number: str) -> str:
+    """Where the shard `number` of this attempt lies: never where another one was, which may be about to go."""
+    return f"{reference_prefix(claim.project_id, group)}/{claim.job_id}-{claim.fence}-{number}"
+
+
+def take(session: Session, job: Job) -> list[ReferenceShard]:
+    """What the job's project knows under its reference; counts as used now."""
+    group = (job.resolved or {}).get("reference_group")
+    if group is None:
+        return []
+    _lock(session, job.project_id)
+    mine = (ReferenceShard.project_id == job.project_id) & (ReferenceShard.group == group)
+    session.execute(update(ReferenceShard).where(mine).values(last_used_at=dpo_now()))
+    return list(session.scalars(select(ReferenceShard).where(mine).order_by(ReferenceShard.key)))
+
+
+def store(session: Session, claim: Claim, *, key: str, group: str, size: int, sha256: str, limit: int) -> None:
+    """Makes a shard in storage known. What its project has used least recently goes, down to `limit` bytes in all.
+
+    Raises:
+        StaleFence: the job is no longer this claim's; nothing is stored.
+    """
+    job = leases.held(session, claim)
+    _lock(session, job.project_id)
+    shard = {"project_id": job.project_id, "job_id": job.id, "group": group, "bytes": size, "sha256": sha256}
+    session.merge(ReferenceShard(key=key, **shard))
+    session.flush()
+    _evict(session, job.project_id, limit)
+
+
+def drop(session: Session, claim: Claim, shards: Iterable[ReferenceShard]) -> None:
+    """Forgets shards that can't be read. The job measures their values again, and an event says so.
+
+    Raises:
+        StaleFence: the job is no longer this claim's; nothing changes.
+    """
+    job = leases.held(session, claim)
+    keys = [shard.key for shard in shards]
+    _lock(session, job.project_id)
+    _forget(session, session.scalars(select(ReferenceShard.key).where(ReferenceShard.key.in_(keys))))
+    message = (
+        f"Cached reference log-probabilities could not be read ({len(keys)} damaged or missing in storage); "
+        "they are measured again."
+    )
+    events.add(session, job, code="reference_cache_damaged", message=message, level="warn", data={"shards": len(keys)})
+
+
+def _evict(session: Session, project_id: str, limit: int) -> None:
+    """The newest in use stay, as many as fit into `limit` bytes."""
+    newest_first = (ReferenceShard.last_used_at.desc(), ReferenceShard.key.desc())
+    with_newer = select(ReferenceShard.key, func.sum(ReferenceShard.bytes).over(order_by=newest_first).label("bytes"))
+    ranked = with_newer.where(ReferenceShard.project_id == project_id).subquery()
+    _forget(session, session.scalars(select(ranked.c.key).where(ranked.c.bytes > limit)))
+
+
+def _forget(session: Session, keys: Iterable[str]) -> None:
+    for key in list(keys):
+        session.execute(delete(ReferenceShard).where(ReferenceShard.key == key))
+        removals.note(session, key)
+
+
+def _lock(session: Session, project_id: str) -> None:
+    """One at a time per project: two that lock the same shards in other orders would wait for each other."""
+    session.get_one(Project, project_id, with_for_update={"key_share": True})

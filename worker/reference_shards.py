@@ -1,0 +1,95 @@
+"""Reference log-probabilities between storage and a run directory: fetched before it starts, kept as they appear.
+
+They only save time. Shards that are damaged or gone are measured again; shards that storage refuses are not kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from control_plane import reference_cache, removals
+from control_plane.database import Database
+from control_plane.errors import StaleFence
+from control_plane.leases import Claim
+from control_plane.results import WorkOrder
+from control_plane.storage import Storage
+from control_plane.tables import ReferenceShard
+from dpo_core.run_directory import RunDirectory, sha256_of
+
+logger = logging.getLogger(__name__)
+
+
+class ReferenceShards:
+    """Those of one attempt. `limit`: bytes that a project's shards may take in storage."""
+
+    def __init__(self, database: Database, storage: Storage, claim: Claim, run: RunDirectory, *, limit: int) -> None:
+        self._database = database
+        self._storage = storage
+        self._claim = claim
+        self._run = run
+        self._limit = limit
+        self._done: set[Path] = set()
+
+    def fetch(self, order: WorkOrder) -> Path | None:
+        """Brings what the project knows under the job's reference below `input/`; None if nothing is to be looked for.
+
+        Raises:
+            StaleFence: the job is no longer ours.
+        """
+        if self._claim.kind == "validate" or order.checkpoint is not None:
+            return None  # a checkpoint carries its run's own values
+        with self._database.transaction() as session:
+            shards = reference_cache.take(session, order.job)
+        folder = self._run.path / "input" / "reference-cache"
+        damaged = [shard for shard in shards if not self._fetched(shard, folder)]
+        if damaged:
+            logger.warning("%s: %d cached reference shards are damaged or gone", self._claim.job_id, len(damaged))
+            with self._database.transaction() as session:
+                reference_cache.drop(session, self._claim, damaged)
+        return folder if len(damaged) < len(shards) else None
+
+    def waiting(self) -> list[Path]:
+        """Shards that the trainer has written and that are not in storage yet, oldest first."""
+        if not self._limit:
+            return []
+        return [path for path in self._run.reference_shards() if path not in self._done]
+
+    def publish(self, path: Path) -> None:
+        """Puts a shard into storage, then makes it known.
+
+        Raises:
+            StaleFence: the job is no longer ours; nothing is made known.
+        """
+        group = path.parent.name
+        key = reference_cache.shard_key(self._claim, group, path.stem)
+        try:
+            self._storage.put_file(key, path)
+        except OSError as error:
+            logger.warning("%s: reference log-probabilities could not be kept: %s", self._claim.job_id, error)
+            self._done.add(path)
+            return
+        size, sha256 = path.stat().st_size, sha256_of(path)
+        try:
+            with self._database.transaction() as session:
+                reference_cache.store(
+                    session, self._claim, key=key, group=group, size=size, sha256=sha256, limit=self._limit
+                )
+        except StaleFence:
+            self._storage.delete(key)
+            raise
+        self._done.add(path)
+        removals.carry_out(self._database, self._storage)
+
+    def _fetched(self, shard: ReferenceShard, folder: Path) -> bool:
+        """Whether the shard lies in `folder` now, with the bytes that were stored."""
+        path = folder / shard.group / shard.key.rpartition("/")[2]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._storage.fetch(shard.key, path)
+        except OSError:
+            return False
+        if sha256_of(path) == shard.sha256:
+            return True
+        path.unlink()
+        return False
