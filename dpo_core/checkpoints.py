@@ -1,9 +1,8 @@
 """Checkpoints that exist whole or not at all, and going on from one.
 
     checkpoints/step-N/model/            Hugging Face form, for users
-    checkpoints/step-N/state/engine/     DeepSpeed's optimizer, master weights and trained parameters
-    checkpoints/step-N/state/rng-RANK.pt random generators
-    checkpoints/step-N/state/reference.safetensors, progress.json
+    checkpoints/step-N/state/optimizer/  master weights and moments (`dpo_core.optimizer_state`)
+    checkpoints/step-N/state/rng-RANK.safetensors, reference.safetensors, progress.json
     checkpoints/step-N/manifest.json     size and sha256 of every file above
 
 All of it is written in a hidden folder beside, fsynced, and then renamed. The sampler needs no state:
@@ -17,11 +16,12 @@ import shutil
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from dpo_core import reference
+from dpo_core import generators, reference
 from dpo_core.engine import Engine
-from dpo_core.errors import RunError, user_error
+from dpo_core.errors import RunError
 from dpo_core.models import Start, save_model
 from dpo_core.run_directory import (
     CHECKPOINT_CORRUPT,
@@ -34,16 +34,19 @@ from dpo_core.run_directory import (
     sync_folder,
     write_whole,
 )
-from dpo_core.spec import RunSpec, StrictModel
+from dpo_core.spec import Device, RunSpec, StrictModel
 
 
 class Progress(StrictModel):
-    """`state/progress.json`: the counters of a run, and what its DeepSpeed state is tied to."""
+    """`state/progress.json`: the counters of a run."""
 
     step: int
     trained_tokens: int
     ranks: int
-    zero_stage: int
+    """As many random generators were saved."""
+
+    device: Device
+    """Of this kind they are."""
 
 
 def save(
@@ -65,8 +68,8 @@ def save(
         shutil.rmtree(aside, ignore_errors=True)
         (aside / "state").mkdir(parents=True)
     world.barrier()
-    engine.save_state(aside / "state" / "engine")
-    torch.save(random_state(world.device), aside / "state" / f"rng-{world.rank}.pt")
+    engine.save_state(aside / "state" / "optimizer")
+    generators.save(aside / "state", world.rank, world.device)
     weights = engine.weights(torch.bfloat16 if run.training.precision == "bfloat16" else torch.float32)
     world.barrier()
     if world.rank == 0:
@@ -103,7 +106,7 @@ def sealed(folder: Path) -> list[ManifestFile]:
 
 
 def verify_state(checkpoint: Path) -> None:
-    """Checks every file under `state/` against the manifest, before any of them is unpickled.
+    """Checks every file under `state/` against the manifest, before any of them is read.
 
     Raises:
         RunError: kind `infrastructure`; a file differs, is missing or is not listed.
@@ -131,36 +134,30 @@ def corrupt(checkpoint: Path, what: str) -> RunError:
     return RunError(Failure(kind="infrastructure", code=CHECKPOINT_CORRUPT, message=message))
 
 
-def read_progress(checkpoint: Path, ranks: int, zero_stage: int) -> Progress:
+def read_progress(checkpoint: Path) -> Progress:
     """Verifies the checkpoint and reads its counters.
 
     Raises:
-        RunError: it is corrupt, or was made by another number of ranks or ZeRO stage.
+        RunError: kind `infrastructure`; it is corrupt, or of a version whose states were of another form.
     """
     verify_state(checkpoint)
-    progress = Progress.model_validate_json((checkpoint / "state" / "progress.json").read_bytes())
-    if (progress.ranks, progress.zero_stage) != (ranks, zero_stage):
-        raise user_error(
-            "resume_other_layout",
-            f"{checkpoint.name} was made by {progress.ranks} ranks with ZeRO stage {progress.zero_stage}; "
-            f"this run has {ranks} and stage {zero_stage}. Resume with the same.",
-            param="resume_from",
-        )
-    return progress
+    try:
+        return Progress.model_validate_json((checkpoint / "state" / "progress.json").read_bytes())
+    except (OSError, ValidationError) as error:
+        raise corrupt(checkpoint, "its progress.json can't be read: another version may have written it") from error
 
 
-def restore(checkpoint: Path, engine: Engine) -> None:
-    """Loads weights, optimizer and random generators of a verified checkpoint. All ranks call it."""
-    engine.load_state(checkpoint / "state" / "engine")
-    state = torch.load(checkpoint / "state" / f"rng-{engine.world.rank}.pt", weights_only=True)
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], engine.world.device)
+def restore(checkpoint: Path, progress: Progress, engine: Engine, seed: int) -> bool:
+    """Loads weights, moments and random generators of a verified checkpoint. All ranks call it.
 
-
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The generators that dropout draws from."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+    Returns whether the generators go on where they were. They can't on another number of ranks or another kind of
+    device: then they are seeded anew, by seed, step and rank.
+    """
+    engine.load_state(checkpoint / "state" / "optimizer", progress.step)
+    world = engine.world
+    same = (progress.ranks, progress.device) == (world.size, world.device.type)
+    if same:
+        generators.restore(checkpoint / "state", world.rank, world.device)
+    else:
+        generators.reseed(seed, progress.step, world.rank)
+    return same

@@ -21,11 +21,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dpo_core import optimizer_state, zero
+from dpo_core.optimizer_state import Shard
 from dpo_core.settings import Settings
 from dpo_core.spec import Device, TrainingSpec
-
-TAG = "engine"
-"""DeepSpeed's name for a checkpoint inside the folder that it is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,20 +105,19 @@ class Engine:
         self.stage = settings.zero_stage
         self.max_grad_norm = training.max_grad_norm
         self.module = model.to(world.device)
-        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        self._trained = {name: weight for name, weight in self.module.named_parameters() if weight.requires_grad}
         if settings.bfloat16 and self.stage == 0:
-            for parameter in trained:
+            for parameter in self._trained.values():
                 parameter.data = parameter.data.float()
-        optimizer = torch.optim.AdamW(
-            trained,
+        self._adamw = torch.optim.AdamW(
+            self._trained.values(),
             lr=settings.learning_rate,
             betas=(training.adam_beta1, training.adam_beta2),
             weight_decay=training.weight_decay,
             fused=True,
         )
         config = engine_config(settings, training.max_grad_norm)
-        self._engine: Any = deepspeed.initialize(model=self.module, optimizer=optimizer, config=config)[0]
-        self._trained = trained
+        self._engine: Any = deepspeed.initialize(model=self.module, optimizer=self._adamw, config=config)[0]
 
     def logits(self, tokens: Tensor, first: int) -> Tensor:
         """Next-token logits for positions `first` to T-1 of `tokens` [R, T]: [R, T-first, V].
@@ -155,7 +153,7 @@ class Engine:
             group["lr"] = learning_rate
         if self.stage == 0:
             # DeepSpeed's own stage-0 clipping keeps the norm to itself.
-            norm = float(nn.utils.clip_grad_norm_(self._trained, self.max_grad_norm))
+            norm = float(nn.utils.clip_grad_norm_(self._trained.values(), self.max_grad_norm))
             self._engine.step()
             return norm
         self._engine.step()
@@ -166,24 +164,32 @@ class Engine:
         import deepspeed
 
         gathered = {}
-        for name, parameter in self.module.named_parameters():
-            if not parameter.requires_grad:
-                continue
+        for name, parameter in self._trained.items():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
                 if self.world.rank == 0:
                     gathered[name] = parameter.detach().to("cpu", dtype, copy=True)
         return gathered
 
     def save_state(self, folder: Path) -> None:
-        """Writes optimizer, master weights and trained parameters for `load_state`. All ranks call it."""
-        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
-        if self.world.rank == 0:
-            for script in folder.glob("*.py"):
-                script.unlink()
+        """Writes this rank's share of master weights and moments for `load_state`. All ranks call it."""
+        shards = self._shards()
+        if self.stage == 0:  # every rank has all of them
+            shards = shards[self.world.rank :: self.world.size]
+        optimizer_state.save(folder, self.world.rank, shards, self._adamw)
 
-    def load_state(self, folder: Path) -> None:
-        """Reads what `save_state` wrote under the same number of ranks and the same stage. All ranks call it."""
-        self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+    def load_state(self, folder: Path, step: int) -> None:
+        """Reads what `save_state` wrote after `step` updates, under any number of ranks and any stage. All ranks.
+
+        Raises:
+            RunError: kind `user`; it is the state of other parameters.
+        """
+        sizes = {name: zero.size(parameter) for name, parameter in self._trained.items()}
+        with torch.no_grad():
+            optimizer_state.load(folder, sizes, self._shards(), self._adamw, step)
+            zero.weights_follow_masters(self._engine.optimizer, self.stage)
+
+    def _shards(self) -> list[Shard]:
+        return zero.shards(self._trained, self._engine.optimizer, self._adamw, self.stage, self.world.rank)
 
 
 def engine_config(settings: Settings, max_grad_norm: float) -> dict[str, Any]:

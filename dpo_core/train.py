@@ -7,11 +7,12 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dpo_core import checkpoints, reference
+from dpo_core import checkpoints, generators, reference
 from dpo_core.adapters import what_it_keeps
 from dpo_core.batches import Sampler, deal
 from dpo_core.checkpoints import Progress
@@ -88,17 +89,24 @@ class Loop:
         # Here and not earlier: loading a model draws numbers too, and how many is not ours to say.
         torch.manual_seed(run.training.seed + world.rank)
         if resumed is not None and run.resume_from is not None:
-            checkpoints.restore(run.resume_from, self.engine)
-            self.recorder.recall(checkpoints.read_manifest(run.resume_from).metrics)
-            self.step, self.trained_tokens = resumed.step, resumed.trained_tokens
-            self.recorder.event("resumed", f"Training goes on from the checkpoint at step {self.step}.", step=self.step)
+            self.go_on_from(run.resume_from, resumed)
 
     # -- before the first step -------------------------------------------------------------------
 
     def resume_point(self) -> Progress | None:
-        if self.run.resume_from is None:
-            return None
-        return checkpoints.read_progress(self.run.resume_from, self.world.size, self.settings.zero_stage)
+        return None if self.run.resume_from is None else checkpoints.read_progress(self.run.resume_from)
+
+    def go_on_from(self, checkpoint: Path, progress: Progress) -> None:
+        same_generators = checkpoints.restore(checkpoint, progress, self.engine, self.run.training.seed)
+        self.recorder.recall(checkpoints.read_manifest(checkpoint).metrics)
+        self.step, self.trained_tokens = progress.step, progress.trained_tokens
+        self.recorder.event("resumed", f"Training goes on from the checkpoint at step {self.step}.", step=self.step)
+        if not same_generators and generators.are_used(self.engine.module):
+            message = (
+                f"The checkpoint was made by {progress.ranks} ranks on {progress.device}: dropout goes on with numbers "
+                "of its own, not with those that the run would have drawn there."
+            )
+            self.recorder.event("generators_reseeded", message)
 
     def foreign_reference(self, splits: list[list[TokenItem]], dtype: torch.dtype) -> Tensor | None:
         training = self.run.training
@@ -253,7 +261,7 @@ class Loop:
             step=self.step,
             trained_tokens=self.trained_tokens,
             ranks=self.world.size,
-            zero_stage=self.settings.zero_stage,
+            device=self.run.device,
         )
         checkpoints.save(
             self.directory,

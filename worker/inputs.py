@@ -71,7 +71,7 @@ def _model(storage: Storage, model: Model, folder: Path) -> Path:
 
 def _checkpoint(storage: Storage, checkpoint: Checkpoint, folder: Path) -> Path:
     """The checkpoint as its trainer wrote it. Its manifest comes from PostgreSQL, not from storage: the trainer
-    compares the sha256 of every file with it before it unpickles anything."""
+    compares the sha256 of every file with it before it reads anything."""
     _fetch_folder(storage, f"{checkpoint.storage_prefix}/model", folder / "model")
     state = state_prefix(checkpoint.job_id, checkpoint.fence, checkpoint.step)
     _fetch_folder(storage, f"{state}/state", folder / "state")
