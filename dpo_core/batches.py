@@ -1,37 +1,16 @@
-"""Which items a step trains on, how ranks and micro-batches share them, and the padded tensors.
-
-Shapes: R rows (sequences) of a micro-batch, T positions of its longest row.
-"""
+"""Which items a step trains on, and how ranks and micro-batches share them."""
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from dpo_core.records import TokenItem, TokenPair
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One sequence; its first `prompt` tokens, at least one, carry no loss."""
-
-    tokens: list[int]
-    prompt: int
-
-    @property
-    def response(self) -> int:
-        """Number of tokens that carry loss."""
-        return len(self.tokens) - self.prompt
-
-
-def rows_of(item: TokenItem) -> list[Row]:
-    """A pair's chosen and rejected row, or an example's only row."""
-    if isinstance(item, TokenPair):
-        return [Row(item.chosen, item.chosen_prompt), Row(item.rejected, item.rejected_prompt)]
-    return [Row(item.tokens, item.prompt)]
+from dpo_core.packing import input_tokens, response_tokens
+from dpo_core.records import TokenItem
+from dpo_core.spec import Way
 
 
 class Sampler:
@@ -62,55 +41,83 @@ class Sampler:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """One micro-batch of one rank: positions in the list that was dealt; the last `fillers` count for nothing."""
+class Cost:
+    """What an item needs in a forward pass."""
 
-    indices: list[int]
-    fillers: int
+    tokens: int
+    """Input tokens; padded: of its longest row."""
 
+    rows: int
+    responses: int
+    """Predicted tokens at most."""
 
-def deal(lengths: Sequence[int], micro_batch_size: int, ranks: int, rank: int) -> list[Share]:
-    """Deals items to ranks and micro-batches; returns this rank's.
-
-    Every rank gets the same number of micro-batches, at least one, of the same number of items: ZeRO 2
-    and 3 hang otherwise. Items are sorted by length first, so that little of a micro-batch is padding.
-    What is missing at the end is filled with the shortest item, at zero weight. The micro-batches go to the
-    ranks to and fro, so that none of them always gets the longer ones.
-    """
-    order = sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True)
-    # Smaller than asked where a micro-batch would not be full on every rank.
-    size = min(micro_batch_size, -(-len(order) // ranks))
-    chunks = [order[start : start + size] for start in range(0, len(order), size)]
-    shares = [Share(chunk + [order[-1]] * (size - len(chunk)), size - len(chunk)) for chunk in chunks]
-    while len(shares) % ranks:
-        shares.append(Share([order[-1]] * size, size))
-    rounds = [shares[start : start + ranks] for start in range(0, len(shares), ranks)]
-    return [dealt[rank] if place % 2 == 0 else dealt[-1 - rank] for place, dealt in enumerate(rounds)]
+    @classmethod
+    def of(cls, item: TokenItem, way: Way) -> Cost:
+        return cls(input_tokens(item, way), len(item.sequences), response_tokens(item))
 
 
 @dataclass(frozen=True, slots=True)
-class Padded:
-    """Rows padded on the right.
+class Share:
+    """One micro-batch of one rank: indices into the list that was dealt."""
 
-    There is no attention mask: in a causal model no token attends to what stands behind it, so padding
-    on the right changes nothing that is read, and attention keeps its fast unmasked path.
+    indices: list[int]
+    counts: bool
+    """False for work at zero weight, which only keeps the ranks in step."""
+
+    chunks: int
+    """Pieces of the head's work, the same on every rank."""
+
+
+def deal(costs: Sequence[Cost], way: Way, budget: int, chunk: int, ranks: int) -> list[list[Share]]:
+    """Deals items to micro-batches of at most `budget` tokens, and those to ranks: [ranks][rounds].
+
+    Every rank gets the same number of micro-batches, and in each round the same number of head chunks of at
+    most `chunk` tokens: ZeRO 2 and 3 hang otherwise. An item larger than the budget is a micro-batch by itself.
+    Micro-batches of one round have about the same size, so that no rank waits for another. Where there are too
+    few, the smallest item is repeated at zero weight.
     """
+    order = sorted(range(len(costs)), key=lambda index: (-costs[index].tokens, index))
+    groups = rectangles(order, costs, budget, ranks) if way == "padded" else even(order, costs, budget, ranks)
+    groups.sort(key=lambda group: -sum(costs[index].tokens for index in group))
+    dealt: list[list[Share]] = [[] for _ in range(ranks)]
+    for start in range(0, len(groups), ranks):
+        together = groups[start : start + ranks]
+        filled = together + [[order[-1]]] * (ranks - len(together))
+        chunks = max(-(-sum(costs[index].responses for index in group) // chunk) for group in filled)
+        for rank, group in enumerate(filled):
+            dealt[rank].append(Share(group, rank < len(together), max(chunks, 1)))
+    return dealt
 
-    tokens: Tensor
-    """[R, T] int64; 0 where padded, which is never read."""
 
-    mask: Tensor
-    """[R, T] bool; true on response tokens."""
+def even(order: Sequence[int], costs: Sequence[Cost], budget: int, ranks: int) -> list[list[int]]:
+    """As few groups as hold `budget` tokens each, and about equally full: the longest item first, each into the
+    emptiest group (Graham 1969). Their number is a multiple of `ranks` where there are items enough."""
+    total = sum(costs[index].tokens for index in order)
+    rounds = max(1, -(-total // (budget * ranks)))
+    while True:
+        count = min(rounds * ranks, len(order))
+        groups: list[list[int]] = [[] for _ in range(count)]
+        emptiest = [(0, place) for place in range(count)]
+        for index in order:
+            size, place = emptiest[0]
+            groups[place].append(index)
+            heapq.heapreplace(emptiest, (size + costs[index].tokens, place))
+        if all(size <= budget or len(groups[place]) == 1 for size, place in emptiest):
+            return groups
+        rounds += max(1, rounds // 50)
 
-    first: int
-    """No row has a response token before this position; at least 1."""
 
-
-def pad(rows: Sequence[Row], device: torch.device) -> Padded:
-    longest = max(len(row.tokens) for row in rows)
-    tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
-    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        tokens[index, : len(row.tokens)] = torch.tensor(row.tokens, dtype=torch.int64)
-        mask[index, row.prompt : len(row.tokens)] = True
-    return Padded(tokens.to(device), mask.to(device), min(row.prompt for row in rows))
+def rectangles(order: Sequence[int], costs: Sequence[Cost], budget: int, ranks: int) -> list[list[int]]:
+    """Neighbours in length, so that little is padding; rows × width is at most `budget`, a rank's share of the
+    items at most one group."""
+    most = -(-len(order) // ranks)
+    groups: list[list[int]] = []
+    for index in order:
+        rows = costs[index].rows
+        if groups and len(groups[-1]) < most:
+            width = costs[groups[-1][0]].tokens
+            if (len(groups[-1]) + 1) * rows * width <= budget:
+                groups[-1].append(index)
+                continue
+        groups.append([index])
+    return groups

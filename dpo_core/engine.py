@@ -2,7 +2,6 @@
 
 Stages 1 to 3 in bfloat16 keep float32 master weights inside DeepSpeed. Stage 0 has no such masters for
 float32 accumulation, so there the trained weights are float32 and the forward pass runs under autocast.
-Shapes: R rows, T positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ from torch import Tensor, nn
 
 from dpo_core import optimizer_state, zero
 from dpo_core.optimizer_state import Shard
+from dpo_core.packing import Batch
+from dpo_core.scorer import Scorer
 from dpo_core.settings import Settings
 from dpo_core.spec import Device, TrainingSpec
 
@@ -98,13 +99,14 @@ def skip_shared_memory_op() -> None:
 class Engine:
     """A model in training: forward, backward, one update, and its weights and state for checkpoints."""
 
-    def __init__(self, model: nn.Module, training: TrainingSpec, settings: Settings, world: World) -> None:
+    def __init__(self, scorer: Scorer, training: TrainingSpec, settings: Settings, world: World) -> None:
         import deepspeed
 
         self.world = world
         self.stage = settings.zero_stage
         self.max_grad_norm = training.max_grad_norm
-        self.module = model.to(world.device)
+        self.scorer = scorer.to(world.device)
+        self.module: nn.Module = scorer.model
         self._trained = {name: weight for name, weight in self.module.named_parameters() if weight.requires_grad}
         if settings.bfloat16 and self.stage == 0:
             for parameter in self._trained.values():
@@ -117,18 +119,12 @@ class Engine:
             fused=True,
         )
         config = engine_config(settings, training.max_grad_norm)
-        self._engine: Any = deepspeed.initialize(model=self.module, optimizer=self._adamw, config=config)[0]
+        self._engine: Any = deepspeed.initialize(model=self.scorer, optimizer=self._adamw, config=config)[0]
 
-    def logits(self, tokens: Tensor, first: int) -> Tensor:
-        """Next-token logits for positions `first` to T-1 of `tokens` [R, T]: [R, T-first, V].
-
-        The head runs on these positions only.
-        """
-        kept = tokens.shape[1] - first + 1
-        # A model that does not know logits_to_keep returns all positions; the slice is the same.
-        output = self._engine(input_ids=tokens, logits_to_keep=kept, use_cache=False)
-        logits: Tensor = output.logits[:, -kept:-1]
-        return logits
+    def score(self, batch: Batch, chunks: int = 1, ranks_first: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities of the batch's targets: Scorer.forward. All ranks call it, with the same `chunks`."""
+        scores: tuple[Tensor, Tensor | None] = self._engine(batch.to(self.world.device), chunks, ranks_first)
+        return scores
 
     def train(self) -> None:
         self._engine.train()

@@ -26,7 +26,7 @@ def classify(error: BaseException) -> Failure:
     text = last_line(error)
     # torch's CUDA error is a class of its own; its CPU allocator raises a bare RuntimeError
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:
-        hint = "Lower micro_batch_size or max_length, set activation_checkpointing, raise zero_stage, or use lora."
+        hint = "Lower micro_batch_tokens or max_length, set activation_checkpointing, raise zero_stage, or use lora."
         return Failure(kind="resource", code="out_of_memory", message=f"Out of memory: {text} {hint}")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Failure(kind="resource", code="disk_full", message=f"The disk is full: {text} Free space, then retry.")

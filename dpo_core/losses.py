@@ -15,14 +15,14 @@ def token_log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
     """log π(token | everything before it).
 
     Args:
-        logits: [B, T, V]; `logits[:, t]` predicts `tokens[:, t]` (the caller has shifted them).
-        tokens: [B, T] int64.
+        logits: [..., V]; `logits[t]` predicts `tokens[t]` (the caller has shifted them).
+        tokens: [...] int64.
 
     Returns:
-        [B, T] float32, or float64 where the logits are; natural logarithms.
+        [...] float32, or float64 where the logits are; natural logarithms.
     """
     raised = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return -F.cross_entropy(raised.transpose(1, 2), tokens, reduction="none")
+    return -F.cross_entropy(raised.flatten(0, -2), tokens.flatten(), reduction="none").view(tokens.shape)
 
 
 def sequence_log_probabilities(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:

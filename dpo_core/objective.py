@@ -1,84 +1,122 @@
 """What a step minimises: preference pairs (DPO) or supervised examples, behind one small interface.
 
-Shapes: N items of a split, B items of a micro-batch.
+Shapes: N predicted tokens of a forward pass, B items, S sequences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from dpo_core.batches import Row, deal, pad, rows_of
+from dpo_core.batches import Cost, Share, deal
 from dpo_core.engine import World
-from dpo_core.losses import sequence_log_probabilities, sigmoid_loss, supervised_loss
+from dpo_core.losses import sigmoid_loss, supervised_loss
 from dpo_core.metrics import preference_means, preference_sums, supervised_means, supervised_sums
+from dpo_core.packing import Batch, arrange, response_tokens, rows_of
 from dpo_core.records import TokenItem
+from dpo_core.spec import Way
 
-LogitsOf = Callable[[Tensor, int], Tensor]
-"""(tokens [R, T], first) → logits [R, T-first, V] that predict `tokens[:, first:]`; Engine.logits is one."""
+
+class Score(Protocol):
+    """Log-probabilities [N] of a batch's targets, and which of them rank first: Engine.score is one."""
+
+    def __call__(self, batch: Batch, chunks: int = 1, ranks_first: bool = False) -> tuple[Tensor, Tensor | None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Packer:
+    """How items become forward passes."""
+
+    way: Way
+    budget: int
+    """Input tokens of one forward pass."""
+
+    chunk: int
+    """Predicted tokens for which the head runs at once."""
+
+    def deal(self, items: Sequence[TokenItem], world: World) -> list[Share]:
+        """This rank's micro-batches."""
+        costs = [Cost.of(item, self.way) for item in items]
+        return deal(costs, self.way, self.budget, self.chunk, world.size)[world.rank]
+
+    def measure(self, score: Score, items: Sequence[TokenItem], chunks: int = 1) -> Tensor:
+        """log π(y|x) of every sequence of one forward pass, with its graph: [S] float64, in the order of `rows_of`."""
+        batch = arrange(items, self.way)
+        return summed(batch, score(batch, chunks)[0])
+
+
+def summed(batch: Batch, values: Tensor) -> Tensor:
+    return batch.to(values.device).sums(values)
 
 
 class Objective(Protocol):
     """One split of the data and its loss."""
 
-    def lengths(self, indices: Sequence[int]) -> list[int]:
-        """Tokens of the longest row of each item."""
-
-    def tokens(self, indices: Sequence[int]) -> int:
-        """Tokens of all rows of these items, prompts included, padding not."""
+    def shares(self, indices: Sequence[int], world: World) -> list[Share]:
+        """This rank's micro-batches of a global batch; indices are the split's."""
 
     def divisor(self, indices: Sequence[int]) -> float:
         """What the summed loss of a global batch is divided by."""
 
-    def micro_batch(self, logits_of: LogitsOf, indices: Sequence[int], fillers: int) -> tuple[Tensor, Tensor]:
-        """The summed loss (with its graph) and the sums of the metrics; the last `fillers` items don't count."""
+    def micro_batch(self, score: Score, share: Share) -> tuple[Tensor, Tensor]:
+        """The summed loss (with its graph) and the sums of the metrics, both zero where the share doesn't count."""
 
     def means(self, sums: list[float]) -> dict[str, float]:
         """Metrics from sums over a whole batch or split."""
 
-    def evaluate(self, logits_of: LogitsOf, micro_batch_size: int, world: World) -> dict[str, float]:
+    def evaluate(self, score: Score, world: World) -> dict[str, float]:
         """Metrics of the whole split, the same on every rank. All ranks call it."""
+
+    def tokens(self, indices: Sequence[int]) -> int:
+        """Tokens of all rows of these items, prompts included, padding not."""
+
+    def unique_tokens(self, indices: Sequence[int]) -> int:
+        """Tokens that these items need the model to read at least: prompts once, last tokens not."""
 
 
 class Split:
-    """Items of one split, as rows."""
+    """Items of one split."""
 
-    def __init__(self, items: Sequence[TokenItem], device: torch.device) -> None:
+    def __init__(self, items: Sequence[TokenItem], packer: Packer, device: torch.device) -> None:
+        self.items = items
+        self.packer = packer
         self.device = device
-        self.rows = [rows_of(item) for item in items]
 
-    def lengths(self, indices: Sequence[int]) -> list[int]:
-        return [max(len(row.tokens) for row in self.rows[index]) for index in indices]
+    def shares(self, indices: Sequence[int], world: World) -> list[Share]:
+        shares = self.packer.deal([self.items[index] for index in indices], world)
+        return [Share([indices[place] for place in share.indices], share.counts, share.chunks) for share in shares]
 
     def tokens(self, indices: Sequence[int]) -> int:
-        return sum(len(row.tokens) for index in indices for row in self.rows[index])
+        return sum(len(tokens) for index in indices for tokens in self.items[index].sequences)
 
-    def column(self, indices: Sequence[int], place: int) -> list[Row]:
-        return [self.rows[index][place] for index in indices]
+    def unique_tokens(self, indices: Sequence[int]) -> int:
+        return sum(Cost.of(self.items[index], "shared").tokens for index in indices)
 
-    def responses(self, indices: Sequence[int], place: int) -> Tensor:
-        """Response tokens of each item's row at `place`: [B] float64."""
-        counts = [row.response for row in self.column(indices, place)]
-        return torch.tensor(counts, dtype=torch.float64, device=self.device)
+    def responses(self, indices: Sequence[int]) -> Tensor:
+        """Response tokens of each row: [rows of an item, B] float64."""
+        counts = [[row.response for row in rows_of(self.items[index])] for index in indices]
+        return torch.tensor(counts, dtype=torch.float64, device=self.device).T
 
 
 class Preference(Split):
-    """The DPO loss against frozen reference log-probabilities."""
+    """A preference loss against frozen reference log-probabilities."""
 
     def __init__(
         self,
         items: Sequence[TokenItem],
         reference: Tensor,
+        packer: Packer,
         device: torch.device,
         *,
         beta: float,
         label_smoothing: float,
     ) -> None:
         """`reference`: [2, N] float64; row 0 chosen, row 1 rejected."""
-        super().__init__(items, device)
+        super().__init__(items, packer, device)
         self.reference = reference.to(device)
         self.beta = beta
         self.label_smoothing = label_smoothing
@@ -86,15 +124,11 @@ class Preference(Split):
     def divisor(self, indices: Sequence[int]) -> float:
         return len(indices)
 
-    def micro_batch(self, logits_of: LogitsOf, indices: Sequence[int], fillers: int) -> tuple[Tensor, Tensor]:
-        padded = pad([*self.column(indices, 0), *self.column(indices, 1)], self.device)
-        first = padded.first
-        logits = logits_of(padded.tokens, first)
-        both = sequence_log_probabilities(logits, padded.tokens[:, first:], padded.mask[:, first:])
-        counted = len(indices) - fillers
-        policy = both.view(2, -1)[:, :counted]
-        losses, sums = self.losses(policy, indices[:counted])
-        return losses.sum(), sums
+    def micro_batch(self, score: Score, share: Share) -> tuple[Tensor, Tensor]:
+        pairs = [self.items[index] for index in share.indices]
+        policy = self.packer.measure(score, pairs, share.chunks).view(-1, 2).T
+        losses, sums = self.losses(policy, share.indices)
+        return losses.sum() * share.counts, sums * share.counts
 
     def losses(self, policy: Tensor, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Losses [B] and metric sums from the policy's log-probabilities [2, B]."""
@@ -102,69 +136,60 @@ class Preference(Split):
         losses = sigmoid_loss(
             policy[0], policy[1], reference[0], reference[1], beta=self.beta, label_smoothing=self.label_smoothing
         )
-        tokens = torch.stack([self.responses(indices, 0), self.responses(indices, 1)])
-        return losses, preference_sums(losses.detach(), policy.detach(), reference, tokens, self.beta)
+        sums = preference_sums(losses.detach(), policy.detach(), reference, self.responses(indices), self.beta)
+        return losses, sums
 
     def means(self, sums: list[float]) -> dict[str, float]:
         return preference_means(sums)
 
-    def evaluate(self, logits_of: LogitsOf, micro_batch_size: int, world: World) -> dict[str, float]:
-        indices = range(len(self.rows))
-        rows = [*self.column(indices, 0), *self.column(indices, 1)]
-        policy = score(logits_of, rows, 2 * micro_batch_size, world)[0].view(2, -1).to(self.device)
-        return self.means(self.losses(policy, indices)[1].tolist())
+    def evaluate(self, score: Score, world: World) -> dict[str, float]:
+        policy = log_probabilities(score, self.items, self.packer, world).to(self.device)
+        return self.means(self.losses(policy, range(len(self.items)))[1].tolist())
 
 
 class Supervised(Split):
     """Cross-entropy of the completion, averaged over completion tokens."""
 
     def divisor(self, indices: Sequence[int]) -> float:
-        return float(self.responses(indices, 0).sum())
+        return float(sum(response_tokens(self.items[index]) for index in indices))
 
-    def micro_batch(self, logits_of: LogitsOf, indices: Sequence[int], fillers: int) -> tuple[Tensor, Tensor]:
-        padded = pad(self.column(indices, 0), self.device)
-        summed, correct = measure(logits_of, padded.tokens, padded.mask, padded.first)
-        counted = len(indices) - fillers
-        tokens = self.responses(indices[:counted], 0)
-        sums = supervised_sums(summed[:counted].detach(), correct[:counted], tokens)
-        return supervised_loss(summed[:counted]).sum(), sums
+    def micro_batch(self, score: Score, share: Share) -> tuple[Tensor, Tensor]:
+        batch = arrange([self.items[index] for index in share.indices], self.packer.way)
+        values, first = score(batch, share.chunks, ranks_first=True)
+        assert first is not None  # noqa: S101 (it was asked for)
+        policy = summed(batch, values)
+        correct = summed(batch, first)
+        sums = supervised_sums(policy.detach(), correct, self.responses(share.indices)[0])
+        return supervised_loss(policy).sum() * share.counts, sums * share.counts
 
     def means(self, sums: list[float]) -> dict[str, float]:
         return supervised_means(sums)
 
-    def evaluate(self, logits_of: LogitsOf, micro_batch_size: int, world: World) -> dict[str, float]:
-        indices = range(len(self.rows))
-        summed, correct = score(logits_of, self.column(indices, 0), micro_batch_size, world)
-        return self.means(supervised_sums(summed, correct, self.responses(indices, 0).cpu()).tolist())
+    def evaluate(self, score: Score, world: World) -> dict[str, float]:
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        with torch.no_grad():
+            for share in self.shares(range(len(self.items)), world):
+                sums += self.micro_batch(score, share)[1]
+        return self.means(world.sum(sums).tolist())
 
 
-def measure(logits_of: LogitsOf, tokens: Tensor, mask: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """log π(y|x) and the number of response tokens that the model ranks first, both [R] float64."""
-    logits = logits_of(tokens, first)
-    targets, counted = tokens[:, first:], mask[:, first:]
-    correct = ((logits.detach().argmax(-1) == targets) & counted).sum(-1).double()
-    return sequence_log_probabilities(logits, targets, counted), correct
-
-
-def score(
-    logits_of: LogitsOf,
-    rows: Sequence[Row],
-    micro_batch_size: int,
+def log_probabilities(
+    score: Score,
+    items: Sequence[TokenItem],
+    packer: Packer,
     world: World,
     measured: Callable[[float], None] = lambda _: None,
 ) -> Tensor:
-    """`measure` for many rows [S], shared by all ranks: [2, S] float64 on the CPU, the same on every rank.
+    """log π(y|x) of all pairs [2, N] float64 on the CPU, row 0 chosen, row 1 rejected; the same on every rank.
 
-    Every rank runs the same number of forward passes, which ZeRO-3 needs. `measured` is told the share that
-    is done, after each.
+    All ranks call it and share the work. `measured` is told the share that is done, after every forward pass.
     """
-    scores = torch.zeros(2, len(rows), dtype=torch.float64, device=world.device)
-    shares = deal([len(row.tokens) for row in rows], micro_batch_size, world.size, world.rank)
+    values = torch.zeros(2, len(items), dtype=torch.float64, device=world.device)
+    shares = packer.deal(items, world)
     with torch.no_grad():
         for place, share in enumerate(shares, start=1):
-            padded = pad([rows[index] for index in share.indices], world.device)
-            values = torch.stack(measure(logits_of, padded.tokens, padded.mask, padded.first))
-            counted = len(share.indices) - share.fillers
-            scores[:, share.indices[:counted]] = values[:, :counted]
+            policy = packer.measure(score, [items[index] for index in share.indices], share.chunks)
+            if share.counts:
+                values[:, share.indices] = policy.view(-1, 2).T
             measured(place / len(shares))
-    return world.sum(scores)
+    return world.sum(values)

@@ -97,8 +97,8 @@ def resolve(spec: TrainingSpec, facts: Facts) -> Resolution:
         "learning_rate": settle(
             "learning_rate", spec.learning_rate, (automatic_rate * spec.learning_rate_multiplier, reason)
         ),
-        "micro_batch_size": settle(
-            "micro_batch_size", spec.micro_batch_size, _micro_batch_size(spec, facts, batch_size, max_length)
+        "micro_batch_tokens": settle(
+            "micro_batch_tokens", spec.micro_batch_tokens, _micro_batch_tokens(facts, max_length)
         ),
         "precision": precision,
         "zero_stage": settle("zero_stage", spec.zero_stage, _zero_stage(spec, facts, precision)),
@@ -155,25 +155,11 @@ def _batch_size(spec: TrainingSpec, train_items: int, epochs: int) -> tuple[int,
     return usual, f"{usual}, the usual choice; there are rows for at least 100 steps"
 
 
-def _micro_batch_size(spec: TrainingSpec, facts: Facts, batch_size: int, max_length: int) -> tuple[int, str]:
-    """At most a rank's share of the batch, and no more than its logits have room for.
-
-    On a CPU some 4,096 tokens are enough for one call, and smaller micro-batches have less padding.
-    Logits over a whole vocabulary are the largest activation by far. Four float32 copies of them live at
-    the peak (theirs, the log-softmax's, and both gradients); they get 2 GiB on a CPU, an eighth of a GPU.
-    """
-    room = (facts.gpu_memory or 32 * 2**30) // 8 if facts.device == "cuda" else 2 * 2**30
-    rows = 2 if spec.method == "dpo" else 1
-    usual = 8 if facts.device == "cuda" else min(64, max(1, 4096 // (rows * facts.lengths.p90)))
-    longest = min(facts.lengths.longest, max_length)
-    fit = max(1, room // (rows * longest * facts.vocabulary_size * 4 * 4))
-    share = math.ceil(batch_size / facts.ranks)
-    if fit < min(share, usual):
-        return (
-            fit,
-            f"what {room / 2**30:.3g} GiB for logits hold: {longest} tokens, a vocabulary of {facts.vocabulary_size:,}",
-        )
-    return min(share, usual), f"a rank's share of the batch, at most {usual}"
+def _micro_batch_tokens(facts: Facts, max_length: int) -> tuple[int, str]:
+    """Enough tokens to keep the device busy, and the longest pair at least."""
+    usual = 16384 if facts.device == "cuda" else 4096
+    longest = 2 * min(facts.lengths.longest, max_length)
+    return max(usual, longest), f"{usual:,} tokens keep the device busy; the longest pair has at most {longest:,}"
 
 
 def _learning_rate(spec: TrainingSpec, parameters: int) -> tuple[float, str]:
@@ -244,14 +230,9 @@ def _refuse_impossible(spec: TrainingSpec, facts: Facts, max_length: int, batch_
 
 def _warnings(training: TrainingSpec, facts: Facts) -> list[str]:
     found = []
-    rate, batch_size, zero_stage = training.learning_rate, training.batch_size, training.zero_stage
+    rate, zero_stage = training.learning_rate, training.zero_stage
     if training.method == "dpo" and training.lora is None and isinstance(rate, float) and rate >= 1e-5:
         found.append(f"A learning rate of {rate:g} is high for DPO of all weights: 1e-6 or less is usual.")
-    if isinstance(batch_size, int) and batch_size % facts.ranks:
-        found.append(
-            f"batch_size {batch_size} is not a multiple of {facts.ranks} ranks: some ranks do work that counts for "
-            "nothing. The result is right, a multiple is faster."
-        )
     if facts.gpu_memory is not None and training.lora is None and isinstance(zero_stage, int):
         needed = _bytes_per_rank(facts, training.precision, zero_stage)
         if needed > 0.8 * facts.gpu_memory:

@@ -7,43 +7,24 @@ would give the base instead, which is another model.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from dpo_core.batches import rows_of
-from dpo_core.engine import World
 from dpo_core.errors import user_error
 from dpo_core.models import load_frozen
-from dpo_core.objective import LogitsOf, score
-from dpo_core.records import TokenItem
+from dpo_core.objective import Score
+from dpo_core.packing import Batch
+from dpo_core.scorer import Scorer
 from dpo_core.spec import RunSpec
 
 FILE_NAME = "reference.safetensors"
 
 
-def log_probabilities(
-    logits_of: LogitsOf,
-    items: Sequence[TokenItem],
-    micro_batch_size: int,
-    world: World,
-    measured: Callable[[float], None] = lambda _: None,
-) -> Tensor:
-    """[2, N] float64 on the CPU: row 0 chosen, row 1 rejected. All ranks call it and share the work.
-
-    `measured` is told the share that is done, after every forward pass.
-    """
-    pairs = [rows_of(item) for item in items]
-    rows = [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
-    return score(logits_of, rows, 2 * micro_batch_size, world, measured)[0].view(2, -1)
-
-
-def other_model(run: RunSpec, dtype: torch.dtype, device: torch.device) -> LogitsOf:
-    """The model that `training.reference` names, whole on every rank; freed when the function is dropped.
+def other_model(run: RunSpec, dtype: torch.dtype, device: torch.device) -> Scorer:
+    """The model that `training.reference` names, whole on every rank; freed when it is dropped.
 
     Raises:
         RunError: kind `user`; there is none, or it can't be loaded.
@@ -55,14 +36,17 @@ def other_model(run: RunSpec, dtype: torch.dtype, device: torch.device) -> Logit
             "Use `start` or the id of a model.",
             param="training.reference",
         )
-    model = cast(nn.Module, load_frozen(run.reference, dtype)).to(device)
+    return Scorer(load_frozen(run.reference, dtype)).to(device)
 
-    def logits_of(tokens: Tensor, first: int) -> Tensor:
-        kept = tokens.shape[1] - first + 1
-        logits: Tensor = model(input_ids=tokens, logits_to_keep=kept, use_cache=False).logits[:, -kept:-1]
-        return logits
 
-    return logits_of
+def score_of(scorer: Scorer, device: torch.device) -> Score:
+    """Runs a model that is not trained."""
+
+    def score(batch: Batch, chunks: int = 1, ranks_first: bool = False) -> tuple[Tensor, Tensor | None]:
+        values: tuple[Tensor, Tensor | None] = scorer(batch.to(device), chunks, ranks_first)
+        return values
+
+    return score
 
 
 def save(path: Path, values: Tensor) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from dpo_core.errors import user_error
-from dpo_core.spec import Auto, RunSpec
+from dpo_core.spec import Auto, RunSpec, Way
 
 T = TypeVar("T")
 
@@ -16,7 +16,8 @@ class Settings:
     beta: float
     learning_rate: float
     batch_size: int
-    micro_batch_size: int
+    micro_batch_tokens: int
+    way: Way
     zero_stage: int
     bfloat16: bool
     epochs: int
@@ -35,7 +36,8 @@ class Settings:
             beta=given(training.beta, "beta") if training.method == "dpo" else 0.0,
             learning_rate=given(training.learning_rate, "learning_rate"),
             batch_size=given(training.batch_size, "batch_size"),
-            micro_batch_size=given(training.micro_batch_size, "micro_batch_size"),
+            micro_batch_tokens=given(training.micro_batch_tokens, "micro_batch_tokens"),
+            way="shared" if training.packing == "auto" else training.packing,
             zero_stage=given(training.zero_stage, "zero_stage"),
             bfloat16=given(training.precision, "precision") == "bfloat16",
             epochs=given(training.epochs, "epochs"),

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Auto = Literal["auto"]
 Method = Literal["dpo", "supervised"]
 Device = Literal["cpu", "cuda"]
+Way = Literal["shared", "separate", "padded"]
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
@@ -64,8 +65,12 @@ class TrainingSpec(StrictModel):
     batch_size: PositiveInt | Auto = "auto"
     """Pairs (supervised: examples) per optimizer step, over all ranks together."""
 
-    micro_batch_size: PositiveInt | Auto = "auto"
-    """Pairs per rank in one forward pass. Changes memory and speed, not the result."""
+    micro_batch_tokens: PositiveInt | Auto = "auto"
+    """Tokens per rank in one forward pass, at least one pair. Changes memory and speed, not the result."""
+
+    packing: Way | Auto = "auto"
+    """How pairs stand in a forward pass: `shared` computes what both answers share once, `separate` packs whole
+    sequences, `padded` gives each a row. Changes speed, not the result; `auto` is shared where the model allows it."""
 
     epochs: PositiveInt | Auto = "auto"
     """Passes over the training file."""

@@ -12,21 +12,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dpo_core import checkpoints, generators, reference
+from dpo_core import checkpoints, generators, reference, ways
 from dpo_core.adapters import what_it_keeps
-from dpo_core.batches import Sampler, deal
+from dpo_core.batches import Sampler
 from dpo_core.checkpoints import Progress
 from dpo_core.dataset import load_splits
 from dpo_core.engine import Engine, World, processes
 from dpo_core.errors import RunError, user_error
 from dpo_core.failures import claim, classify
 from dpo_core.models import Start, load_start
-from dpo_core.objective import LogitsOf, Objective, Preference, Supervised
+from dpo_core.objective import Objective, Packer, Preference, Score, Supervised, log_probabilities
 from dpo_core.plan import total_steps
 from dpo_core.recorder import Recorder
 from dpo_core.records import TokenItem
 from dpo_core.run_directory import Failure, RunDirectory, Status
 from dpo_core.schedule import learning_rate
+from dpo_core.scorer import Scorer, chunk_tokens
 from dpo_core.settings import Settings
 from dpo_core.spec import RunSpec
 
@@ -82,7 +83,8 @@ class Loop:
         self.start: Start = load_start(run, dtype)
         if resumed is None and (kept := what_it_keeps(self.start.model, run)) is not None:
             self.recorder.event(kept.code, kept.message, warn=kept.level == "warn", **kept.data)
-        self.engine = Engine(self.start.model, run.training, self.settings, world)
+        self.engine = Engine(Scorer(self.start.model), run.training, self.settings, world)
+        self.packer = self.packer_for(self.engine.scorer, self.engine.score)
         self.frozen = self.freeze_reference(frozen, [items, held_out])
         self.training, self.validation = self.objectives(items, held_out)
         self.step, self.trained_tokens = 0, 0
@@ -108,12 +110,23 @@ class Loop:
             )
             self.recorder.event("generators_reseeded", message)
 
+    def packer_for(self, scorer: Scorer, score: Score) -> Packer:
+        """Settles the way in which a model's forward passes are packed, and says where it is not the one asked for."""
+        scorer.train(False)
+        settings = self.settings
+        choice = ways.choose(scorer, score, settings.way, bfloat16=settings.bfloat16)
+        if choice.event is not None:
+            self.recorder.event(choice.event.code, choice.event.message, **choice.event.data)
+        vocabulary = scorer.causal.config.get_text_config().vocab_size
+        return Packer(choice.way, settings.micro_batch_tokens, chunk_tokens(vocabulary, self.world.device))
+
     def foreign_reference(self, splits: list[list[TokenItem]], dtype: torch.dtype) -> Tensor | None:
         training = self.run.training
         if training.method != "dpo" or training.reference == "start":
             return None
-        logits_of = reference.other_model(self.run, dtype, self.world.device)
-        return self.measure_reference(logits_of, splits)
+        scorer = reference.other_model(self.run, dtype, self.world.device)
+        score = reference.score_of(scorer, self.world.device)
+        return self.measure_reference(score, self.packer_for(scorer, score), splits)
 
     def freeze_reference(self, values: Tensor | None, splits: list[list[TokenItem]]) -> Tensor | None:
         """The reference of every training and validation pair, [2, N]: frozen earlier, given, or the policy's own."""
@@ -123,12 +136,12 @@ class Loop:
             values = reference.load(self.run.resume_from / "state" / reference.FILE_NAME, sum(map(len, splits)))
         elif values is None:
             self.engine.eval()
-            values = self.measure_reference(self.engine.logits, splits)
+            values = self.measure_reference(self.engine.score, self.packer, splits)
         if self.world.rank == 0:
             reference.save(self.directory.path / reference.FILE_NAME, values)
         return values
 
-    def measure_reference(self, logits_of: LogitsOf, splits: list[list[TokenItem]]) -> Tensor:
+    def measure_reference(self, score: Score, packer: Packer, splits: list[list[TokenItem]]) -> Tensor:
         """[2, N] over all splits, each measured by itself, as evaluation does it: the same batches, the same bits."""
         started = said = time.monotonic()
         pairs, done = sum(map(len, splits)), 0
@@ -145,8 +158,7 @@ class Loop:
 
         parts = []
         for items in filter(None, splits):
-            micro_batch_size = self.settings.micro_batch_size
-            parts.append(reference.log_probabilities(logits_of, items, micro_batch_size, self.world, measured))
+            parts.append(log_probabilities(score, items, packer, self.world, measured))
             done += len(items)
         values = torch.cat(parts, dim=1)
         if not bool(values.isfinite().all()):
@@ -157,15 +169,15 @@ class Loop:
         return values
 
     def objectives(self, items: list[TokenItem], held_out: list[TokenItem]) -> tuple[Objective, Objective | None]:
-        device, training = self.world.device, self.run.training
+        device, packer, training = self.world.device, self.packer, self.run.training
         if self.frozen is None:
-            return Supervised(items, device), Supervised(held_out, device) if held_out else None
+            return Supervised(items, packer, device), Supervised(held_out, packer, device) if held_out else None
         beta, smoothing = self.settings.beta, training.label_smoothing
         ours, theirs = self.frozen[:, : len(items)], self.frozen[:, len(items) :]
-        learned = Preference(items, ours, device, beta=beta, label_smoothing=smoothing)
+        learned = Preference(items, ours, packer, device, beta=beta, label_smoothing=smoothing)
         if not held_out:
             return learned, None
-        return learned, Preference(held_out, theirs, device, beta=beta, label_smoothing=smoothing)
+        return learned, Preference(held_out, theirs, packer, device, beta=beta, label_smoothing=smoothing)
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -194,11 +206,10 @@ class Loop:
         started = time.monotonic()
         self.engine.train()
         batch = self.sampler.batch(self.step)
-        shares = deal(self.training.lengths(batch), self.settings.micro_batch_size, self.world.size, self.world.rank)
+        shares = self.training.shares(batch, self.world)
         divisor, sums = self.training.divisor(batch), []
         for place, share in enumerate(shares, start=1):
-            indices = [batch[index] for index in share.indices]
-            loss, measured = self.training.micro_batch(self.engine.logits, indices, share.fillers)
+            loss, measured = self.training.micro_batch(self.engine.score, share)
             self.engine.backward(loss / divisor, last=place == len(shares))
             sums.append(measured)
         rate = self.rate()
@@ -213,6 +224,7 @@ class Loop:
             "epoch": self.step / self.sampler.steps_per_epoch,
             "items_per_second": len(batch) / seconds,
             "tokens_per_second": tokens / seconds,
+            "unique_tokens_per_second": self.training.unique_tokens(batch) / seconds,
             "peak_memory_bytes": float(gathered[:, -1].max()),
         }
         return StepResult(metrics, tokens, stop=totals[-2] > 0)
@@ -231,7 +243,7 @@ class Loop:
         if self.validation is None:
             return
         self.engine.eval()
-        values = self.validation.evaluate(self.engine.logits, self.settings.micro_batch_size, self.world)
+        values = self.validation.evaluate(self.engine.score, self.world)
         self.require_finite(values, "loss")
         self.recorder.metrics("validation", self.step, values)
 

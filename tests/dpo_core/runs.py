@@ -20,7 +20,7 @@ TRAINING: dict[str, Any] = {
     "beta": 0.1,
     "learning_rate": 1e-3,
     "batch_size": 8,
-    "micro_batch_size": 2,
+    "micro_batch_tokens": 128,
     "epochs": 1,
     "max_length": 128,
     "precision": "float32",

@@ -182,18 +182,9 @@ def test_lengths_are_nearest_rank_percentiles() -> None:
     assert Lengths.of([]).longest == 0
 
 
-def test_a_micro_batch_is_no_larger_than_its_logits_have_room_for() -> None:
-    """On 80 GiB: 10 GiB / (2 rows x 2000 tokens x 32,000 entries x 16 bytes) = 5.2; short rows get the usual 8."""
-    long = Lengths(mean=900, p50=800, p90=1500, p99=1900, longest=2000)
-    short = Lengths(mean=90, p50=80, p90=150, p99=190, longest=200)
-    assert plan(lengths=long).micro_batch_size == 5
-    assert plan(lengths=short).micro_batch_size == 8
-    assert plan(lengths=long, vocabulary_size=2_000_000).micro_batch_size == 1
-    assert plan({"micro_batch_size": 8}, lengths=long).micro_batch_size == 8
-
-
-def test_a_micro_batch_on_a_cpu_is_a_ranks_share_where_that_fits() -> None:
-    short = Lengths(mean=20, p50=20, p90=25, p99=28, longest=30)
-    cpu = {"device": "cpu", "ranks": 2, "vocabulary_size": 30}
-    assert plan({"batch_size": 64}, lengths=short, **cpu).micro_batch_size == 32
-    assert plan({"batch_size": 64}, lengths=short.model_copy(update={"p90": 128}), **cpu).micro_batch_size == 16
+def test_a_micro_batch_holds_the_longest_pair() -> None:
+    long = Lengths(mean=900, p50=800, p90=1500, p99=1900, longest=12_000)
+    cpu = {"device": "cpu", "context_length": None}
+    assert plan(**cpu).micro_batch_tokens == 4096
+    assert plan({"max_length": 12_000}, lengths=long, **cpu).micro_batch_tokens == 24_000
+    assert plan({"micro_batch_tokens": 8}, lengths=long, **cpu).micro_batch_tokens == 8

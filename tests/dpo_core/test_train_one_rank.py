@@ -1,4 +1,4 @@
-"""What must not depend on how a batch is cut up, and every kind of start: one launch of one process."""
+"""Every kind of start, in one launch of one process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpo_core.batches import rows_of
 from dpo_core.dataset import load_splits
+from dpo_core.packing import rows_of
 from dpo_core.run_directory import RunDirectory
 from dpo_core.spec import ModelSource
-from tests.dpo_core.runs import Workshop, lines, losses, train_all
+from tests.dpo_core.runs import Workshop, lines, train_all
 from tests.makers import make_tiny_model
 
 LORA = {"rank": 4, "alpha": 8}
@@ -27,7 +27,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.fixture(scope="module")
 def runs(workshop: Workshop) -> dict[str, RunDirectory]:
-    made = {f"micro-{size}": workshop.make(f"micro-{size}", training={"micro_batch_size": size}) for size in (1, 8)}
+    made = {"base": workshop.make("base", training={"max_steps": 1})}
     supervised = {"method": "supervised", "learning_rate": 1e-2, "checkpoint_steps": 100}
     made["supervised"] = workshop.make("supervised", training=supervised | {"lora": LORA, "epochs": 2})
     path = made["supervised"].checkpoints / "step-12" / "model"
@@ -46,14 +46,6 @@ def runs(workshop: Workshop) -> dict[str, RunDirectory]:
     return made
 
 
-def test_micro_batches_do_not_change_the_result(runs: dict[str, RunDirectory]) -> None:
-    assert losses(runs["micro-1"]) == pytest.approx(losses(runs["micro-8"]), abs=1e-5)
-    ones, eights = lines(runs["micro-1"]), lines(runs["micro-8"])
-    for step in range(6):
-        assert ones[step]["rewards/margins"] == pytest.approx(eights[step]["rewards/margins"], abs=1e-5)
-        assert ones[step]["grad_norm"] == pytest.approx(eights[step]["grad_norm"], abs=1e-5)
-
-
 def test_supervised_training_learns(runs: dict[str, RunDirectory]) -> None:
     values = lines(runs["supervised"])
     assert values[11]["loss"] < values[0]["loss"] - 0.5
@@ -65,7 +57,7 @@ def test_dpo_after_supervised_lora_starts_at_ln_2(runs: dict[str, RunDirectory])
         assert lines(runs[name])[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     # Both start from the same policy, one with the adapter beside the base and one with it merged in.
     names = ("logps/chosen", "logps/rejected")
-    continued, merged, base = (lines(runs[run])[0] for run in ("continued", "merged", "micro-8"))
+    continued, merged, base = (lines(runs[run])[0] for run in ("continued", "merged", "base"))
     assert [continued[name] for name in names] == pytest.approx([merged[name] for name in names], abs=1e-4)
     assert abs(continued["logps/chosen"] - base["logps/chosen"]) > 1
 

@@ -20,7 +20,7 @@ KINDS = ("full", "lora")
 # dropout draws random numbers: only a restored generator makes a resumed run equal
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
 # every gradient is longer than this, so that clipping is compared too
-CLIPPED = {"micro_batch_size": 3, "max_grad_norm": 0.05}
+CLIPPED = {"micro_batch_tokens": 200, "max_grad_norm": 0.05}
 BFLOAT16 = (("full", 0), ("full", 1), ("full", 2), ("full", 3), ("lora", 0), ("lora", 3))
 """DeepSpeed has four ways to float32 masters: autocast, its bfloat16 optimizer, and its own two of stages 2 and 3."""
 

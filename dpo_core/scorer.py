@@ -1,0 +1,82 @@
+"""A causal language model that answers with log-probabilities of the predicted tokens alone.
+
+The head runs on positions that predict something, a chunk at a time, so that logits of tokens × vocabulary
+never exist. Shapes: N predicted tokens, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dpo_core.losses import token_log_probabilities
+from dpo_core.packing import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
+"""Float32 logits of one chunk. About four times as much lives at the peak: logits, log-softmax, two gradients."""
+
+
+def chunk_tokens(vocabulary_size: int, device: torch.device) -> int:
+    """Predicted tokens whose logits are computed at once."""
+    return max(16, CHUNK_BYTES.get(device.type, 2**26) // (4 * vocabulary_size))
+
+
+class Scorer(nn.Module):
+    """What the engine runs: `model` is the causal language model itself, with its adapter if it has one."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.whole = False
+        """Calls the model as a whole, with logits for every position: for heads that do more than multiply."""
+
+    @property
+    def causal(self) -> PreTrainedModel:
+        """The model without the wrapper of its adapter; the adapter's layers are inside."""
+        model: Any = self.model
+        return cast("PreTrainedModel", model.get_base_model() if hasattr(model, "get_base_model") else model)
+
+    def forward(self, batch: Batch, chunks: int = 1, ranks_first: bool = False) -> tuple[Tensor, Tensor | None]:
+        """log π of each target given what stands before it.
+
+        Args:
+            batch: on the model's device.
+            chunks: pieces in which the head runs. The same on every rank: ZeRO-3 gathers it once a chunk.
+            ranks_first: also say which targets the model ranks first.
+
+        Returns:
+            [N] float32 (float64 for a float64 model), and [N] bool or None.
+        """
+        # Layout and positions only where they are needed: a model that knows neither still works padded.
+        extra = {} if batch.layout is None else {"position_ids": batch.positions, "layout": batch.layout}
+        if self.whole:
+            logits = self.model(input_ids=batch.tokens, use_cache=False, **extra).logits
+            return log_probabilities(logits.flatten(0, 1)[batch.predictors], batch.targets, ranks_first)
+        causal = self.causal
+        hidden = getattr(causal, causal.base_model_prefix)(input_ids=batch.tokens, use_cache=False, **extra)[0]
+        hidden = hidden.flatten(0, 1).index_select(0, batch.predictors)
+        head: nn.Module = causal.get_output_embeddings()  # type: ignore[no-untyped-call]
+        if chunks == 1:
+            return log_probabilities(head(hidden), batch.targets, ranks_first)
+        parts = [
+            checkpoint(chunk_of, head, some, targets, ranks_first, use_reentrant=False)
+            for some, targets in zip(hidden.tensor_split(chunks), batch.targets.tensor_split(chunks), strict=True)
+        ]
+        values, first = zip(*parts, strict=True)
+        return torch.cat(values), torch.cat(first) if ranks_first else None
+
+
+def chunk_of(head: nn.Module, hidden: Tensor, targets: Tensor, ranks_first: bool) -> tuple[Tensor, Tensor | None]:
+    return log_probabilities(head(hidden), targets, ranks_first)
+
+
+def log_probabilities(logits: Tensor, targets: Tensor, ranks_first: bool) -> tuple[Tensor, Tensor | None]:
+    """From [N, V] and [N] to [N] natural logarithms, and which targets have the largest logit."""
+    first = logits.detach().argmax(-1) == targets if ranks_first else None
+    return token_log_probabilities(logits, targets), first

@@ -1,0 +1,104 @@
+"""Real architectures, tiny and random: the fast way where it is exact, the slow one where it is not, always the same
+numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from dpo_core import ways
+from dpo_core.packing import arrange
+from dpo_core.scorer import Scorer, chunk_tokens
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+}
+GPT2 = {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+GPT2 |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+
+
+def scorer(kind: str, **changes: Any) -> Scorer:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **(GPT2 if kind == "gpt2" else SIZES) | {"pad_token_id": 0} | changes)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # far from flat, so that a wrong attention shows
+            parameter.mul_(4)
+    return Scorer(model).eval()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma", "phi", "phi3", "mistral", "gpt2", "olmo2"])
+def test_full_causal_attention_is_packed(kind: str) -> None:
+    model = scorer(kind, **({"sliding_window": None} if kind in ("mistral", "phi3") else {}))
+    choice = ways.choose(model, model, "shared", bfloat16=False)
+    assert choice == ways.Choice("shared", None)
+    assert not model.whole
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "why"),
+    [
+        ("mistral", {"sliding_window": 128}, "sliding_window"),
+        ("gemma3_text", {"sliding_window": 128}, "sliding_attention"),
+        ("bloom", {"n_head": 4, "n_layer": 2}, "off|replaced"),
+    ],
+)
+def test_any_other_attention_stays_as_it_is_and_an_event_says_why(kind: str, changes: dict[str, Any], why: str) -> None:
+    model = scorer(kind, **changes)
+    own = model.causal.config._attn_implementation
+    choice = ways.choose(model, model, "shared", bfloat16=False)
+    assert choice.way == "padded"
+    assert choice.event is not None
+    assert choice.event.code == "packing_limited"
+    assert type(model.causal).__name__ in choice.event.message
+    assert any(word in choice.event.message for word in why.split("|"))
+    assert model.causal.config._attn_implementation == own
+
+
+def test_a_head_that_does_more_than_multiply_is_called_with_its_model() -> None:
+    model = scorer("gemma2", final_logit_softcapping=3.0, attn_logit_softcapping=None, sliding_window=128)
+    pairs = ways.sample(96)
+    batch = arrange(pairs, "padded")
+    logits = model.causal(input_ids=batch.tokens).logits.log_softmax(-1).flatten(0, 1)
+    expected = logits[batch.predictors].gather(1, batch.targets.unsqueeze(1)).squeeze(1)
+    choice = ways.choose(model, model, "shared", bfloat16=False)
+    assert model.whole
+    assert choice.event is not None
+    assert "head" in choice.event.message
+    assert torch.allclose(model(batch)[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+def test_every_way_and_every_chunking_gives_the_same_log_probabilities_and_gradients(kind: str) -> None:
+    model = scorer(kind).double()  # some norms compute in float32 all the same
+    found = {}
+    for way, chunks in (("padded", 1), ("separate", 1), ("shared", 1), ("shared", 5)):
+        if way == "separate":
+            assert ways.choose(model, model, "shared", bfloat16=False).way == "shared"
+        batch = arrange(ways.sample(96), way)
+        values, first = model(batch, chunks, ranks_first=True)
+        sums = batch.sums(values)
+        weights = torch.arange(1.0, len(sums) + 1, dtype=torch.float64)
+        gradients = torch.autograd.grad((sums * weights).sum(), list(model.parameters()))
+        found[way, chunks] = sums.detach(), first[batch.entries], gradients
+    expected = found["padded", 1]
+    for sums, first, gradients in found.values():
+        assert torch.allclose(sums, expected[0], atol=1e-5)
+        assert torch.equal(first, expected[1])
+        for ours, theirs in zip(gradients, expected[2], strict=True):
+            assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+def test_a_chunk_of_the_head_is_bounded_in_bytes() -> None:
+    assert chunk_tokens(128_256, torch.device("cpu")) * 128_256 * 4 <= 2**26
+    assert chunk_tokens(10**9, torch.device("cpu")) == 16
