@@ -100,6 +100,7 @@ def resolve(spec: TrainingSpec, facts: Facts) -> Resolution:
         "micro_batch_tokens": settle(
             "micro_batch_tokens", spec.micro_batch_tokens, _micro_batch_tokens(facts, max_length)
         ),
+        "packing": settle("packing", spec.packing, ("shared", "what both answers share is computed once")),
         "precision": precision,
         "zero_stage": settle("zero_stage", spec.zero_stage, _zero_stage(spec, facts, precision)),
         "evaluation_steps": settle("evaluation_steps", spec.evaluation_steps, (tenth, "10 evaluations a run")),

@@ -37,7 +37,7 @@ class Settings:
             learning_rate=given(training.learning_rate, "learning_rate"),
             batch_size=given(training.batch_size, "batch_size"),
             micro_batch_tokens=given(training.micro_batch_tokens, "micro_batch_tokens"),
-            way="shared" if training.packing == "auto" else training.packing,
+            way=given(training.packing, "packing"),
             zero_stage=given(training.zero_stage, "zero_stage"),
             bfloat16=given(training.precision, "precision") == "bfloat16",
             epochs=given(training.epochs, "epochs"),

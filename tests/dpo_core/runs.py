@@ -21,6 +21,7 @@ TRAINING: dict[str, Any] = {
     "learning_rate": 1e-3,
     "batch_size": 8,
     "micro_batch_tokens": 128,
+    "packing": "shared",
     "epochs": 1,
     "max_length": 128,
     "precision": "float32",
