@@ -20,7 +20,7 @@ from dpo_core.render import Renderer
 from dpo_core.repeats import Repeats
 from dpo_core.spec import Method, RunSpec, TrainingSpec
 from dpo_core.template import TemplateRefusal
-from dpo_core.truncate import fit_example, fit_pair
+from dpo_core.truncate import fit_example, fit_pair, least_length
 
 __all__ = ["Dataset", "TokenExample", "TokenItem", "TokenPair", "load", "load_splits", "prompt_key", "split"]
 
@@ -37,6 +37,9 @@ class Dataset:
 
     dropped_lines: list[int] = field(default_factory=list)
     """Rows that are too long even with the shortest prompt."""
+
+    least_dropped: tuple[int, int] | None = None
+    """The dropped row that is the shortest with its shortest prompt: its tokens, its line."""
 
     truncated_lines: list[int] = field(default_factory=list)
     """Rows whose prompt was shortened."""
@@ -86,6 +89,8 @@ def _take(data: Dataset, row: Pair | Example, renderer: Renderer, max_length: in
         return False
     if item is None:
         data.dropped_lines.append(row.line)
+        least = (least_length(renderer, row), row.line)
+        data.least_dropped = min(data.least_dropped or least, least)
         return False
     if truncated:
         data.truncated_lines.append(row.line)
@@ -190,10 +195,13 @@ def _refuse_nothing_left(data: Dataset, name: FileName, training: TrainingSpec) 
     if data.items:
         return
     bad = f" {data.problems.count} more are bad." if data.problems.count else ""
+    if data.least_dropped is None:
+        raise ValueError("a file with no row that fits was not refused for its bad rows")
+    tokens, line = data.least_dropped
     message = (
         f"Nothing is left of the {name} file: {len(data.dropped_lines)} of its {data.rows} rows are longer than "
-        f"max_length ({training.max_length} tokens) even with the shortest prompt.{bad} "
-        "Raise `training.max_length` or shorten the answers."
+        f"max_length ({training.max_length} tokens) even with the shortest prompt.{bad} The shortest, line {line}, "
+        f"needs {tokens} tokens: raise `training.max_length` to at least that, or shorten the answers."
     )
     raise user_error(f"no_{name}_rows", message, param="training.max_length")
 

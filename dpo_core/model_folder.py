@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_core.errors import user_error
-from dpo_core.spec import ModelSource
+from dpo_core.spec import LoraSpec, ModelSource
 
 MAX_HEADER_BYTES = 100 * 1024 * 1024
 """The safetensors format's own limit for a header."""
@@ -65,17 +66,51 @@ def parameter_count(folder: Path) -> int:
     Raises:
         RunError: there is no safetensors file, or one is damaged.
     """
+    return sum(math.prod(shape) for _, shape in parameter_shapes(folder))
+
+
+def check_lora_targets(model: ModelSource, lora: LoraSpec) -> None:
+    """Refuses a target that names no module of `model` which can have an adapter.
+
+    As in peft, a target is a module's name or its last parts. Only the weights' names are known here, which
+    may stand under fewer parts than the module's own; so a target with more of them fits as well.
+
+    Raises:
+        RunError: kind `user`; a target fits no module, or the weights can't be read.
+    """
+    if lora.target_modules == "all-linear" or model.base_path is not None:  # an adapter keeps its own modules
+        return
+    named = (name.removesuffix(".weight") for name, shape in parameter_shapes(model.path) if len(shape) > 1)
+    modules = [*named, "lm_head"]  # a head that is tied to the embeddings is not in the files
+    for target in lora.target_modules:
+        if not any(f".{name}".endswith(f".{target}") or f".{target}".endswith(f".{name}") for name in modules):
+            known = sorted({name.rpartition(".")[2] for name in modules})
+            near = difflib.get_close_matches(target, known, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            message = (
+                f"training.lora.target_modules: no module of {model.id} is named {target!r}.{hint} "
+                f"There are {', '.join(known)}; `all-linear` takes every linear one but the head."
+            )
+            raise user_error("lora_target_modules", message, param="training.lora.target_modules")
+
+
+def parameter_shapes(folder: Path) -> list[tuple[str, list[int]]]:
+    """Names and shapes of the parameters in the folder's safetensors files, from their headers alone.
+
+    Raises:
+        RunError: there is no safetensors file, or one is damaged.
+    """
     index = read_json(folder / "model.safetensors.index.json")
     names = sorted(set(index.get("weight_map", {}).values())) or ["model.safetensors"]
-    return sum(_parameters_in(folder / name) for name in names)
+    return [named for file in names for named in _shapes_in(folder / file)]
 
 
-def _parameters_in(file: Path) -> int:
+def _shapes_in(file: Path) -> list[tuple[str, list[int]]]:
     try:
         with open(file, "rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(min(size, MAX_HEADER_BYTES)))
-        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        return [(name, list(map(int, entry["shape"]))) for name, entry in header.items() if name != "__metadata__"]
     except FileNotFoundError:
         message = f"The model has no {file.name}. Save it with `save_pretrained`, which writes safetensors."
         raise user_error("invalid_model", message, param="model") from None

@@ -17,7 +17,7 @@ from typing import NoReturn
 from dpo_core.dataset import Dataset, FileName, divide, load_tolerable
 from dpo_core.errors import RunError, user_error
 from dpo_core.failures import classify
-from dpo_core.model_folder import model_facts
+from dpo_core.model_folder import check_lora_targets, model_facts
 from dpo_core.plan import Facts, Resolution, choose_max_length, resolve, total_steps
 from dpo_core.prepare_events import announce
 from dpo_core.prepare_report import Lengths, Prepared, Report, ReportFinding, ReportProblem
@@ -38,6 +38,8 @@ def prepare(run_spec: RunSpec) -> Prepared:
     """
     training = run_spec.training
     model = model_facts(run_spec.model)
+    if training.lora is not None:
+        check_lora_targets(run_spec.model, training.lora)
     renderer = Renderer.for_run(run_spec.model, training)
     data = load_tolerable(run_spec.training_file, "training", training, renderer, None)
     lengths = Lengths.of([item.length for item in data.items])
@@ -138,8 +140,8 @@ def gpu_memory() -> int | None:
 def run(path: Path) -> int:
     """Prepares the run in folder `path`; the exit code is 0 unless it failed."""
     directory = RunDirectory(path)
-    directory.write_status(Status(state="running"))
     try:
+        directory.write_status(Status(state="running"))
         prepared = prepare(directory.spec())
         announce(directory, prepared)
         write_whole(directory.prepared_file, prepared.model_dump_json(indent=2))

@@ -56,6 +56,16 @@ def fit_example(renderer: Renderer, example: Example, max_length: int | None) ->
     return replace(item, tokens=tokens, prompt=item.prompt - excess), True
 
 
+def least_length(renderer: Renderer, row: Pair | Example) -> int:
+    """Tokens of the row with the shortest prompt that it can be given: the least max_length that keeps it."""
+    *_, prompt = row.prompt, *shorter_prompts(row.prompt)
+    if isinstance(row, Pair):
+        pair = renderer.pair(replace(row, prompt=prompt))
+        return pair.length - _spare(renderer, prompt, min(pair.chosen_prompt, pair.rejected_prompt))
+    example = renderer.example(replace(row, prompt=prompt))
+    return example.length - _spare(renderer, prompt, example.prompt)
+
+
 def shorter_prompts(prompt: Text) -> Iterator[tuple[Message, ...]]:
     """Prompts with ever fewer turns, the longest first; each still begins with a user's turn, as templates demand."""
     if isinstance(prompt, str):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,11 +13,11 @@ import pytest
 
 from dpo_core.dataset import load_splits
 from dpo_core.errors import RunError
-from dpo_core.model_folder import model_facts, parameter_count
+from dpo_core.model_folder import check_lora_targets, model_facts, parameter_count
 from dpo_core.prepare import prepare, run
 from dpo_core.prepare_report import read_prepared
 from dpo_core.run_directory import RunDirectory, read_lines
-from dpo_core.spec import ModelSource, RunSpec, TrainingSpec
+from dpo_core.spec import LoraSpec, ModelSource, RunSpec, TrainingSpec
 from tests.makers import make_tokenizer, write_preference_file, write_rows, write_supervised_file
 
 
@@ -176,6 +177,48 @@ def test_a_tokenizer_of_another_model(tiny_model: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").symlink_to(tiny_model / "model.safetensors")
     with pytest.raises(RunError, match="knows only 100 tokens"):
         prepare(spec_of(folder, write_preference_file(tmp_path / "t.jsonl", 20)))
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (["q_prj"], r"no module of tiny is named 'q_prj'\. Did you mean `q_proj`\? There are down_proj, "),
+        (["q_proj", "query_key_value"], "no module of tiny is named 'query_key_value'"),
+        (["norm"], "named 'norm'"),  # a module, but none that can have an adapter
+        (["proj"], "named 'proj'"),  # the end of a name, but not of whole parts
+    ],
+)
+def test_a_lora_target_that_matches_nothing(tiny_model: Path, tmp_path: Path, targets: list[str], said: str) -> None:
+    file = write_preference_file(tmp_path / "t.jsonl", 20)
+    with pytest.raises(RunError, match=said) as caught:
+        prepare(spec_of(tiny_model, file, lora={"target_modules": targets}))
+    failure = caught.value.failure
+    assert (failure.kind, failure.code) == ("user", "lora_target_modules")
+    assert failure.param == "training.lora.target_modules"
+
+
+def test_lora_targets_by_their_last_part_or_more(tiny_model: Path, tmp_path: Path) -> None:
+    file = write_preference_file(tmp_path / "t.jsonl", 20)
+    targets = ["q_proj", "mlp.up_proj", "model.layers.0.self_attn.v_proj", "lm_head"]
+    assert prepare(spec_of(tiny_model, file, lora={"target_modules": targets})).training.lora is not None
+    adapter = ModelSource(id="adapter", path=tmp_path, base_path=tiny_model)
+    check_lora_targets(adapter, LoraSpec(target_modules=["its own stay"]))
+
+
+def test_a_max_length_below_the_shortest_row(tiny_model: Path, tmp_path: Path) -> None:
+    """The least length that is named is the least that there is."""
+    file = write_preference_file(tmp_path / "t.jsonl", 20)
+    with pytest.raises(RunError, match=r"20 of its 20 rows are longer than max_length \(8 tokens\)") as caught:
+        prepare(spec_of(tiny_model, file, max_length=8))
+    assert (caught.value.failure.code, caught.value.failure.param) == ("no_training_rows", "training.max_length")
+    said = re.search(r"The shortest, line (\d+), needs (\d+) tokens: raise `training.max_length`", str(caught.value))
+    assert said is not None
+    line, least = map(int, said.groups())
+    with pytest.raises(RunError, match="Nothing is left"):
+        prepare(spec_of(tiny_model, file, max_length=least - 1))
+    report = prepare(spec_of(tiny_model, file, max_length=least)).report
+    assert report.pairs >= 1
+    assert line not in report.dropped_lines
 
 
 def test_model_facts(tiny_model: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dpo_core.formats import read_rows
 from dpo_core.records import Example, Message, Pair
 from dpo_core.render import Renderer, common_prefix
 from dpo_core.template import TemplateRefusal
-from dpo_core.truncate import fit_example, fit_pair, shorter_prompts
+from dpo_core.truncate import fit_example, fit_pair, least_length, shorter_prompts
 from tests.makers import CHAT_TEMPLATE, make_tokenizer, real_data
 
 PAIR = Pair(1, (Message("user", "2+2?"),), (Message("assistant", "4"),), (Message("assistant", "5"),))
@@ -206,6 +206,7 @@ def test_long_prompts_lose_their_oldest_turns(folder: Path) -> None:
     assert text(renderer, cut.chosen) == turn
     assert cut.chosen[: cut.chosen_prompt] == cut.rejected[: cut.rejected_prompt]
     assert fit_pair(renderer, long_pair(), cut.length - 1) == (None, False)
+    assert least_length(renderer, long_pair()) == cut.length
     example = Example(1, long_pair().prompt, PAIR.chosen)
     assert fit_example(renderer, example, whole.length - 1)[0] == renderer.example(
         Example(1, (Message("system", "s"), Message("user", "two")), PAIR.chosen)
@@ -226,6 +227,7 @@ def test_plain_prompts_lose_tokens_from_the_left(plain: Path) -> None:
     assert text(renderer, cut.chosen) == "<|im_start|>2?4<|im_end|>"
     assert (cut.chosen_prompt, cut.rejected_prompt) == (3, 3)
     assert fit_pair(renderer, STRINGS, 3) == (None, False)
+    assert (least_length(renderer, STRINGS), least_length(renderer, Example(1, "2+2?", "4"))) == (4, 4)
     example, _ = fit_example(renderer, Example(1, "2+2?", "4"), 4)
     assert example is not None
     assert text(renderer, example.tokens) == "<|im_start|>?4<|im_end|>"
