@@ -68,6 +68,10 @@ check-long: setup ## The tests that take longer; run before an issue is called d
 compose-test: setup ## docker-compose.yml from nothing to a checkpoint, under docker or podman; says so where neither is
 	@DPO_COMPOSE_TEST=1 $(BIN)/python -m pytest -q --log-cli-level=INFO --log-cli-format='%(asctime)s %(message)s' tests/compose
 
+.PHONY: bench-losses
+bench-losses: build/trl/.installed ## Every loss and its gradient beside TRL's, in float64
+	@PYTHONPATH=. build/trl/bin/python benchmarks/losses_against_trl.py
+
 # TRL is measured against, never depended on: it lives apart, with the same torch.
 build/trl/.installed: benchmarks/requirements-trl.txt
 	@echo 'installing the packages of benchmarks/requirements-trl.txt into build/trl'

@@ -35,6 +35,9 @@ def submit(
     spec: Annotated[
         Path | None, typer.Option(help="A JSON file with fields of the request, as `training`; options win over it.")
     ] = None,
+    loss: Annotated[
+        str | None, typer.Option(metavar="NAME", help="sigmoid, ipo, simpo, …: docs/losses.md.", show_default="sigmoid")
+    ] = None,
     beta: Annotated[float | None, typer.Option(help="How strongly the model is held to where it started.")] = None,
     method: Annotated[
         Method | None, typer.Option(help="supervised: learn to give the answers of FILE.", show_default="dpo")
@@ -62,6 +65,7 @@ def submit(
         method=method,
         suffix=suffix,
         gpus=gpus,
+        loss=loss,
         beta=beta,
         epochs=epochs,
         learning_rate=learning_rate,

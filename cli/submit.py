@@ -34,6 +34,7 @@ class Flags:
     method: Method | None = None
     suffix: str | None = None
     gpus: int | None = None
+    loss: str | None = None
     beta: float | None = None
     epochs: int | None = None
     learning_rate: float | None = None
@@ -43,6 +44,7 @@ class Flags:
 
     def training(self) -> Json:
         given = {
+            "loss": self.loss,
             "beta": self.beta,
             "epochs": self.epochs,
             "learning_rate": self.learning_rate,

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from control_plane.errors import InvalidRequest
 from control_plane.validation import validated
-from dpo_core.spec import Auto, PositiveInt, StrictModel, TrainingSpec
+from dpo_core.spec import Auto, PositiveInt, StrictModel, TrainingFields, TrainingSpec
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 
@@ -59,7 +59,7 @@ class JobRequest(StrictModel):
     method: Method | None = None
     hyperparameters: SupervisedHyperparameters | None = None
     """OpenAI's older place for a supervised job's settings."""
-    training: TrainingSpec = Field(default_factory=TrainingSpec)
+    training: TrainingFields = Field(default_factory=TrainingFields)
     resources: Resources = Field(default_factory=Resources)
     priority: Literal["low", "normal", "high"] = "normal"
     suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
@@ -101,7 +101,7 @@ def training_spec(request: JobRequest) -> TrainingSpec:
         _merge(given, chosen, where)
     if request.seed is not None:
         _merge(given, {"seed": request.seed}, "seed")
-    spec = validated(TrainingSpec, given)
+    spec = validated(TrainingSpec, given, where="training")
     _refuse_nonsense(spec)
     return spec
 
@@ -146,10 +146,4 @@ def _refuse_nonsense(spec: TrainingSpec) -> None:
             "learning_rate_multiplier multiplies the automatic rate; give it or training.learning_rate, not both.",
             param="training.learning_rate",
             code="conflicting_values",
-        )
-    if spec.method == "dpo" and spec.reference == "none":
-        raise InvalidRequest(
-            f'The loss "{spec.loss}" needs a reference; set training.reference to "start" or a model id.',
-            param="training.reference",
-            code="invalid_value",
         )

@@ -14,12 +14,18 @@ from control_plane.errors import InvalidRequest
 M = TypeVar("M", bound=BaseModel)
 
 
-def validated(model: type[M], data: object) -> M:
-    """`data` as `model`. InvalidRequest whose `param` is the field's path, such as "training.beta"."""
+def validated(model: type[M], data: object, where: str | None = None) -> M:
+    """`data` as `model`. InvalidRequest whose `param` is the field's path, such as "training.beta".
+
+    `where`: the path of `data` in the request.
+    """
     try:
         return model.model_validate(data)
     except ValidationError as failure:
-        raise _first_problem(failure, model, data) from None
+        refused = _first_problem(failure, model, data)
+        if where is not None:
+            refused.param = f"{where}.{refused.param}" if refused.param else where
+        raise refused from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -42,6 +48,10 @@ def _first_problem(failure: ValidationError, model: type[BaseModel], data: objec
             param=param,
             code="unknown_field",
         )
+    if error["type"] == "refused":
+        field = error["ctx"]["field"]
+        param = ".".join([*path, field] if field else path)
+        return InvalidRequest(error["msg"], param=param, code="invalid_value")
     if error["type"] == "missing":
         return InvalidRequest(f'"{param}" is missing.', param=param, code="missing_field")
     wishes = dict.fromkeys(_wish(other["msg"]) for other in errors if _path(other, data) == path)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from dpo_core.batches import Cost, Share, deal
 from dpo_core.engine import World
-from dpo_core.losses import sigmoid_loss, supervised_loss
+from dpo_core.losses import supervised_loss
 from dpo_core.metrics import preference_means, preference_sums, supervised_means, supervised_sums
 from dpo_core.packing import Batch, arrange, response_tokens, rows_of
+from dpo_core.preference_loss import PreferenceLoss
 from dpo_core.records import TokenItem
 from dpo_core.spec import Way
 
@@ -106,20 +107,12 @@ class Preference(Split):
     """A preference loss against frozen reference log-probabilities."""
 
     def __init__(
-        self,
-        items: Sequence[TokenItem],
-        reference: Tensor,
-        packer: Packer,
-        device: torch.device,
-        *,
-        beta: float,
-        label_smoothing: float,
+        self, items: Sequence[TokenItem], reference: Tensor, packer: Packer, device: torch.device, loss: PreferenceLoss
     ) -> None:
         """`reference`: [2, N] float64; row 0 chosen, row 1 rejected."""
         super().__init__(items, packer, device)
         self.reference = reference.to(device)
-        self.beta = beta
-        self.label_smoothing = label_smoothing
+        self.loss = loss
 
     def divisor(self, indices: Sequence[int]) -> float:
         return len(indices)
@@ -133,11 +126,14 @@ class Preference(Split):
     def losses(self, policy: Tensor, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Losses [B] and metric sums from the policy's log-probabilities [2, B]."""
         reference = self.reference[:, list(indices)]
-        losses = sigmoid_loss(
-            policy[0], policy[1], reference[0], reference[1], beta=self.beta, label_smoothing=self.label_smoothing
-        )
-        sums = preference_sums(losses.detach(), policy.detach(), reference, self.responses(indices), self.beta)
-        return losses, sums
+        tokens = self.responses(indices)
+        losses = self.loss(policy, reference, tokens)
+        return losses, preference_sums(losses.detach(), policy.detach(), reference, tokens, self.loss.beta)
+
+    def loss_at_reference(self, indices: Sequence[int]) -> float:
+        """The mean loss of a policy that equals the reference."""
+        losses, _ = self.losses(self.reference[:, list(indices)], indices)
+        return losses.mean().item()
 
     def means(self, sums: list[float]) -> dict[str, float]:
         return preference_means(sums)

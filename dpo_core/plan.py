@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from dpo_core.errors import user_error
+from dpo_core.loss_table import DISCOPOP_TAU, GAMMA_BETA_RATIO, Parameter, needing_reference, taking, usual_betas
 from dpo_core.prepare_report import Lengths, Value
 from dpo_core.spec import Auto, Device, TrainingSpec
 
@@ -93,7 +94,7 @@ def resolve(spec: TrainingSpec, facts: Facts) -> Resolution:
         "validation_fraction": fraction,
         "epochs": epochs,
         "batch_size": batch_size,
-        "beta": settle("beta", spec.beta, (0.1, "0.1, the usual choice for the sigmoid loss")),
+        **_loss_parameters(choices, spec),
         "learning_rate": settle(
             "learning_rate", spec.learning_rate, (automatic_rate * spec.learning_rate_multiplier, reason)
         ),
@@ -125,6 +126,22 @@ def choose_max_length(spec: TrainingSpec, lengths: Lengths, context_length: int 
     if context_length is not None and context_length < covering:
         return context_length, f"the model's context of {context_length} tokens"
     return covering, f"the smallest power of two, from 2048 on, that covers 99 % of the data ({lengths.p99} tokens)"
+
+
+def _loss_parameters(choices: Choices, spec: TrainingSpec) -> dict[str, float | None]:
+    """β follows the loss; the parameters of one loss are settled where it is in the sum."""
+    (beta, name), *_ = usual_betas(spec.loss).items()
+    settled: dict[str, float | None] = {
+        "beta": choices.settle("beta", spec.beta, (beta, f"{beta:g}, the usual choice for `{name}`"))
+    }
+    papers: dict[Parameter, float] = {"gamma_beta_ratio": GAMMA_BETA_RATIO, "discopop_tau": DISCOPOP_TAU}
+    for parameter, value in papers.items():
+        takers = taking(spec.loss, parameter)
+        given: float | None = getattr(spec, parameter)
+        if takers:
+            choice = (value, f"{value:g}, as in the paper of `{takers[0]}`")
+            settled[parameter] = choices.settle(parameter, "auto" if given is None else given, choice)
+    return settled
 
 
 def _validation_fraction(facts: Facts) -> tuple[float, str]:
@@ -204,11 +221,6 @@ def _bytes_per_rank(facts: Facts, precision: str, stage: int) -> float:
 
 
 def _refuse_impossible(spec: TrainingSpec, facts: Facts, max_length: int, batch_size: int, train_items: int) -> None:
-    if spec.method == "dpo" and spec.reference == "none":
-        message = (
-            f"The {spec.loss} loss needs a reference model. Set `training.reference` to `start` or to a model's id."
-        )
-        raise user_error("reference_required", message, param="training.reference")
     if spec.learning_rate != "auto" and spec.learning_rate_multiplier != 1:
         message = (
             "Both `learning_rate` and `learning_rate_multiplier` were given; the multiplier belongs to the "
@@ -231,6 +243,11 @@ def _refuse_impossible(spec: TrainingSpec, facts: Facts, max_length: int, batch_
 
 def _warnings(training: TrainingSpec, facts: Facts) -> list[str]:
     found = []
+    if training.method == "dpo" and training.reference != "none" and not needing_reference(training.loss):
+        found.append(
+            "The loss needs no reference: it is measured for the rewards among the metrics alone. "
+            "Set `training.reference` to `none` to save that pass over the data."
+        )
     rate, zero_stage = training.learning_rate, training.zero_stage
     if training.method == "dpo" and training.lora is None and isinstance(rate, float) and rate >= 1e-5:
         found.append(f"A learning rate of {rate:g} is high for DPO of all weights: 1e-6 or less is usual.")

@@ -32,7 +32,7 @@ def other_model(run: RunSpec, dtype: torch.dtype, device: torch.device) -> Score
     if run.reference is None:
         raise user_error(
             "reference_missing",
-            f"The sigmoid loss needs a reference, but training.reference is {run.training.reference!r}. "
+            f"training.reference is {run.training.reference!r}, but the run was given no such model. "
             "Use `start` or the id of a model.",
             param="training.reference",
         )

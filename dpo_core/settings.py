@@ -13,7 +13,6 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    beta: float
     learning_rate: float
     batch_size: int
     micro_batch_tokens: int
@@ -33,7 +32,6 @@ class Settings:
         """
         training = run.training
         return cls(
-            beta=given(training.beta, "beta") if training.method == "dpo" else 0.0,
             learning_rate=given(training.learning_rate, "learning_rate"),
             batch_size=given(training.batch_size, "batch_size"),
             micro_batch_tokens=given(training.micro_batch_tokens, "micro_batch_tokens"),

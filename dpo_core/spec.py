@@ -8,9 +8,21 @@ them and says why.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from dpo_core.loss_table import (
+    Loss,
+    Parameter,
+    needing_reference,
+    takers_of,
+    taking,
+    usual_betas,
+    weights_of,
+    what_is_wrong,
+)
 
 Auto = Literal["auto"]
 Method = Literal["dpo", "supervised"]
@@ -25,6 +37,11 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
+def refusal(message: str, field: str | None = None) -> PydanticCustomError:
+    """A validator's whole sentence, way out included; `field` where the validator sees more than one."""
+    return PydanticCustomError("refused", "{message}", {"message": message, "field": field})
+
+
 class LoraSpec(StrictModel):
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
     """Rank r of the update B·A (Hu et al. 2021, arXiv:2106.09685). vLLM serves up to 16 by default."""
@@ -36,22 +53,30 @@ class LoraSpec(StrictModel):
     """Dropout on the adapter's input, the only one there is: a model's own is off. 0 keeps policy and reference
     equal at step 0."""
 
-    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """Module names that get an adapter; `all-linear` is every linear layer but the head."""
 
 
-class TrainingSpec(StrictModel):
+class TrainingFields(StrictModel):
+    """The user's choices one by one. Whether they go together is TrainingSpec's to say, when all are known."""
+
     method: Method = "dpo"
     """`dpo` (Rafailov et al. 2023, arXiv:2305.18290), or `supervised`: cross-entropy on the completion."""
 
-    loss: Literal["sigmoid"] = "sigmoid"
-    """The preference loss; `sigmoid` is the DPO paper's equation 7."""
+    loss: Loss = "sigmoid"
+    """The preference loss, or a weighted sum as `{name: weight}`; `sigmoid` is the DPO paper's equation 7."""
 
     beta: Annotated[float, Field(gt=0, le=100)] | Auto = "auto"
-    """How strongly the policy is held to the reference: the KL weight of the RLHF objective."""
+    """How strongly the policy is held to the reference: the KL weight of the RLHF objective. One for all losses."""
 
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """The probability that a label is flipped (conservative DPO)."""
+    """The probability that a label is flipped: `sigmoid` (conservative DPO), `robust` and `exo_pair` take it."""
+
+    gamma_beta_ratio: Annotated[float, Field(ge=0, le=100)] | None = None
+    """`simpo`'s target margin γ, as a multiple of β; None is the paper's 0.5."""
+
+    discopop_tau: Annotated[float, Field(gt=0, le=1)] | None = None
+    """`discopop`'s temperature τ; None is the paper's 0.05."""
 
     reference: str = "start"
     """`start`: the model the job starts from; otherwise a model id; `none` is for losses that need none."""
@@ -131,6 +156,52 @@ class TrainingSpec(StrictModel):
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     """Seeds the order of the data, LoRA's initial weights and dropout."""
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _loss_is_known(cls, loss: object) -> object:
+        # Before pydantic's own check, which would answer a misspelt name with every branch of the union.
+        if problem := what_is_wrong(loss):
+            raise refusal(problem)
+        return loss
+
+
+class TrainingSpec(TrainingFields):
+    """Choices that go together."""
+
+    @model_validator(mode="after")
+    def _loss_has_what_it_takes(self) -> Self:
+        if self.method == "supervised":
+            for name in ("loss", "label_smoothing"):
+                if getattr(self, name) != TrainingFields.model_fields[name].default:
+                    raise refusal(f"`{name}` belongs to method `dpo`; leave it out, or set the method.", name)
+            return self
+        self._refuse_parameters_without_a_loss()
+        if "exo_pair" in weights_of(self.loss) and self.label_smoothing == 0:
+            message = "`exo_pair` needs `label_smoothing` above 0, as it holds log ε. Its paper takes 0.001."
+            raise refusal(message, "label_smoothing")
+        needing = needing_reference(self.loss)
+        if needing and self.reference == "none":
+            message = f"The loss `{needing[0]}` needs a reference. Set `reference` to `start` or a model id."
+            raise refusal(message, "reference")
+        betas = usual_betas(self.loss)
+        if self.beta == "auto" and len(betas) > 1:
+            usual = " and ".join(f"{beta:g} for `{name}`" for beta, name in betas.items())
+            raise refusal(f"The losses share one `beta`, and usual are {usual}. Give `beta`.", "beta")
+        return self
+
+    def _refuse_parameters_without_a_loss(self) -> None:
+        given: dict[Parameter, float | None] = {
+            "label_smoothing": self.label_smoothing or None,
+            "gamma_beta_ratio": self.gamma_beta_ratio,
+            "discopop_tau": self.discopop_tau,
+        }
+        for parameter, value in given.items():
+            if value is not None and not taking(self.loss, parameter):
+                names = ", ".join(f"`{name}`" for name in weights_of(self.loss))
+                takers = ", ".join(f"`{name}`" for name in takers_of(parameter))
+                message = f"`{parameter}` does nothing for {names}: only {takers} take it. Leave it out."
+                raise refusal(message, parameter)
 
 
 class ModelSource(StrictModel):

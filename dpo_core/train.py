@@ -23,6 +23,7 @@ from dpo_core.failures import claim, classify
 from dpo_core.models import Start, load_start
 from dpo_core.objective import Objective, Packer, Preference, Score, Supervised, log_probabilities
 from dpo_core.plan import total_steps
+from dpo_core.preference_loss import PreferenceLoss
 from dpo_core.recorder import Recorder
 from dpo_core.records import TokenItem
 from dpo_core.run_directory import Failure, RunDirectory, Status
@@ -124,6 +125,8 @@ class Loop:
         training = self.run.training
         if training.method != "dpo" or training.reference == "start":
             return None
+        if training.reference == "none":
+            return torch.zeros(2, sum(map(len, splits)), dtype=torch.float64)
         scorer = reference.other_model(self.run, dtype, self.world.device)
         score = reference.score_of(scorer, self.world.device)
         return self.measure_reference(score, self.packer_for(scorer, score), splits)
@@ -172,12 +175,12 @@ class Loop:
         device, packer, training = self.world.device, self.packer, self.run.training
         if self.frozen is None:
             return Supervised(items, packer, device), Supervised(held_out, packer, device) if held_out else None
-        beta, smoothing = self.settings.beta, training.label_smoothing
+        loss = PreferenceLoss.of(training)
         ours, theirs = self.frozen[:, : len(items)], self.frozen[:, len(items) :]
-        learned = Preference(items, ours, packer, device, beta=beta, label_smoothing=smoothing)
+        learned = Preference(items, ours, packer, device, loss)
         if not held_out:
             return learned, None
-        return learned, Preference(held_out, theirs, packer, device, beta=beta, label_smoothing=smoothing)
+        return learned, Preference(held_out, theirs, packer, device, loss)
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -256,16 +259,18 @@ class Loop:
                 )
 
     def check_step_zero(self, loss: float) -> None:
-        """Before the first update the policy *is* the reference `start`, so the loss is ln 2."""
-        training = self.run.training
-        if self.step > 0 or training.method != "dpo" or training.reference != "start":
+        """Before the first update the policy *is* the reference `start`: for the sigmoid loss that means ln 2."""
+        objective, training = self.training, self.run.training
+        if self.step > 0 or not isinstance(objective, Preference) or training.reference != "start":
             return
-        difference = abs(loss - math.log(2))
-        warn = difference > (2e-2 if self.settings.bfloat16 else 1e-4)
-        text = f"Step 0 is as it should be: the loss is ln 2 ({loss:.7f}), as the policy still equals the reference."
+        expected = objective.loss_at_reference(self.sampler.batch(0))
+        difference = abs(loss - expected)
+        named = "ln 2" if abs(expected - math.log(2)) < 1e-9 else f"{expected:.7f}"
+        warn = difference > (2e-2 if self.settings.bfloat16 else 1e-4) * max(1.0, abs(expected))
+        text = f"Step 0 is as it should be: the loss is {named} ({loss:.7f}), as the policy still equals the reference."
         if warn:
             advice = " Dropout makes them differ." if training.lora else ""
-            text = f"The loss at step 0 is {loss:.7f}, not ln 2: policy and reference differ from the start.{advice}"
+            text = f"The loss at step 0 is {loss:.7f}, not {named}: policy and reference differ from the start.{advice}"
         self.recorder.event("step_zero_check", text, warn=warn, loss=loss, difference=difference)
 
     def save(self, *, final: bool) -> None:

@@ -56,6 +56,10 @@ def create(http: httpx2.Client, body: dict[str, Any], **headers: str) -> dict[st
         ({"training": {"learning_rate": 2.5}}, "training.learning_rate", "less than or equal to 1"),
         ({"resources": {"gpus": 0}}, "resources.gpus", "greater than or equal to 1"),
         ({"method": {"type": "reinforcement"}}, "method.type", "'dpo'"),
+        ({"training": {"loss": "sigmod"}}, "training.loss", "Did you mean `sigmoid`?"),
+        ({"training": {"loss": "ipo", "reference": "none"}}, "training.reference", "`ipo` needs a reference"),
+        ({"training": {"loss": "robust", "label_smoothing": 0.5}}, "training.label_smoothing", "less than 0.5"),
+        ({"training": {"loss": "exo_pair"}}, "training.label_smoothing", "above 0"),
         (
             {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}, "training": {"beta": 0.2}},
             "training.beta",

@@ -46,7 +46,21 @@ def test_options_win_over_the_spec_file_wherever_that_says_it(
     settings = {"beta": 0.5, "n_epochs": 3, "learning_rate_multiplier": 2}
     method = {"type": "dpo", "dpo": {"hyperparameters": settings}}
     spec.write_text(json.dumps({"method": method, "training": {"max_length": 64, "batch_size": 8}, "seed": 7}))
-    options = ("--beta", 0.2, "--learning-rate", 1e-4, "--batch-size", 16, "--gpus", 2, "--suffix", "mine", "--lora")
+    options = (
+        "--loss",
+        "ipo",
+        "--beta",
+        0.2,
+        "--learning-rate",
+        1e-4,
+        "--batch-size",
+        16,
+        "--gpus",
+        2,
+        "--suffix",
+        "mine",
+        "--lora",
+    )
     done = dpo("submit", pairs, "--validation", pairs, "--model", base, "--spec", spec, *options)
     assert done.returncode == 0, done.stderr
     job_id = done.stdout.strip()
@@ -54,9 +68,12 @@ def test_options_win_over_the_spec_file_wherever_that_says_it(
 
     job = client.fine_tuning.jobs.retrieve(job_id)
     asked = job.run["training"]  # type: ignore[attr-defined]
-    chosen = {name: asked[name] for name in ("method", "beta", "epochs", "learning_rate", "batch_size", "max_length")}
+    chosen = {
+        name: asked[name] for name in ("method", "loss", "beta", "epochs", "learning_rate", "batch_size", "max_length")
+    }
     assert chosen == {
         "method": "dpo",
+        "loss": "ipo",
         "beta": 0.2,
         "epochs": 3,
         "learning_rate": 1e-4,
@@ -100,6 +117,12 @@ def test_the_example_specs_fit(path: Path) -> None:
 def test_a_wrong_spec_is_refused_before_anything_is_sent(spec: dict[str, object], said: str) -> None:
     with pytest.raises(InvalidRequest, match=re.escape(said)):
         request_body(spec, Flags("base/m"))
+
+
+def test_a_loss_that_does_not_exist_is_refused_before_anything_is_sent() -> None:
+    with pytest.raises(InvalidRequest, match="Did you mean `sigmoid`"):
+        request_body({}, Flags("base/m", loss="sigmod"))
+    assert request_body({"training": {"loss": "hinge"}}, Flags("base/m", loss="ipo"))["training"] == {"loss": "ipo"}
 
 
 def test_what_is_refused_is_one_line_and_leaves_no_file(

@@ -42,6 +42,9 @@ def dpo(**hyperparameters: Any) -> dict[str, Any]:
         ({"training": {"zero_stage": 4}}, "training.zero_stage", "invalid_value", "less than or equal to 3"),
         ({"training": {"lora": {"rank": 0}}}, "training.lora.rank", "invalid_value", "greater than or equal to 1"),
         ({"training": []}, "training", "invalid_value", '"training" must be'),
+        ({"training": {"loss": "sigmod"}}, "training.loss", "invalid_value", "Did you mean `sigmoid`?"),
+        ({"training": {"loss": {"ipo": -1}}}, "training.loss", "invalid_value", "a finite number above 0, not -1."),
+        ({"training": {"label_smoothing": 0.5}}, "training.label_smoothing", "invalid_value", "less than 0.5, not 0.5"),
         ({"method": {"type": "reinforcement"}}, "method.type", "invalid_value", "'dpo' or 'supervised'"),
         ({"method": dpo(n_epochs=0)}, "method.dpo.hyperparameters.n_epochs", "invalid_value", "not 0"),
         ({"resources": {"gpus": 0}}, "resources.gpus", "invalid_value", "greater than or equal to 1, not 0"),
@@ -79,6 +82,10 @@ def test_refused_as_read(changes: dict[str, Any], param: str, code: str, said: s
             "not both",
         ),
         ({"training": {"reference": "none"}}, "training.reference", "needs a reference"),
+        ({"training": {"loss": "exo_pair"}}, "training.label_smoothing", "needs `label_smoothing` above 0"),
+        ({"training": {"gamma_beta_ratio": 1}}, "training.gamma_beta_ratio", "does nothing for `sigmoid`"),
+        ({"training": {"loss": {"ipo": 1, "sigmoid_norm": 1}}}, "training.beta", "Give `beta`."),
+        ({"method": None, "training": {"loss": "ipo"}}, "training.loss", "belongs to method `dpo`"),
     ],
 )
 def test_refused_as_contradictory(changes: dict[str, Any], param: str, said: str) -> None:
@@ -99,6 +106,14 @@ def test_openais_hyperparameters_mean_training_fields() -> None:
     spec = training_spec(read_request(body(method=method, seed=7, training={"beta": 0.3, "max_length": 64})))
     assert (spec.method, spec.beta, spec.batch_size, spec.epochs, spec.seed) == ("dpo", 0.3, 4, 2, 7)
     assert (spec.learning_rate_multiplier, spec.max_length) == (1.5, 64)
+
+
+def test_what_goes_together_is_judged_with_every_value_in_place() -> None:
+    # Alone, `training` would be a dpo job whose loss needs a reference, or one without its β.
+    supervised = {"method": {"type": "supervised"}, "training": {"reference": "none"}}
+    assert training_spec(read_request(body(**supervised))).method == "supervised"
+    summed = {"training": {"loss": {"sigmoid": 1, "sigmoid_norm": 1}}, "method": dpo(beta=0.3)}
+    assert training_spec(read_request(body(**summed))).beta == 0.3
 
 
 def test_auto_leaves_the_choice() -> None:

@@ -25,9 +25,7 @@ def values(*numbers: float) -> Tensor:
 
 def two_plus_two(beta: float = 0.1, label_smoothing: float = 0.0) -> float:
     """ "What is 2+2?": reference -1.0 for "4" and -2.0 for "5"; the policy after a step -0.8 and -2.5."""
-    loss = sigmoid_loss(
-        values(-0.8), values(-2.5), values(-1.0), values(-2.0), beta=beta, label_smoothing=label_smoothing
-    )
+    loss = sigmoid_loss(values(-0.8, -2.5), values(-1.0, -2.0), beta=beta, label_smoothing=label_smoothing)
     return loss.item()
 
 
@@ -48,7 +46,7 @@ def test_label_smoothing_by_hand() -> None:
 
 def test_policy_equal_to_reference_gives_ln_2() -> None:
     same = values(-123.456, -3.0)
-    loss = sigmoid_loss(same, same - 1, same, same - 1, beta=0.3)
+    loss = sigmoid_loss(torch.stack([same, same - 1]), torch.stack([same, same - 1]), beta=0.3)
     assert loss.tolist() == pytest.approx([math.log(2)] * 2, abs=1e-15)
 
 
@@ -56,7 +54,7 @@ def test_policy_equal_to_reference_gives_ln_2() -> None:
 def test_gradient_is_beta_times_its_weight(label_smoothing: float) -> None:
     policy = values(-0.8, -2.5).requires_grad_()
     reference = values(-1.0, -2.0)
-    loss = sigmoid_loss(policy[0], policy[1], reference[0], reference[1], beta=0.1, label_smoothing=label_smoothing)
+    loss = sigmoid_loss(policy, reference, beta=0.1, label_smoothing=label_smoothing)
     loss.backward()
     # Cross-entropy of a sigmoid: d loss / d(beta delta) = P - (1 - epsilon)
     slope = 0.1 * (0.5174929 - (1 - label_smoothing))
@@ -71,7 +69,7 @@ def test_small_beta_tends_to_ln_2_minus_half_the_margin() -> None:
 
 def test_large_beta_tends_to_zero_or_to_the_margin() -> None:
     assert two_plus_two(1e4) == 0.0
-    swapped = sigmoid_loss(values(-2.5), values(-0.8), values(-2.0), values(-1.0), beta=1e4)
+    swapped = sigmoid_loss(values(-2.5, -0.8), values(-2.0, -1.0), beta=1e4)
     assert swapped.item() == pytest.approx(7000.0)
 
 

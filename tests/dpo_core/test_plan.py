@@ -51,6 +51,38 @@ def test_given_values_stand_and_say_so() -> None:
 
 
 @pytest.mark.parametrize(
+    ("loss", "beta"),
+    [
+        ("sigmoid", 0.1),
+        ("sigmoid_norm", 5),
+        ("simpo", 2),
+        ("apo_zero", 0.05),
+        ("orpo", 0.1),
+        ("sft", 0.1),
+        ({"sft": 1, "sigmoid_norm": 1}, 5),
+    ],
+)
+def test_beta_follows_the_loss(loss: object, beta: float) -> None:
+    assert plan({"loss": loss}).beta == beta
+    assert plan({"loss": loss, "beta": 0.7}).beta == 0.7
+
+
+def test_parameters_of_one_loss_are_settled_for_it_alone() -> None:
+    parameters = ("gamma_beta_ratio", "discopop_tau")
+    for loss, settled in (("sigmoid", (None, None)), ("simpo", (0.5, None)), ("discopop", (None, 0.05))):
+        training = plan({"loss": loss})
+        assert tuple(getattr(training, name) for name in parameters) == settled
+    assert plan({"loss": "simpo", "gamma_beta_ratio": 0.3}).gamma_beta_ratio == 0.3
+
+
+def test_a_reference_that_the_loss_does_not_need_is_told() -> None:
+    (warning,) = resolve(TrainingSpec(loss="simpo"), FACTS).warnings
+    assert "Set `training.reference` to `none`" in warning
+    assert not resolve(TrainingSpec(loss="simpo", reference="none"), FACTS).warnings
+    assert not resolve(TrainingSpec(loss={"simpo": 1, "sigmoid": 1}, beta=1), FACTS).warnings
+
+
+@pytest.mark.parametrize(
     ("parameters", "training", "rate"),
     [
         (35_000, {}, 1e-6),
@@ -150,7 +182,6 @@ def test_steps_count_an_epochs_smaller_last_batch() -> None:
 @pytest.mark.parametrize(
     ("training", "code", "param"),
     [
-        ({"reference": "none"}, "reference_required", "training.reference"),
         (
             {"learning_rate": 1e-6, "learning_rate_multiplier": 2},
             "learning_rate_given_twice",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,16 @@ from safetensors.torch import load_file
 
 from dpo_core.dataset import load_splits
 from dpo_core.packing import rows_of
-from dpo_core.run_directory import RunDirectory
+from dpo_core.run_directory import RunDirectory, read_lines
 from dpo_core.spec import ModelSource
 from tests.dpo_core.runs import Workshop, lines, train_all
 from tests.makers import make_tiny_model
 
 LORA = {"rank": 4, "alpha": 8}
+
+
+def events(run: RunDirectory) -> list[dict[str, Any]]:
+    return [event for event, _ in read_lines(run.events_file, 0)]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +47,8 @@ def runs(workshop: Workshop) -> dict[str, RunDirectory]:
     )
     template = "{% for message in messages %}{{ message.content + '<|im_end|>' }}{% endfor %}"
     made["template"] = workshop.make("template", training=short | {"chat_template": template})
+    made["without"] = workshop.make("without", training=short | {"loss": "simpo", "beta": 2, "reference": "none"})
+    made["sum"] = workshop.make("sum", training=short | {"loss": {"sppo_hard": 1, "sft": 0.5}})
     train_all(list(made.values()), ranks=1)
     return made
 
@@ -98,6 +105,25 @@ def test_another_reference_model(runs: dict[str, RunDirectory], workshop: Worksh
             expected = sum(table[at - 1, row.tokens[at]].item() for at in range(row.prompt, len(row.tokens)))
             assert frozen[place, index].item() == pytest.approx(expected, abs=1e-4)
     assert abs(lines(run)[0]["loss"] - math.log(2)) > 1e-3
+
+
+def test_a_loss_without_a_reference(runs: dict[str, RunDirectory]) -> None:
+    """No pass measures one and nothing is checked against it; the rewards are β log π."""
+    values = lines(runs["without"])
+    assert not load_file(runs["without"].path / "reference.safetensors")["log_probabilities"].any()
+    assert not {"reference_started", "step_zero_check"} & {event["code"] for event in events(runs["without"])}
+    assert values[0]["rewards/chosen"] == pytest.approx(2 * values[0]["logps/chosen"])
+    assert values[0]["logps/chosen"] == pytest.approx(lines(runs["base"])[0]["logps/chosen"], abs=1e-4)
+    assert values[1]["loss"] != values[0]["loss"]
+
+
+def test_a_sum_of_losses_checks_its_own_value_at_step_zero(runs: dict[str, RunDirectory]) -> None:
+    # 1/(2β²) = 50 of sppo_hard, and what half the cross-entropy of the untrained model over some 260 tokens is.
+    value = lines(runs["sum"])[0]["loss"]
+    assert 50 + 0.5 * 4 < value < 50 + 0.5 * 8
+    (check,) = [event for event in events(runs["sum"]) if event["code"] == "step_zero_check"]
+    assert check["level"] == "info"
+    assert check["data"]["difference"] < 1e-3
 
 
 def test_bfloat16_checkpoints_are_bfloat16(runs: dict[str, RunDirectory]) -> None:
