@@ -40,6 +40,10 @@ setup: .venv/.installed ## Make .venv from the lock
 demo: setup ## Watch a tiny model learn which answers to prefer: the whole service in a few minutes
 	@$(BIN)/python examples/two_plus_two/demo.py
 
+.PHONY: illustrated
+illustrated: setup ## Write docs/dpo.md and its figures anew, every number from dpo_core
+	@PYTHONPATH=docs $(BIN)/python -m illustrated
+
 .PHONY: lint
 lint: setup ## Style: ruff's rules and format
 	@$(BIN)/python -m ruff check .
