@@ -39,6 +39,12 @@ class Packer:
     chunk: int
     """Predicted tokens for which the head runs at once."""
 
+    device: torch.device
+
+    def batch(self, items: Sequence[TokenItem]) -> Batch:
+        """One forward pass, on the device."""
+        return arrange(items, self.way).to(self.device)
+
     def deal(self, items: Sequence[TokenItem], world: World) -> list[Share]:
         """This rank's micro-batches."""
         costs = [Cost.of(item, self.way) for item in items]
@@ -46,12 +52,8 @@ class Packer:
 
     def measure(self, score: Score, items: Sequence[TokenItem], chunks: int = 1) -> Tensor:
         """log π(y|x) of every sequence of one forward pass, with its graph: [S] float64, in the order of `rows_of`."""
-        batch = arrange(items, self.way)
-        return summed(batch, score(batch, chunks)[0])
-
-
-def summed(batch: Batch, values: Tensor) -> Tensor:
-    return batch.to(values.device).sums(values)
+        batch = self.batch(items)
+        return batch.sums(score(batch, chunks)[0])
 
 
 class Objective(Protocol):
@@ -82,10 +84,10 @@ class Objective(Protocol):
 class Split:
     """Items of one split."""
 
-    def __init__(self, items: Sequence[TokenItem], packer: Packer, device: torch.device) -> None:
+    def __init__(self, items: Sequence[TokenItem], packer: Packer) -> None:
         self.items = items
         self.packer = packer
-        self.device = device
+        self.device = packer.device
 
     def shares(self, indices: Sequence[int], world: World) -> list[Share]:
         shares = self.packer.deal([self.items[index] for index in indices], world)
@@ -106,12 +108,10 @@ class Split:
 class Preference(Split):
     """A preference loss against frozen reference log-probabilities."""
 
-    def __init__(
-        self, items: Sequence[TokenItem], reference: Tensor, packer: Packer, device: torch.device, loss: PreferenceLoss
-    ) -> None:
+    def __init__(self, items: Sequence[TokenItem], reference: Tensor, packer: Packer, loss: PreferenceLoss) -> None:
         """`reference`: [2, N] float64; row 0 chosen, row 1 rejected."""
-        super().__init__(items, packer, device)
-        self.reference = reference.to(device)
+        super().__init__(items, packer)
+        self.reference = reference.to(packer.device)
         self.loss = loss
 
     def divisor(self, indices: Sequence[int]) -> float:
@@ -150,11 +150,10 @@ class Supervised(Split):
         return float(sum(response_tokens(self.items[index]) for index in indices))
 
     def micro_batch(self, score: Score, share: Share) -> tuple[Tensor, Tensor]:
-        batch = arrange([self.items[index] for index in share.indices], self.packer.way)
+        batch = self.packer.batch([self.items[index] for index in share.indices])
         values, first = score(batch, share.chunks, ranks_first=True)
         assert first is not None  # noqa: S101 (it was asked for)
-        policy = summed(batch, values)
-        correct = summed(batch, first)
+        policy, correct = batch.sums(values), batch.sums(first)
         sums = supervised_sums(policy.detach(), correct, self.responses(share.indices)[0])
         return supervised_loss(policy).sum() * share.counts, sums * share.counts
 

@@ -114,12 +114,12 @@ class Loop:
     def packer_for(self, scorer: Scorer, score: Score) -> Packer:
         """Settles the way in which a model's forward passes are packed, and says where it is not the one asked for."""
         scorer.train(False)
-        settings = self.settings
+        settings, device = self.settings, self.world.device
         choice = ways.choose(scorer, score, settings.way, bfloat16=settings.bfloat16)
         if choice.event is not None:
             self.recorder.event(choice.event.code, choice.event.message, **choice.event.data)
         vocabulary = scorer.causal.config.get_text_config().vocab_size
-        return Packer(choice.way, settings.micro_batch_tokens, chunk_tokens(vocabulary, self.world.device))
+        return Packer(choice.way, settings.micro_batch_tokens, chunk_tokens(vocabulary, device), device)
 
     def foreign_reference(self, splits: list[list[TokenItem]], dtype: torch.dtype) -> Tensor | None:
         training = self.run.training
@@ -172,15 +172,13 @@ class Loop:
         return values
 
     def objectives(self, items: list[TokenItem], held_out: list[TokenItem]) -> tuple[Objective, Objective | None]:
-        device, packer, training = self.world.device, self.packer, self.run.training
+        packer, training = self.packer, self.run.training
         if self.frozen is None:
-            return Supervised(items, packer, device), Supervised(held_out, packer, device) if held_out else None
+            return Supervised(items, packer), Supervised(held_out, packer) if held_out else None
         loss = PreferenceLoss.of(training)
         ours, theirs = self.frozen[:, : len(items)], self.frozen[:, len(items) :]
-        learned = Preference(items, ours, packer, device, loss)
-        if not held_out:
-            return learned, None
-        return learned, Preference(held_out, theirs, packer, device, loss)
+        learned = Preference(items, ours, packer, loss)
+        return learned, Preference(held_out, theirs, packer, loss) if held_out else None
 
     # -- the loop --------------------------------------------------------------------------------
 
