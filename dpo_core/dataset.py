@@ -87,6 +87,13 @@ def _take(data: Dataset, row: Pair | Example, renderer: Renderer, max_length: in
         message = f"The row can't be rendered: {refusal}. Correct or remove the row."
         data.problems.add("not_rendered", row.line, message)
         return False
+    if isinstance(item, TokenPair) and item.chosen == item.rejected:
+        message = (
+            "The two answers are different texts, but the model gets the same tokens for both: the chat template or the "
+            "tokenizer takes their difference away. Correct or remove the row, or give another `chat_template`."
+        )
+        data.problems.add("equal_tokens", row.line, message)
+        return False
     if item is None:
         data.dropped_lines.append(row.line)
         least = (least_length(renderer, row), row.line)

@@ -18,6 +18,7 @@ TITLES: dict[str, str] = {
     "empty_answer": "empty answer",
     "empty_prompt": "empty prompt",
     "equal_answers": "the two answers are equal",
+    "equal_tokens": "the two answers become the same tokens",
     "line_too_long": "the line is too long",
     "many_turns": "an answer of several turns",
     "missing_field": "a field is missing",

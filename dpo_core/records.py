@@ -54,6 +54,7 @@ ProblemCode = Literal[
     "empty_answer",
     "empty_prompt",
     "equal_answers",
+    "equal_tokens",
     "line_too_long",
     "many_turns",
     "missing_field",

@@ -53,6 +53,21 @@ def test_a_row_that_the_template_refuses_is_a_problem(folder: Path, tmp_path: Pa
     ]
 
 
+@pytest.mark.parametrize("max_length", [None, 48])
+def test_a_pair_that_becomes_equal_is_a_problem(folder: Path, tmp_path: Path, max_length: int | None) -> None:
+    """The template strips the thinking, where alone the two answers of row 2 differ; uncut and with a shorter prompt."""
+    template = "{% for message in messages %}{{ message.content.split('</think>')[-1] + '<|im_end|>' }}{% endfor %}"
+    prompt = [{"role": role, "content": "word " * 6} for role in ("user", "assistant", "user")]
+    answers = [("<think>a</think>yes", "<think>b</think>no"), ("<think>a</think>yes", "<think>b</think>yes")]
+    rows = [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for chosen, rejected in answers]
+    data = load(write_rows(tmp_path / "f.jsonl", rows), "dpo", Renderer(folder, template), max_length)
+    (problem,) = data.problems.findings()
+    assert (problem.code, problem.lines, data.rows) == ("equal_tokens", [2], 2)
+    assert "same tokens" in problem.message
+    assert [item.line for item in data.items] == [1]
+    assert data.truncated_lines == ([] if max_length is None else [1])
+
+
 def test_dropped_and_truncated_lines(folder: Path) -> None:
     data = load(real_data("orca/validation.jsonl"), "dpo", Renderer(folder), 2048)
     assert len(data.items) + len(data.dropped_lines) == data.rows == 284
