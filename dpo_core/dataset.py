@@ -89,8 +89,8 @@ def _take(data: Dataset, row: Pair | Example, renderer: Renderer, max_length: in
         return False
     if isinstance(item, TokenPair) and item.chosen == item.rejected:
         message = (
-            "The two answers are different texts, but the model gets the same tokens for both: the chat template or the "
-            "tokenizer takes their difference away. Correct or remove the row, or give another `chat_template`."
+            "The two answers are different texts, but the same tokens: the chat template or the tokenizer takes their "
+            "difference away. Correct or remove the row, or give another `chat_template`."
         )
         data.problems.add("equal_tokens", row.line, message)
         return False

@@ -9,18 +9,20 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from dpo_core import optimizer_state, zero
+from dpo_core.footprint import BUCKET_ELEMENTS
 from dpo_core.optimizer_state import Shard
 from dpo_core.packing import Batch
 from dpo_core.scorer import Scorer
@@ -105,8 +107,13 @@ class Engine:
         self.world = world
         self.stage = settings.zero_stage
         self.max_grad_norm = training.max_grad_norm
-        self.scorer = scorer.to(world.device)
-        self.module: nn.Module = scorer.model
+        elements = sum(weight.numel() for weight in scorer.parameters() if weight.requires_grad)
+        config = engine_config(settings, training.max_grad_norm, world.device.type, elements)
+        if self.stage == 3:
+            shard(scorer, config, world)
+        else:
+            scorer.to(world.device)
+        self.scorer, self.module = scorer, cast(nn.Module, scorer.model)
         self._trained = {name: weight for name, weight in self.module.named_parameters() if weight.requires_grad}
         if settings.bfloat16 and self.stage == 0:
             for parameter in self._trained.values():
@@ -118,7 +125,6 @@ class Engine:
             weight_decay=training.weight_decay,
             fused=True,
         )
-        config = engine_config(settings, training.max_grad_norm)
         self._engine: Any = deepspeed.initialize(model=self.scorer, optimizer=self._adamw, config=config)[0]
 
     def score(self, batch: Batch, chunks: int = 1, ranks_first: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -188,16 +194,50 @@ class Engine:
         return zero.shards(self._trained, self._engine.optimizer, self._adamw, self.stage, self.world.rank)
 
 
-def engine_config(settings: Settings, max_grad_norm: float) -> dict[str, Any]:
-    """DeepSpeed's configuration. Batches are the loop's business, hence the ones."""
+def shard(model: nn.Module, config: dict[str, Any], world: World) -> nn.Module:
+    """Deals the parameters out over the ranks, one at a time: no device ever holds all of them (ZeRO-3).
+
+    Rank 0's values count, so that the other ranks' model may be on the meta device and no host holds it twice.
+    """
+    import deepspeed
+
+    dtype = torch.bfloat16 if "bf16" in config else torch.float32
+    places = OrderedDict[nn.Parameter, list[tuple[nn.Module, str]]]()  # a tied weight has several
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            places.setdefault(parameter, []).append((module, name))
+    while places:  # each whole parameter is forgotten before the next
+        parameter, found = places.popitem(last=False)
+        values = torch.empty_like(parameter, device="cpu") if parameter.is_meta else parameter.detach()
+        dealt = nn.Parameter(values.to(dtype), requires_grad=parameter.requires_grad)
+        for module, name in found:
+            setattr(module, name, dealt)
+        deepspeed.zero.Init(module=nn.ParameterList([dealt]), config_dict_or_path=config)
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            values = torch.empty_like(buffer, device=world.device) if buffer.is_meta else buffer.to(world.device)
+            dist.broadcast(values, 0)
+            setattr(module, name, values)
+    return model
+
+
+def engine_config(settings: Settings, max_grad_norm: float, device: str, trained: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for `trained` numbers. Batches are the loop's business, hence the ones."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": max_grad_norm if settings.zero_stage else 0.0,
-        "zero_optimization": {"stage": settings.zero_stage},
+        # A buffer of this size is made whatever is sent in it, and an adapter has few gradients.
+        "zero_optimization": {"stage": settings.zero_stage, "reduce_bucket_size": min(trained, BUCKET_ELEMENTS)},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
+    if settings.offload != "none":
+        # Pinned memory is what a GPU copies from without waiting; a CPU knows none.
+        host = {"device": "cpu", "pin_memory": device == "cuda"}
+        config["zero_optimization"]["offload_optimizer"] = host
+        if settings.offload == "parameters":
+            config["zero_optimization"]["offload_param"] = host
     if settings.bfloat16 and settings.zero_stage == 0:
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     elif settings.bfloat16:

@@ -17,11 +17,29 @@ MAX_HEADER_BYTES = 100 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of a transformer's layers."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    """Width of the feed-forward layer; of all experts that one token goes through together."""
+
+    heads: int
+    key_heads: int
+    """Heads of keys and values, fewer than `heads` under grouped-query attention."""
+
+    head_size: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFacts:
     parameter_count: int
     vocabulary_size: int
     context_length: int | None
     """Positions the model knows; None where its config names no limit."""
+
+    shape: Shape
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -57,7 +75,32 @@ def model_facts(model: ModelSource) -> ModelFacts:
         raise user_error("invalid_model", message, param="model")
     lengths = (config.get(name) for name in ("max_position_embeddings", "n_positions", "max_sequence_length"))
     context = next((length for length in lengths if isinstance(length, int)), None)
-    return ModelFacts(parameter_count(folder), config["vocab_size"], context)
+    parameters = parameter_count(folder)
+    return ModelFacts(parameters, config["vocab_size"], context, shape_of(config, parameters))
+
+
+def shape_of(config: dict[str, Any], parameters: int) -> Shape:
+    """By the names that families of models use; a size that is not named is that of a usual transformer.
+
+    Such a one has 12·L·h² parameters in L layers of width h (Kaplan et al. 2020, arXiv:2001.08361, table 1).
+    """
+
+    def named(*names: str) -> int | None:
+        return next((config[name] for name in names if isinstance(config.get(name), int)), None)
+
+    layers = named("num_hidden_layers", "n_layer", "n_layers", "num_layers") or 32
+    hidden = named("hidden_size", "n_embd", "n_embed", "d_model") or max(1, math.isqrt(parameters // (12 * layers)))
+    heads = named("num_attention_heads", "n_head", "n_heads", "num_heads") or max(1, hidden // 128)
+    experts = named("num_experts_per_tok") or 0
+    width = named("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size") or 4 * hidden
+    return Shape(
+        layers=layers,
+        hidden=hidden,
+        intermediate=experts * (named("moe_intermediate_size") or width) if experts else width,
+        heads=heads,
+        key_heads=named("num_key_value_heads") or heads,
+        head_size=named("head_dim") or max(1, hidden // heads),
+    )
 
 
 def parameter_count(folder: Path) -> int:

@@ -18,6 +18,9 @@ from dpo_core.spec import LoraSpec, ModelSource, RunSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+LoadDevice = Literal["cpu", "meta"]
+"""Where a model is loaded to: `meta` has names, shapes and types, but no values and no memory."""
+
 ADAPTER_CONFIG = "adapter_config.json"
 COPIED = (
     "generation_config.json",
@@ -49,8 +52,8 @@ class Start:
     """What an adapter is an adapter of."""
 
 
-def load_start(run: RunSpec, dtype: torch.dtype) -> Start:
-    """Loads the model of `run` on the CPU, ready to train.
+def load_start(run: RunSpec, dtype: torch.dtype, device: LoadDevice = "cpu") -> Start:
+    """Loads the model of `run` on the CPU, ready to train; on `meta` all of it but the values.
 
     | start     | `lora` given                      | `lora` not given      |
     |-----------|-----------------------------------|-----------------------|
@@ -63,15 +66,15 @@ def load_start(run: RunSpec, dtype: torch.dtype) -> Start:
     lora = run.training.lora
     source = run.model
     if source.base_path is None:
-        model, base_id = load_weights(source.path, dtype), source.id
+        model, base_id = load_weights(source.path, dtype, device), source.id
         if lora is not None:
             model = fresh_adapter(model, lora, run.training.seed)
     elif lora is None:
-        model, base_id = merged(source, dtype), source.id
+        model, base_id = merged(source, dtype, device), source.id
     else:
         base_id = str(adapter_config(source.path)["base_model_name_or_path"])
-        model = continued_adapter(source, lora, dtype)
-    if run.training.activation_checkpointing:
+        model = continued_adapter(source, lora, dtype, device)
+    if run.training.activation_checkpointing is True:
         cast(Any, model).activation_checkpointing_enable({"use_reentrant": False})
     return Start(model, "full" if lora is None else "adapter", base_id)
 
@@ -84,7 +87,7 @@ def load_frozen(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def load_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_weights(folder: Path, dtype: torch.dtype, device: LoadDevice = "cpu") -> PreTrainedModel:
     """The model in `folder`, with its own dropout off, as in the code of DPO's authors.
 
     With it on, policy and reference would differ before the first update.
@@ -95,7 +98,12 @@ def load_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     disable_progress_bar()  # type: ignore[no-untyped-call]  # log files have no use for one
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, **dict.fromkeys(dropouts(folder), 0.0)
+            folder,
+            dtype=dtype,
+            device_map="meta" if device == "meta" else None,
+            local_files_only=True,
+            use_safetensors=True,
+            **dict.fromkeys(dropouts(folder), 0.0),
         )
     except (OSError, ValueError, KeyError) as error:
         raise user_error(
@@ -114,11 +122,13 @@ def dropouts(folder: Path) -> dict[str, float]:
     }
 
 
-def merged(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
+def merged(source: ModelSource, dtype: torch.dtype, device: LoadDevice = "cpu") -> PreTrainedModel:
     """The base with its adapter merged, in float32 first: bfloat16 would round the small update away."""
     from peft import PeftModel
 
     assert source.base_path is not None  # noqa: S101 (the callers look)
+    if device == "meta":
+        return load_weights(source.base_path, dtype, device)
     base = load_weights(source.base_path, torch.float32)
     model: Any = PeftModel.from_pretrained(base, source.path).merge_and_unload()
     return cast("PreTrainedModel", model.requires_grad_(True).to(dtype))
@@ -148,8 +158,8 @@ def fresh_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PreTrain
     return cast("PreTrainedModel", adapted)
 
 
-def continued_adapter(source: ModelSource, lora: LoraSpec, dtype: torch.dtype) -> PreTrainedModel:
-    from peft import PeftModel
+def continued_adapter(source: ModelSource, lora: LoraSpec, dtype: torch.dtype, device: LoadDevice) -> PreTrainedModel:
+    from peft import PeftConfig, PeftModel, get_peft_model
 
     assert source.base_path is not None  # noqa: S101 (the caller looks)
     config = adapter_config(source.path)
@@ -160,7 +170,11 @@ def continued_adapter(source: ModelSource, lora: LoraSpec, dtype: torch.dtype) -
             f"Ask for rank {config['r']}, or leave `lora` out to merge it and train all weights.",
             param="training.lora.rank",
         )
-    base = load_weights(source.base_path, dtype)
+    base = load_weights(source.base_path, dtype, device)
+    if device == "meta":
+        shape = PeftConfig.from_pretrained(str(source.path))
+        shape.inference_mode = False
+        return cast("PreTrainedModel", get_peft_model(base, shape, autocast_adapter_dtype=False))
     model: Any = PeftModel.from_pretrained(base, source.path, is_trainable=True, autocast_adapter_dtype=False)
     # Under bfloat16 the adapter's own files may be float32.
     return cast("PreTrainedModel", model.to(dtype))

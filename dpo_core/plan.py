@@ -13,6 +13,9 @@ from typing import Any, Literal, TypeVar
 
 from dpo_core.errors import user_error
 from dpo_core.loss_table import DISCOPOP_TAU, GAMMA_BETA_RATIO, Parameter, needing_reference, taking, usual_betas
+from dpo_core.memory import STAGES_OF, DeviceFacts, MemoryPlan, Request
+from dpo_core.memory import plan as plan_memory
+from dpo_core.model_folder import ModelFacts
 from dpo_core.prepare_report import Lengths, Value
 from dpo_core.spec import Auto, Device, TrainingSpec
 
@@ -23,17 +26,12 @@ T = TypeVar("T")
 class Facts:
     """What a plan depends on beside the spec."""
 
-    parameter_count: int
-    vocabulary_size: int
-    context_length: int | None
+    model: ModelFacts
     items: int
     """Pairs or examples of the training file that fit in max_length, before some are held out."""
 
     lengths: Lengths
-    ranks: int
-    device: Device
-    gpu_memory: int | None = None
-    """Bytes of the smallest GPU; None where there is none or it is not known."""
+    device: DeviceFacts
 
     has_validation_file: bool = False
 
@@ -77,7 +75,9 @@ def resolve(spec: TrainingSpec, facts: Facts) -> Resolution:
     """
     choices = Choices(spec)
     settle = choices.settle
-    max_length = settle("max_length", spec.max_length, choose_max_length(spec, facts.lengths, facts.context_length))
+    max_length = settle(
+        "max_length", spec.max_length, choose_max_length(spec, facts.lengths, facts.model.context_length)
+    )
     fraction = settle("validation_fraction", spec.validation_fraction, _validation_fraction(facts))
     train_items = facts.items if facts.has_validation_file else facts.items - round(fraction * facts.items)
     epochs = settle("epochs", spec.epochs, _epochs(spec))
@@ -85,10 +85,11 @@ def resolve(spec: TrainingSpec, facts: Facts) -> Resolution:
     _refuse_impossible(spec, facts, max_length, batch_size, train_items)
     steps = total_steps(train_items, batch_size, epochs, spec.max_steps)
     tenth = max(1, math.ceil(steps / 10))
-    automatic_rate, reason = _learning_rate(spec, facts.parameter_count)
+    automatic_rate, reason = _learning_rate(spec, facts.model.parameter_count)
     if spec.learning_rate_multiplier != 1:
         reason += f", times learning_rate_multiplier {spec.learning_rate_multiplier:g}"
-    precision = settle("precision", spec.precision, _precision(facts.device))
+    precision = settle("precision", spec.precision, _precision(facts.device.kind))
+    memory = _memory_plan(spec, facts, max_length, precision)
     resolved: dict[str, Any] = {
         "max_length": max_length,
         "validation_fraction": fraction,
@@ -98,19 +99,16 @@ def resolve(spec: TrainingSpec, facts: Facts) -> Resolution:
         "learning_rate": settle(
             "learning_rate", spec.learning_rate, (automatic_rate * spec.learning_rate_multiplier, reason)
         ),
-        "micro_batch_tokens": settle(
-            "micro_batch_tokens", spec.micro_batch_tokens, _micro_batch_tokens(facts, max_length)
-        ),
         "packing": settle("packing", spec.packing, ("shared", "what both answers share is computed once")),
         "precision": precision,
-        "zero_stage": settle("zero_stage", spec.zero_stage, _zero_stage(spec, facts, precision)),
+        **{name: settle(name, getattr(spec, name), choice) for name, choice in memory.choices().items()},
         "evaluation_steps": settle("evaluation_steps", spec.evaluation_steps, (tenth, "10 evaluations a run")),
         "checkpoint_steps": settle("checkpoint_steps", spec.checkpoint_steps, (tenth, "10 checkpoints a run")),
         # It is in the learning rate now, and must not be applied again.
         "learning_rate_multiplier": 1.0,
     }
     training = TrainingSpec.model_validate({**spec.model_dump(), **resolved})
-    return Resolution(training, choices.values, steps, _warnings(training, facts))
+    return Resolution(training, choices.values, steps, _warnings(training) + memory.warnings)
 
 
 def total_steps(train_items: int, batch_size: int, epochs: int, max_steps: int | None) -> int:
@@ -173,13 +171,6 @@ def _batch_size(spec: TrainingSpec, train_items: int, epochs: int) -> tuple[int,
     return usual, f"{usual}, the usual choice; there are rows for at least 100 steps"
 
 
-def _micro_batch_tokens(facts: Facts, max_length: int) -> tuple[int, str]:
-    """Enough tokens to keep the device busy, and the longest pair at least."""
-    usual = 16384 if facts.device == "cuda" else 4096
-    longest = 2 * min(facts.lengths.longest, max_length)
-    return max(usual, longest), f"{usual:,} tokens keep the device busy; the longest pair has at most {longest:,}"
-
-
 def _learning_rate(spec: TrainingSpec, parameters: int) -> tuple[float, str]:
     """Sizes are nominal: a "3B" model may have 3.2e9 parameters, a "70B" one 6.9e10."""
     if spec.method == "supervised":
@@ -203,21 +194,18 @@ def _precision(device: Device) -> tuple[Literal["float32", "bfloat16"], str]:
     return "float32", "float32 on a CPU, where bfloat16 is slower"
 
 
-def _zero_stage(spec: TrainingSpec, facts: Facts, precision: str) -> tuple[int, str]:
-    if spec.lora is not None:
-        return 0, "0: an adapter's optimizer state is small"
-    if facts.ranks == 1:
-        return 0, "0: there is one rank, so nothing to shard over"
-    if facts.gpu_memory is None or _bytes_per_rank(facts, precision, 2) <= 0.8 * facts.gpu_memory:
-        return 2, "2: gradients and optimizer state sharded over the ranks"
-    return 3, "3: with the weights on every rank, as in stage 2, they would not fit in a GPU's memory"
-
-
-def _bytes_per_rank(facts: Facts, precision: str, stage: int) -> float:
-    """Weights, gradients and AdamW's state of one rank, without activations (Rajbhandari et al. 2020, section 3)."""
-    weights, gradients, optimizer = (2, 2, 12) if precision == "bfloat16" else (4, 4, 8)
-    shards = [facts.ranks if stage >= since else 1 for since in (3, 2, 1)]
-    return facts.parameter_count * (weights / shards[0] + gradients / shards[1] + optimizer / shards[2])
+def _memory_plan(spec: TrainingSpec, facts: Facts, max_length: int, precision: str) -> MemoryPlan:
+    rows = 2 if spec.method == "dpo" else 1
+    request = Request(
+        zero_stage=spec.zero_stage,
+        offload=spec.offload,
+        activation_checkpointing=spec.activation_checkpointing,
+        micro_batch_tokens=spec.micro_batch_tokens,
+        bfloat16=precision == "bfloat16",
+        lora=spec.lora,
+        longest_item=rows * min(facts.lengths.longest, max_length),
+    )
+    return plan_memory(request, facts.model, facts.device)
 
 
 def _refuse_impossible(spec: TrainingSpec, facts: Facts, max_length: int, batch_size: int, train_items: int) -> None:
@@ -227,10 +215,16 @@ def _refuse_impossible(spec: TrainingSpec, facts: Facts, max_length: int, batch_
             "automatic rate. Give one of them."
         )
         raise user_error("learning_rate_given_twice", message, param="training.learning_rate_multiplier")
-    if facts.context_length is not None and max_length > facts.context_length:
+    if spec.offload != "auto" and spec.zero_stage != "auto" and spec.zero_stage not in STAGES_OF[spec.offload]:
         message = (
-            f"max_length {max_length} is more than the model's context of {facts.context_length} tokens. "
-            f"Give at most {facts.context_length}, or `auto`."
+            f"offload `{spec.offload}` needs zero_stage {' or '.join(map(str, STAGES_OF[spec.offload]))}; "
+            f"{spec.zero_stage} is given. Raise `training.zero_stage`, or leave it `auto`."
+        )
+        raise user_error("offload_needs_sharding", message, param="training.offload")
+    if facts.model.context_length is not None and max_length > facts.model.context_length:
+        message = (
+            f"max_length {max_length} is more than the model's context of {facts.model.context_length} tokens. "
+            f"Give at most {facts.model.context_length}, or `auto`."
         )
         raise user_error("max_length_too_large", message, param="training.max_length")
     if batch_size > train_items > 0:
@@ -241,21 +235,14 @@ def _refuse_impossible(spec: TrainingSpec, facts: Facts, max_length: int, batch_
         raise user_error("batch_size_too_large", message, param="training.batch_size")
 
 
-def _warnings(training: TrainingSpec, facts: Facts) -> list[str]:
+def _warnings(training: TrainingSpec) -> list[str]:
     found = []
     if training.method == "dpo" and training.reference != "none" and not needing_reference(training.loss):
         found.append(
             "The loss needs no reference: it is measured for the rewards among the metrics alone. "
             "Set `training.reference` to `none` to save that pass over the data."
         )
-    rate, zero_stage = training.learning_rate, training.zero_stage
+    rate = training.learning_rate
     if training.method == "dpo" and training.lora is None and isinstance(rate, float) and rate >= 1e-5:
         found.append(f"A learning rate of {rate:g} is high for DPO of all weights: 1e-6 or less is usual.")
-    if facts.gpu_memory is not None and training.lora is None and isinstance(zero_stage, int):
-        needed = _bytes_per_rank(facts, training.precision, zero_stage)
-        if needed > 0.8 * facts.gpu_memory:
-            found.append(
-                f"Weights, gradients and optimizer state need about {needed / 2**30:.0f} GiB a rank, of "
-                f"{facts.gpu_memory / 2**30:.0f} GiB: use `lora`, zero_stage 3 or more GPUs if memory runs out."
-            )
     return found

@@ -7,7 +7,6 @@ stopped on SIGTERM). Needs no GPU and imports no torch.
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -15,8 +14,10 @@ from types import FrameType
 from typing import NoReturn
 
 from dpo_core.dataset import Dataset, FileName, divide, load_tolerable
+from dpo_core.device_memory import memory_of_a_rank
 from dpo_core.errors import RunError, user_error
 from dpo_core.failures import classify
+from dpo_core.memory import DeviceFacts
 from dpo_core.model_folder import check_lora_targets, model_facts
 from dpo_core.plan import Facts, Resolution, choose_max_length, resolve, total_steps
 from dpo_core.prepare_events import announce
@@ -50,19 +51,15 @@ def prepare(run_spec: RunSpec) -> Prepared:
     if run_spec.validation_file is not None:
         validation = load_tolerable(run_spec.validation_file, "validation", training, renderer, max_length)
     facts = Facts(
-        parameter_count=model.parameter_count,
-        vocabulary_size=model.vocabulary_size,
-        context_length=model.context_length,
+        model=model,
         items=len(data.items),
         lengths=lengths,
-        ranks=run_spec.ranks,
-        device=run_spec.device,
-        gpu_memory=gpu_memory() if run_spec.device == "cuda" else None,
+        device=DeviceFacts(run_spec.device, run_spec.ranks, memory_of_a_rank(run_spec.device, run_spec.ranks)),
         has_validation_file=validation is not None,
     )
     resolution = resolve(training, facts)
     train, held_out = divide(data, validation, resolution.training)
-    _check_vocabulary([*train, *held_out], facts.vocabulary_size)
+    _check_vocabulary([*train, *held_out], model.vocabulary_size)
     # Rows of one prompt stay together, so a few more may be held out than the plan reckoned with.
     report = _report(data, validation, lengths, resolution.warnings, sides=(len(train), len(held_out)))
     return _prepared(resolution, report, train)
@@ -125,16 +122,6 @@ def _check_vocabulary(items: list[TokenItem], vocabulary_size: int) -> None:
             "Use the tokenizer that belongs to the model, or resize the model's embeddings."
         )
         raise user_error("vocabulary_mismatch", message, param="model")
-
-
-def gpu_memory() -> int | None:
-    """Bytes of the smallest GPU; None where the driver can't be asked."""
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-        return min(int(mebibytes) for mebibytes in answer.split()) * 2**20
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None
 
 
 def run(path: Path) -> int:

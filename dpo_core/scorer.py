@@ -12,19 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dpo_core.footprint import CHUNK_BYTES
 from dpo_core.losses import token_log_probabilities
 from dpo_core.packing import Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
-"""Float32 logits of one chunk. About four times as much lives at the peak: logits, log-softmax, two gradients."""
-
 
 def chunk_tokens(vocabulary_size: int, device: torch.device) -> int:
     """Predicted tokens whose logits are computed at once."""
-    return max(16, CHUNK_BYTES.get(device.type, 2**26) // (4 * vocabulary_size))
+    return max(16, CHUNK_BYTES[device.type] // (4 * vocabulary_size))
 
 
 class Scorer(nn.Module):

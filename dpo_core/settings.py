@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from dpo_core.errors import user_error
-from dpo_core.spec import Auto, RunSpec, Way
+from dpo_core.spec import Auto, Offload, RunSpec, Way
 
 T = TypeVar("T")
 
@@ -18,6 +18,8 @@ class Settings:
     micro_batch_tokens: int
     way: Way
     zero_stage: int
+    offload: Offload
+    activation_checkpointing: bool
     bfloat16: bool
     epochs: int
     evaluation_steps: int
@@ -37,6 +39,8 @@ class Settings:
             micro_batch_tokens=given(training.micro_batch_tokens, "micro_batch_tokens"),
             way=given(training.packing, "packing"),
             zero_stage=given(training.zero_stage, "zero_stage"),
+            offload=given(training.offload, "offload"),
+            activation_checkpointing=given(training.activation_checkpointing, "activation_checkpointing"),
             bfloat16=given(training.precision, "precision") == "bfloat16",
             epochs=given(training.epochs, "epochs"),
             evaluation_steps=given(training.evaluation_steps, "evaluation_steps"),

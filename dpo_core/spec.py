@@ -28,6 +28,7 @@ Auto = Literal["auto"]
 Method = Literal["dpo", "supervised"]
 Device = Literal["cpu", "cuda"]
 Way = Literal["shared", "separate", "padded"]
+Offload = Literal["none", "optimizer", "parameters"]
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
@@ -133,8 +134,12 @@ class TrainingFields(StrictModel):
     zero_stage: Annotated[int, Field(ge=0, le=3)] | Auto = "auto"
     """DeepSpeed ZeRO stage (Rajbhandari et al. 2020): what is sharded over ranks."""
 
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    activation_checkpointing: bool | Auto = "auto"
+    """Recompute activations in the backward pass (Chen et al. 2016, arXiv:1604.06174): less memory, more time."""
+
+    offload: Offload | Auto = "auto"
+    """What rests in the host's memory instead of the GPU's (ZeRO-Offload, Ren et al. 2021, arXiv:2101.06840):
+    AdamW's state and the update (`optimizer`, ZeRO stage 2 or 3), or the weights as well (`parameters`, stage 3)."""
 
     chat_template: str | None = None
     """A Jinja chat template that replaces the tokenizer's own."""

@@ -81,7 +81,9 @@ class Loop:
         dtype = torch.bfloat16 if self.settings.bfloat16 else torch.float32
         # Another reference model is measured and freed before the policy takes the memory.
         frozen = self.foreign_reference([items, held_out], dtype) if resumed is None else None
-        self.start: Start = load_start(run, dtype)
+        # Under ZeRO-3 rank 0 deals its weights out, and the others need none: N ranks would take N times the memory.
+        empty = self.settings.zero_stage == 3 and world.rank > 0
+        self.start: Start = load_start(run, dtype, "meta" if empty else "cpu")
         if resumed is None and (kept := what_it_keeps(self.start.model, run)) is not None:
             self.recorder.event(kept.code, kept.message, warn=kept.level == "warn", **kept.data)
         self.engine = Engine(Scorer(self.start.model), run.training, self.settings, world)

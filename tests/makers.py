@@ -51,9 +51,11 @@ def make_tiny_model(
     vocab: int = 264,
     hidden: int = 32,
     layers: int = 2,
+    heads: int = 4,
+    context: int = 4096,
     chat_template: str | None = CHAT_TEMPLATE,
 ) -> Path:
-    """Writes a Llama with random weights in Hugging Face form, float32, context 4096. `vocab` is at least 259."""
+    """Writes a Llama with random weights in Hugging Face form, float32. `vocab` is at least 259."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -63,9 +65,9 @@ def make_tiny_model(
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 2),
+        max_position_embeddings=context,
         bos_token_id=None,
         eos_token_id=2,
         pad_token_id=0,

@@ -26,6 +26,8 @@ TRAINING: dict[str, Any] = {
     "max_length": 128,
     "precision": "float32",
     "zero_stage": 0,
+    "offload": "none",
+    "activation_checkpointing": False,
     "validation_fraction": 0.0,
     "evaluation_steps": 3,
     "checkpoint_steps": 3,

@@ -55,7 +55,7 @@ def test_a_row_that_the_template_refuses_is_a_problem(folder: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("max_length", [None, 48])
 def test_a_pair_that_becomes_equal_is_a_problem(folder: Path, tmp_path: Path, max_length: int | None) -> None:
-    """The template strips the thinking, where alone the two answers of row 2 differ; uncut and with a shorter prompt."""
+    """The template strips the thinking, where alone the answers of row 2 differ; uncut and with a shorter prompt."""
     template = "{% for message in messages %}{{ message.content.split('</think>')[-1] + '<|im_end|>' }}{% endfor %}"
     prompt = [{"role": role, "content": "word " * 6} for role in ("user", "assistant", "user")]
     answers = [("<think>a</think>yes", "<think>b</think>no"), ("<think>a</think>yes", "<think>b</think>yes")]

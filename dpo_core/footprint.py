@@ -1,0 +1,151 @@
+"""How many bytes a rank needs, estimated before a device is taken; imports no torch.
+
+What is kept per parameter follows Rajbhandari et al. 2020 (ZeRO, arXiv:1910.02054, section 3), what is kept per token
+Korthikanti et al. 2022 (arXiv:2205.05198, section 4), both as torch, transformers and DeepSpeed really do it.
+Everything is in bytes, for one rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from dpo_core.model_folder import ModelFacts
+from dpo_core.spec import Device, LoraSpec, Offload
+
+BUCKET_ELEMENTS = 500_000_000
+"""Gradients that are reduced at once, and that a buffer is kept for: DeepSpeed's default."""
+LIVE_PARAMETERS = 1_000_000_000
+"""Parameters that ZeRO-3 keeps gathered until they are needed again: DeepSpeed's `stage3_max_live_parameters`."""
+UPDATE_ELEMENTS = 1_000_000_000
+"""Parameters that ZeRO-3 updates at once: DeepSpeed's `sub_group_size`."""
+CHUNK_BYTES: dict[str, int] = {"cpu": 2**26, "cuda": 2**29}
+"""Float32 logits of one chunk of the head. Four times as much lives at the peak: logits, log-softmax, two gradients."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What decides a rank's memory beside the model."""
+
+    device: Device
+    ranks: int
+    zero_stage: int
+    offload: Offload
+    activation_checkpointing: bool
+    micro_batch_tokens: int
+    bfloat16: bool
+    lora: LoraSpec | None
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes on one rank's device by what they hold. `activations` and `update` are never held at the same time."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """AdamW's two moments, and the float32 master weights where there are any."""
+
+    buffers: int
+    """Gradients on their way to other ranks, and gathered weights."""
+
+    activations: int
+    """What the forward pass keeps for the backward pass, and that one's own."""
+
+    head: int
+    """Logits of one chunk of predicted tokens, their log-softmax and gradients."""
+
+    update: int
+    """Copies while the weights are updated."""
+
+    @property
+    def peak(self) -> int:
+        resident = self.weights + self.gradients + self.optimizer + self.buffers
+        return resident + max(self.activations + self.head, self.update)
+
+    def in_words(self) -> str:
+        """Such as `weights 13.0 GiB, gradients 13.0 GiB, ...`, without what is next to nothing."""
+        parts = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return ", ".join(f"{name} {gib(size)}" for name, size in parts if size * 100 > self.peak)
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:.3g} GiB"
+
+
+def estimate(model: ModelFacts, layout: Layout) -> Footprint:
+    """What training `model` takes at its peak in one rank."""
+    total, stage, offload = model.parameter_count, layout.zero_stage, layout.offload
+    trained = total if layout.lora is None else adapter_parameters(model, layout.lora)
+    frozen = total if layout.lora is not None else 0
+    width = 2 if layout.bfloat16 else 4
+    shards = layout.ranks if stage else 1
+    on_device = 0 if offload != "none" and layout.device == "cuda" else 1
+    masters = 4 if stage else 0
+    optimizer = on_device * (8 + masters) * trained // shards
+    if stage == 0:
+        # Trained weights are float32 there; autocast keeps its bfloat16 copies until the backward pass is over.
+        weights = (4 + 2 * layout.bfloat16) * trained + width * frozen
+        buffers = 4 * min(trained, BUCKET_ELEMENTS) if layout.ranks > 1 else 0
+        gradients, update = 4 * trained, 0
+    elif stage < 3:
+        weights = width * (trained + frozen)
+        buffers = width * min(trained, BUCKET_ELEMENTS)
+        gradients = 4 * trained // (shards if stage == 2 else 1)
+        update = on_device * 4 * trained // shards
+    else:
+        weights = 0 if offload == "parameters" and layout.device == "cuda" else width * (trained + frozen) // shards
+        gathered = width * min(trained + frozen, LIVE_PARAMETERS) if shards > 1 or not weights else 0
+        buffers = gathered + width * min(trained, BUCKET_ELEMENTS)
+        gradients = on_device * 4 * trained // shards
+        update = on_device * 4 * min(trained // shards, UPDATE_ELEMENTS)
+    return Footprint(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        buffers=buffers,
+        activations=layout.micro_batch_tokens * activations_per_token(model, layout),
+        head=head_bytes(model, layout),
+        update=update,
+    )
+
+
+def adapter_parameters(model: ModelFacts, lora: LoraSpec) -> int:
+    """Parameters of A [r, in] and B [out, r] of every linear layer that gets an adapter (Hu et al. 2021)."""
+    shape = model.shape
+    queries, keys = shape.heads * shape.head_size, shape.key_heads * shape.head_size
+    ends = {
+        "q_proj": shape.hidden + queries,
+        "k_proj": shape.hidden + keys,
+        "v_proj": shape.hidden + keys,
+        "o_proj": queries + shape.hidden,
+        "gate_proj": shape.hidden + shape.intermediate,
+        "up_proj": shape.hidden + shape.intermediate,
+        "down_proj": shape.intermediate + shape.hidden,
+    }
+    # Names of another family of models count as the largest there is.
+    names = list(ends) if lora.target_modules == "all-linear" else lora.target_modules
+    return lora.rank * shape.layers * sum(ends.get(name, max(ends.values())) for name in names)
+
+
+def activations_per_token(model: ModelFacts, layout: Layout) -> int:
+    """Bytes that one token of a forward pass takes until its backward pass is over."""
+    shape, width = model.shape, 2 if layout.bfloat16 else 4
+    queries, keys = shape.heads * shape.head_size, shape.key_heads * shape.head_size
+    # A normalisation keeps its input in float32 and what it multiplied; its output goes into the linear layers.
+    norms = 2 * (4 + 2 * width) * shape.hidden
+    attention = width * (3 * queries + 3 * keys) + 4 * shape.heads
+    feed_forward = width * 4 * shape.intermediate
+    layer = norms + attention + feed_forward
+    if layout.lora is not None:
+        layer += width * 7 * layout.lora.rank
+    backward = width * (3 * shape.intermediate + 4 * shape.hidden)
+    ends = (4 + 3 * width) * shape.hidden
+    kept = shape.layers * width * shape.hidden + layer if layout.activation_checkpointing else shape.layers * layer
+    return kept + backward + ends
+
+
+def head_bytes(model: ModelFacts, layout: Layout) -> int:
+    """Four float32 copies of a chunk's logits, and the gradient of the head's weights."""
+    chunk = min(CHUNK_BYTES[layout.device], 4 * layout.micro_batch_tokens * model.vocabulary_size)
+    gradient = 0 if layout.lora is not None else (2 if layout.bfloat16 else 4) * model.shape.hidden
+    return 4 * chunk + gradient * model.vocabulary_size

@@ -1,0 +1,192 @@
+"""The memory plan: chooses what lets a run fit into its devices, and refuses a run that can't; imports no torch.
+
+What costs no time is preferred, then what costs little: more shards, then recomputed activations, then offload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product, takewhile
+from typing import Any
+
+from dpo_core.errors import user_error
+from dpo_core.footprint import Footprint, Layout, estimate, gib
+from dpo_core.model_folder import ModelFacts
+from dpo_core.spec import Auto, Device, LoraSpec, Offload
+
+STAGES_OF: dict[Offload, tuple[int, ...]] = {"none": (0, 1, 2, 3), "optimizer": (2, 3), "parameters": (3,)}
+"""ZeRO stages that can offload so much."""
+FULL_PLACEMENTS: tuple[tuple[int, Offload], ...] = (
+    (0, "none"),
+    (2, "none"),
+    (3, "none"),
+    (3, "optimizer"),
+    (3, "parameters"),
+)
+LORA_PLACEMENTS: tuple[tuple[int, Offload], ...] = ((0, "none"), (3, "none"), (3, "parameters"))
+"""In the order in which they are tried."""
+USABLE = 0.85
+"""Of a device's memory; the rest is for the framework itself, fragmentation and the error of the estimate."""
+BEYOND_DOUBT = 0.75
+"""A given spec is refused if even this share of the estimate is more than the device has."""
+USUAL_TOKENS: dict[Device, int] = {"cpu": 4096, "cuda": 16384}
+"""Tokens of a forward pass that keep a device busy."""
+FEWEST_TOKENS = 1024
+SHORTEST_ITEM = 256
+"""Tokens; nobody is advised to cut rows below that."""
+
+
+STAGE_WORDS = {
+    0: "nothing sharded",
+    1: "optimizer state sharded over the ranks",
+    2: "gradients and optimizer state sharded over the ranks",
+    3: "weights, gradients and optimizer state sharded over the ranks",
+}
+OFFLOAD_WORDS: dict[Offload, str] = {
+    "none": "it costs time, and is not needed",
+    "optimizer": "AdamW's state does not fit beside the weights",
+    "parameters": "the weights do not fit beside the activations",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    kind: Device
+    ranks: int
+    memory: int | None
+    """Bytes that one rank may use; None where that is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a training spec says about memory; "auto" is for the plan to choose."""
+
+    zero_stage: int | Auto
+    offload: Offload | Auto
+    activation_checkpointing: bool | Auto
+    micro_batch_tokens: int | Auto
+    bfloat16: bool
+    lora: LoraSpec | None
+    longest_item: int
+    """Tokens of the longest pair or example; a forward pass holds at least one."""
+
+
+OPEN: dict[str, Any] = dict.fromkeys(
+    ("zero_stage", "offload", "activation_checkpointing", "micro_batch_tokens"), "auto"
+)
+"""The fields that a plan chooses, left to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    layout: Layout
+    footprint: Footprint
+    why: str
+    """Why it is this layout."""
+
+    warnings: list[str]
+
+    def choices(self) -> dict[str, tuple[Any, str]]:
+        """The four fields of the training spec that a plan chooses: values and reasons."""
+        layout = self.layout
+        stage, recompute, tokens = layout.zero_stage, layout.activation_checkpointing, layout.micro_batch_tokens
+        offload = OFFLOAD_WORDS[layout.offload]
+        recomputed = (
+            "on: activations would not fit otherwise" if recompute else "off: it costs time, and they fit without"
+        )
+        return {
+            "zero_stage": (stage, f"{stage}: {STAGE_WORDS[stage]}; {self.why}"),
+            "offload": (layout.offload, f"{layout.offload}: {offload}"),
+            "activation_checkpointing": (recompute, recomputed),
+            "micro_batch_tokens": (
+                tokens,
+                f"{tokens:,} tokens in a forward pass, at least the longest row; {self.why}",
+            ),
+        }
+
+
+def plan(request: Request, model: ModelFacts, device: DeviceFacts) -> MemoryPlan:
+    """The first layout that fits, in the order of what they cost in time; given values stand.
+
+    Raises:
+        RunError: kind `user`, code `memory_too_small`; nothing fits, and the memory is known.
+    """
+    if device.memory is None:
+        usual = next(layouts(request, device))
+        return MemoryPlan(usual, estimate(model, usual), "the usual, as the memory is not known", [])
+    if (layout := first_fit(request, model, device)) is not None:
+        found = estimate(model, layout)
+        return MemoryPlan(layout, found, f"about {gib(found.peak)} of {gib(device.memory)} a rank", [])
+    least = min(layouts(request, device), key=lambda layout: estimate(model, layout).peak)
+    needed = estimate(model, least)
+    what = f"about {gib(needed.peak)} a rank ({needed.in_words()})"
+    if needed.peak * BEYOND_DOUBT > device.memory:
+        advice = "; or ".join(what_would_fit(request, model, device)) or "a larger device"
+        message = f"The run needs {what}; there are {gib(device.memory)}. What would fit: {advice}."
+        raise user_error("memory_too_small", message, param="training")
+    warning = f"The run may not fit into memory: it needs {what}, and there are {gib(device.memory)}."
+    return MemoryPlan(least, needed, f"the least there is; {what}", [warning])
+
+
+def first_fit(request: Request, model: ModelFacts, device: DeviceFacts) -> Layout | None:
+    room = USABLE * (device.memory or 0)
+    return next((layout for layout in layouts(request, device) if estimate(model, layout).peak <= room), None)
+
+
+def layouts(request: Request, device: DeviceFacts) -> Iterator[Layout]:
+    """What may be chosen beside what was given, the fastest first; at least one."""
+    recomputed = (False, True) if request.activation_checkpointing == "auto" else (request.activation_checkpointing,)
+    for (stage, offload), recompute in product(placements(request, device), recomputed):
+        for tokens in token_budgets(request, device.kind, recompute):
+            yield Layout(device.kind, device.ranks, stage, offload, recompute, tokens, request.bfloat16, request.lora)
+
+
+def placements(request: Request, device: DeviceFacts) -> list[tuple[int, Offload]]:
+    """ZeRO stages and offloads. One rank has nothing to shard over, and a CPU nothing to offload to."""
+    usual = LORA_PLACEMENTS if request.lora is not None else FULL_PLACEMENTS[0 if device.ranks == 1 else 1 :]
+    if device.ranks == 1:
+        usual = tuple((stage, offload) for stage, offload in usual if stage == 0 or offload != "none")
+    if device.kind == "cpu":
+        usual = tuple((stage, offload) for stage, offload in usual if offload == "none")
+    asked = request.zero_stage, request.offload
+    if found := [it for it in usual if all(value in ("auto", own) for value, own in zip(asked, it, strict=True))]:
+        return found
+    offload = "none" if request.offload == "auto" else request.offload
+    return [(STAGES_OF[offload][0] if request.zero_stage == "auto" else request.zero_stage, offload)]
+
+
+def token_budgets(request: Request, kind: Device, recompute: bool) -> list[int]:
+    """Tokens of a forward pass, the most first: powers of two, but at least the longest item.
+
+    A pass of few tokens keeps no device busy: before that, activations are recomputed.
+    """
+    if request.micro_batch_tokens != "auto":
+        return [max(request.micro_batch_tokens, request.longest_item)]
+    patient = request.activation_checkpointing == "auto" and not recompute
+    least, tokens = USUAL_TOKENS[kind] // 4 if patient else FEWEST_TOKENS, USUAL_TOKENS[kind]
+    budgets = []
+    while tokens >= least:
+        budgets.append(max(tokens, request.longest_item))
+        tokens //= 2
+    return list(dict.fromkeys(budgets))
+
+
+def what_would_fit(request: Request, model: ModelFacts, device: DeviceFacts) -> Iterator[str]:
+    """Changes to the request, each of which alone would do."""
+    given = [name for name in OPEN if getattr(request, name) != "auto"]
+    free = replace(request, **OPEN)
+    if (layout := first_fit(free, model, device)) is not None:
+        yield "other values for what was given: " + ", ".join(f"{name} {getattr(layout, name)}" for name in given)
+        return
+    if request.lora is None and first_fit(replace(free, lora=LoraSpec()), model, device) is not None:
+        yield "`lora`"
+    lengths = (request.longest_item >> shift for shift in range(1, 16))
+    for tokens in takewhile(lambda tokens: tokens >= SHORTEST_ITEM, lengths):
+        if first_fit(replace(free, longest_item=tokens), model, device) is not None:
+            yield f"a `max_length` at which the longest row has {tokens:,} tokens, not {request.longest_item:,}"
+            break
+    for ranks in (2, 4, 8, 16, 32, 64):
+        if ranks > device.ranks and first_fit(free, model, replace(device, ranks=ranks)) is not None:
+            yield f"{ranks} ranks with as much memory each"
+            break
