@@ -11,6 +11,7 @@ from api.lists import Item
 from control_plane.job_requests import PRIORITIES
 from control_plane.job_states import FINAL, State
 from control_plane.progress import estimated_finish
+from control_plane.result_names import best_name
 from control_plane.tables import Checkpoint, Event, Job, Metric
 
 Status = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
@@ -55,6 +56,15 @@ class Progress(BaseModel):
     total_steps: int | None
 
 
+class BestCheckpoint(BaseModel):
+    model: str
+    step: int
+    metric: str
+    """A metric on the validation data."""
+
+    value: float
+
+
 class Run(BaseModel):
     """Ours: where the job really is, and every choice that was made for it."""
 
@@ -64,6 +74,8 @@ class Run(BaseModel):
     """Unix second at which training will be done at its present speed."""
     attempt: int
     """How often its training was begun; 0 before the first time, 1 for a job that trained in one go."""
+    best: BestCheckpoint | None
+    """The best checkpoint so far by validation; None without validation data."""
     priority: str
     gpus: int
     training: dict[str, Any]
@@ -166,6 +178,7 @@ def _run(job: Job, state: State, finish: int | None) -> Run:
         progress=Progress(step=job.progress.get("step", 0), total_steps=total_steps),
         eta=finish,
         attempt=job.training_attempts,
+        best=BestCheckpoint.model_validate({"model": best_name(job.result_name), **job.best}) if job.best else None,
         priority=next(name for name, number in PRIORITIES.items() if number == job.priority),
         gpus=job.gpus,
         training=job.training,

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from control_plane.errors import InvalidRequest
 from control_plane.validation import validated
+from dpo_core.judged_metrics import NEEDS_VALIDATION
 from dpo_core.spec import Auto, PositiveInt, StrictModel, TrainingFields, TrainingSpec
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
@@ -102,7 +103,7 @@ def training_spec(request: JobRequest) -> TrainingSpec:
     if request.seed is not None:
         _merge(given, {"seed": request.seed}, "seed")
     spec = validated(TrainingSpec, given, where="training")
-    _refuse_nonsense(spec)
+    _refuse_nonsense(request, spec)
     return spec
 
 
@@ -140,10 +141,13 @@ def _merge(given: Scalars, more: Scalars, where: str) -> None:
         given[name] = value
 
 
-def _refuse_nonsense(spec: TrainingSpec) -> None:
+def _refuse_nonsense(request: JobRequest, spec: TrainingSpec) -> None:
     if spec.learning_rate != "auto" and spec.learning_rate_multiplier != 1.0:
         raise InvalidRequest(
             "learning_rate_multiplier multiplies the automatic rate; give it or training.learning_rate, not both.",
             param="training.learning_rate",
             code="conflicting_values",
         )
+    unwatched = request.validation_file is None and spec.validation_fraction == 0
+    if spec.early_stopping is not None and unwatched:
+        raise InvalidRequest(NEEDS_VALIDATION, param="training.early_stopping", code="invalid_value")

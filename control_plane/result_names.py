@@ -38,6 +38,11 @@ def result_name(project: str, start_id: str, suffix: str | None, job_id: str) ->
     return f"{project}/{safe(name[-room:])}"
 
 
+def best_name(result_name: str) -> str:
+    """The id under which a job's best checkpoint by validation can be had as well."""
+    return f"{result_name}-best"
+
+
 def safe(text: str) -> str:
     """`text` with everything that the Hub refuses in a name replaced by single `-` and `.`, and none at its ends."""
     text = re.sub(r"[^A-Za-z0-9._-]+", "-", text)

@@ -20,6 +20,7 @@ from control_plane.errors import Conflict
 from control_plane.ids import new_id
 from control_plane.job_states import State, move
 from control_plane.leases import Claim
+from control_plane.result_names import best_name
 from control_plane.storable import storable
 from control_plane.tables import Attempt, Checkpoint, File, Job, Json, Metric, Model
 from dpo_core.run_directory import CHECKPOINT_CORRUPT, Event, Failure, Manifest
@@ -85,12 +86,13 @@ def publish_checkpoint(session: Session, claim: Claim, manifest: Manifest, stora
     """Makes a checkpoint in storage known as the model `{result_name}-step-N`; the final one as `{result_name}` too.
 
     Its files lie at `{storage_prefix}/{path}`, with the manifest's paths (`model/…`). Published again by
-    a later attempt, the same step's rows point to the later files.
+    a later attempt, the same step's rows point to the later files. The best one so far is `{result_name}-best` as well.
     """
     job = leases.held(session, claim)
-    model = _put_model(session, job, f"{job.result_name}-step-{manifest.step}", manifest, storage_prefix)
+    name = f"{job.result_name}-step-{manifest.step}"
+    model = _put_model(session, job, name, manifest, step=manifest.step, storage_prefix=storage_prefix)
     if manifest.final:
-        _put_model(session, job, job.result_name, manifest, storage_prefix)
+        _put_model(session, job, job.result_name, manifest, step=manifest.step, storage_prefix=storage_prefix)
     session.flush()
     known = select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.step == manifest.step)
     checkpoint = session.scalars(known).one_or_none()
@@ -106,11 +108,36 @@ def publish_checkpoint(session: Session, claim: Claim, manifest: Manifest, stora
     checkpoint.storage_prefix = storage_prefix
     checkpoint.manifest = manifest.model_dump(mode="json")
     checkpoint.state_kept = True
+    session.flush()
+    _name_best(session, job, manifest)
     job.trained_tokens = manifest.trained_tokens
-    message = f"Checkpoint created at step {manifest.step}: {model.id}"
-    data: Json = {"step": manifest.step, "model": model.id, "final": manifest.final}
-    events.add(session, job, code="checkpoint_created", message=message, data=data)
+    _tell_of_checkpoint(session, job, manifest, model)
     return model
+
+
+def _name_best(session: Session, job: Job, manifest: Manifest) -> None:
+    """Gives the name `{result_name}-best` to the checkpoint that `manifest` calls the best, its own or an earlier one.
+
+    Every publication does so. Were it only the best's own, an attempt that measures a little differently could
+    leave the name with files of an earlier attempt, which are removed when their step is published again.
+    """
+    if manifest.best is None:
+        return
+    step = manifest.best.step
+    prefix = session.scalars(
+        select(Checkpoint.storage_prefix).where(Checkpoint.job_id == job.id, Checkpoint.step == step)
+    ).one()
+    _put_model(session, job, best_name(job.result_name), manifest, step=step, storage_prefix=prefix)
+    job.best = manifest.best.model_dump()
+
+
+def _tell_of_checkpoint(session: Session, job: Job, manifest: Manifest, model: Model) -> None:
+    best = manifest.best if manifest.best is not None and manifest.best.step == manifest.step else None
+    message = f"Checkpoint created at step {manifest.step}: {model.id}"
+    if best is not None:
+        message += f", the best so far (validation {best.metric} {best.value:.6g})"
+    data: Json = {"step": manifest.step, "model": model.id, "final": manifest.final, "best": best is not None}
+    events.add(session, job, code="checkpoint_created", message=message, data=data)
 
 
 def forget_states(session: Session, claim: Claim, *, keep: int) -> None:
@@ -174,7 +201,9 @@ def fail(session: Session, claim: Claim, failure: Failure, *, max_attempts: int)
     attempts.give_up(session, job, failure)
 
 
-def _put_model(session: Session, job: Job, model_id: str, manifest: Manifest, storage_prefix: str) -> Model:
+def _put_model(
+    session: Session, job: Job, model_id: str, manifest: Manifest, *, step: int, storage_prefix: str
+) -> Model:
     start = session.get_one(Model, job.model_id)
     model = session.get(Model, model_id)
     if model is None:
@@ -183,7 +212,7 @@ def _put_model(session: Session, job: Job, model_id: str, manifest: Manifest, st
     model.form = manifest.kind
     model.base_id = (start.base_id or start.id) if manifest.kind == "adapter" else None
     model.storage_prefix = storage_prefix
-    model.step = manifest.step
+    model.step = step
     return model
 
 

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from dpo_core import generators, reference
+from dpo_core.best import Standing
 from dpo_core.engine import Engine
 from dpo_core.errors import RunError
 from dpo_core.models import Start, save_model
@@ -47,6 +48,8 @@ class Progress(StrictModel):
 
     device: Device
     """Of this kind they are."""
+
+    standing: Standing
 
 
 def save(
@@ -84,6 +87,7 @@ def save(
             metrics=metrics,
             trained_tokens=progress.trained_tokens,
             final=final,
+            best=progress.standing.best,
         )
         write_whole(aside / MANIFEST, manifest.model_dump_json(indent=2))
         aside.rename(target)

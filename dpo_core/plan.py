@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from dpo_core.errors import user_error
+from dpo_core.judged_metrics import NEEDS_VALIDATION
 from dpo_core.loss_table import DISCOPOP_TAU, GAMMA_BETA_RATIO, Parameter, needing_reference, taking, usual_betas
 from dpo_core.memory import STAGES_OF, DeviceFacts, MemoryPlan, Request
 from dpo_core.memory import plan as plan_memory
@@ -227,6 +228,8 @@ def _refuse_impossible(spec: TrainingSpec, facts: Facts, max_length: int, batch_
             f"Give at most {facts.model.context_length}, or `auto`."
         )
         raise user_error("max_length_too_large", message, param="training.max_length")
+    if spec.early_stopping is not None and not facts.has_validation_file and train_items == facts.items:
+        raise user_error("early_stopping_without_validation", NEEDS_VALIDATION, param="training.early_stopping")
     if batch_size > train_items > 0:
         message = (
             f"batch_size {batch_size} is more than the {train_items} rows there are to train on. "

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 import psutil
 from pydantic import Field
 
+from dpo_core.best import Best
 from dpo_core.spec import RunSpec, StrictModel
 
 FailureKind = Literal["user", "resource", "infrastructure", "divergence"]
@@ -80,6 +81,8 @@ class Manifest(StrictModel):
     metrics: dict[str, float] = Field(default_factory=dict)
     trained_tokens: int = 0
     final: bool = False
+    best: Best | None = None
+    """The run's best evaluation up to this checkpoint, which is of this one or of an earlier one."""
 
     def checksums(self) -> str:
         """The text of the model folder's CHECKSUMS."""

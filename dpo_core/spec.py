@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from dpo_core.judged_metrics import cannot_judge
 from dpo_core.loss_table import (
     Loss,
     Parameter,
@@ -56,6 +57,17 @@ class LoraSpec(StrictModel):
 
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """Module names that get an adapter; `all-linear` is every linear layer but the head."""
+
+
+class EarlyStopping(StrictModel):
+    metric: str = "loss"
+    """The validation metric that has to improve: `loss`, `rewards/accuracies` … (`dpo_core.judged_metrics`)."""
+
+    patience: PositiveInt = 3
+    """Evaluations in a row without improvement after which the run ends."""
+
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """An improvement is larger than this, in the metric's own unit."""
 
 
 class TrainingFields(StrictModel):
@@ -159,6 +171,9 @@ class TrainingFields(StrictModel):
     checkpoint_steps: PositiveInt | Auto = "auto"
     """Steps between checkpoints; the last step always makes one."""
 
+    early_stopping: EarlyStopping | None = None
+    """Ends the run when the validation metric no longer improves; each improvement makes a checkpoint."""
+
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     """Seeds the order of the data, LoRA's initial weights and dropout."""
 
@@ -193,6 +208,12 @@ class TrainingSpec(TrainingFields):
         if self.beta == "auto" and len(betas) > 1:
             usual = " and ".join(f"{beta:g} for `{name}`" for beta, name in betas.items())
             raise refusal(f"The losses share one `beta`, and usual are {usual}. Give `beta`.", "beta")
+        return self
+
+    @model_validator(mode="after")
+    def _early_stopping_can_judge(self) -> Self:
+        if self.early_stopping is not None and (wrong := cannot_judge(self.early_stopping.metric, self.method)):
+            raise refusal(wrong, "early_stopping.metric")
         return self
 
     def _refuse_parameters_without_a_loss(self) -> None:

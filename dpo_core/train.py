@@ -15,6 +15,7 @@ from torch import Tensor
 from dpo_core import checkpoints, generators, reference, ways
 from dpo_core.adapters import what_it_keeps
 from dpo_core.batches import Sampler
+from dpo_core.best import Judge
 from dpo_core.checkpoints import Progress
 from dpo_core.dataset import load_splits
 from dpo_core.engine import Engine, World, processes
@@ -90,6 +91,7 @@ class Loop:
         self.packer = self.packer_for(self.engine.scorer, self.engine.score)
         self.frozen = self.freeze_reference(frozen, [items, held_out])
         self.training, self.validation = self.objectives(items, held_out)
+        self.judge = Judge.of(run.training)
         self.step, self.trained_tokens = 0, 0
         # Here and not earlier: loading a model draws numbers too, and how many is not ours to say.
         torch.manual_seed(run.training.seed + world.rank)
@@ -105,6 +107,7 @@ class Loop:
         same_generators = checkpoints.restore(checkpoint, progress, self.engine, self.run.training.seed)
         self.recorder.recall(checkpoints.read_manifest(checkpoint).metrics)
         self.step, self.trained_tokens = progress.step, progress.trained_tokens
+        self.judge.standing = progress.standing
         self.recorder.event("resumed", f"Training goes on from the checkpoint at step {self.step}.", step=self.step)
         if not same_generators and generators.are_used(self.engine.module):
             message = (
@@ -187,7 +190,7 @@ class Loop:
     def run_to_end(self, stop: Callable[[], bool]) -> Status:
         if self.step == 0:
             self.evaluate()
-        while self.step < self.total_steps:
+        while self.step < self.total_steps and not self.judge.exhausted:
             self.recorder.running(self.step)
             result = self.update(stop)
             self.require_finite(result.metrics, "loss", "grad_norm")
@@ -195,14 +198,25 @@ class Loop:
             self.check_step_zero(result.metrics["loss"])
             self.step += 1
             self.trained_tokens += result.tokens
-            final = self.step == self.total_steps
-            if final or self.step % self.settings.evaluation_steps == 0:
-                self.evaluate()
-            if final or result.stop or self.step % self.settings.checkpoint_steps == 0:
+            scheduled = self.step == self.total_steps or self.step % self.settings.checkpoint_steps == 0
+            improved = self.judged(scheduled=scheduled)
+            final = self.step == self.total_steps or self.judge.exhausted
+            if scheduled or improved or final or result.stop:
                 self.save(final=final)
             if result.stop and not final:
                 return self.finish("stopped")
         return self.finish("succeeded")
+
+    def judged(self, *, scheduled: bool) -> bool:
+        """Evaluates where it is time to; whether that is the best so far. `scheduled`: the step makes a checkpoint."""
+        due = self.step == self.total_steps or self.step % self.settings.evaluation_steps == 0
+        values = self.evaluate() if due else None
+        if values is None or not self.judge.counts(scheduled=scheduled):
+            return False
+        improved = self.judge.improves(self.step, values)
+        if self.judge.exhausted and self.step < self.total_steps:
+            self.recorder.event("stopped_early", self.judge.last_word(self.step, self.total_steps, values))
+        return improved
 
     def update(self, stop: Callable[[], bool]) -> StepResult:
         """Forward and backward over this rank's share of the global batch, then one update."""
@@ -242,13 +256,15 @@ class Loop:
             warmup_ratio=training.warmup_ratio,
         )
 
-    def evaluate(self) -> None:
+    def evaluate(self) -> dict[str, float] | None:
+        """Measures the validation items, where there are any."""
         if self.validation is None:
-            return
+            return None
         self.engine.eval()
         values = self.validation.evaluate(self.engine.score, self.world)
-        self.require_finite(values, "loss")
+        self.require_finite(values, "loss", self.judge.metric)
         self.recorder.metrics("validation", self.step, values)
+        return values
 
     def require_finite(self, metrics: dict[str, float], *names: str) -> None:
         for name in names:
@@ -279,6 +295,7 @@ class Loop:
             trained_tokens=self.trained_tokens,
             ranks=self.world.size,
             device=self.run.device,
+            standing=self.judge.standing,
         )
         checkpoints.save(
             self.directory,

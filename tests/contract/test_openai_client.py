@@ -19,6 +19,7 @@ from control_plane.database import Database
 from control_plane.leases import Claim
 from control_plane.settings import Settings
 from control_plane.storage import checkpoint_prefix, open_storage
+from dpo_core.best import Best
 from dpo_core.run_directory import Manifest
 from dpo_core.spec import TrainingSpec
 from tests.api.conftest import Api
@@ -67,7 +68,13 @@ def work(database: Database, settings: Settings) -> None:
                 sink.write(b'{"step": %d}' % step)
             metrics = {"train/loss": 1 / step, "validation/loss": 2 / step, "train/rewards/margins": 0.5}
             manifest = Manifest(
-                step=step, kind="full", files=[], metrics=metrics, trained_tokens=100 * step, final=step == STEPS
+                step=step,
+                kind="full",
+                files=[],
+                metrics=metrics,
+                trained_tokens=100 * step,
+                final=step == STEPS,
+                best=Best(step=2, metric="rewards/margins", value=0.75),
             )
             with database.transaction() as session:
                 results.publish_checkpoint(session, claim, manifest, prefix)
@@ -98,6 +105,8 @@ def test_a_job_from_upload_to_weights(
     assert done.method.dpo.hyperparameters.beta == 0.1
     assert done.run["progress"] == {"step": STEPS, "total_steps": STEPS}  # type: ignore[attr-defined]
     assert done.run["attempt"] == 1  # type: ignore[attr-defined]
+    best = {"model": f"{done.fine_tuned_model}-best", "step": 2, "metric": "rewards/margins", "value": 0.75}
+    assert done.run["best"] == best  # type: ignore[attr-defined]
     assert done.run["resolved"]["training"]["learning_rate"] == 1e-6  # type: ignore[attr-defined]
 
     assert done.fine_tuned_model is not None and done.fine_tuned_model.startswith("default/tiny-sums-")
@@ -105,7 +114,7 @@ def test_a_job_from_upload_to_weights(
     assert [checkpoint.step_number for checkpoint in checkpoints] == [4, 2]
     assert checkpoints[0].fine_tuned_model_checkpoint == f"{done.fine_tuned_model}-step-4"
     assert (checkpoints[0].metrics.train_loss, checkpoints[0].metrics.full_valid_loss) == (0.25, 0.5)
-    for model_id in (done.fine_tuned_model, checkpoints[1].fine_tuned_model_checkpoint):
+    for model_id in (done.fine_tuned_model, checkpoints[1].fine_tuned_model_checkpoint, best["model"]):
         assert client.models.retrieve(model_id).id == model_id
     weights = client.get(f"/models/{done.fine_tuned_model}/archive", cast_to=HttpxBinaryResponseContent)
     with tarfile.open(fileobj=io.BytesIO(weights.content)) as archive:

@@ -86,6 +86,21 @@ def test_refused_as_read(changes: dict[str, Any], param: str, code: str, said: s
         ({"training": {"gamma_beta_ratio": 1}}, "training.gamma_beta_ratio", "does nothing for `sigmoid`"),
         ({"training": {"loss": {"ipo": 1, "sigmoid_norm": 1}}}, "training.beta", "Give `beta`."),
         ({"method": None, "training": {"loss": "ipo"}}, "training.loss", "belongs to method `dpo`"),
+        (
+            {"training": {"early_stopping": {"metric": "rewards/margin"}}},
+            "training.early_stopping.metric",
+            "Did you mean `rewards/margins`?",
+        ),
+        (
+            {"method": {"type": "supervised"}, "training": {"early_stopping": {"metric": "rewards/margins"}}},
+            "training.early_stopping.metric",
+            "no validation metric of method `supervised`",
+        ),
+        (
+            {"training": {"early_stopping": {}, "validation_fraction": 0}},
+            "training.early_stopping",
+            "Give a validation file",
+        ),
     ],
 )
 def test_refused_as_contradictory(changes: dict[str, Any], param: str, said: str) -> None:

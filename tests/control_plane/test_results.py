@@ -9,13 +9,14 @@ import pytest
 from sqlalchemy import Table, select
 from sqlalchemy.orm import Session
 
-from control_plane import jobs, leases, results
+from control_plane import jobs, leases, models, results
 from control_plane.database import Database
 from control_plane.errors import Conflict, StaleFence
 from control_plane.job_states import State, move
 from control_plane.leases import Claim
 from control_plane.progress import estimated_finish
 from control_plane.tables import Attempt, Base, Model
+from dpo_core.best import Best
 from dpo_core.run_directory import CHECKPOINT_CORRUPT, Failure, Manifest
 from tests.control_plane.rows import (
     MODEL,
@@ -36,7 +37,7 @@ def metric(step: int, loss: float, split: str = "train") -> dict[str, Any]:
     return {"split": split, "step": step, "time": 0.0, "values": {"loss": loss}}
 
 
-def manifest(step: int, *, final: bool = False, kind: str = "full") -> Manifest:
+def manifest(step: int, *, final: bool = False, kind: str = "full", best: Best | None = None) -> Manifest:
     return Manifest.model_validate(
         {
             "step": step,
@@ -45,6 +46,7 @@ def manifest(step: int, *, final: bool = False, kind: str = "full") -> Manifest:
             "metrics": {"loss": 0.5},
             "trained_tokens": 7 * step,
             "final": final,
+            "best": best,
         }
     )
 
@@ -212,6 +214,53 @@ def test_a_later_attempt_publishes_the_same_step_again(stocked: Database) -> Non
         assert model.storage_prefix == "new"
         assert noted(session) == ["old", f"private/{second.job_id}/1/step-3"]
         assert not session.get_one(Attempt, (second.job_id, second.fence)).made_progress
+
+
+def test_the_best_checkpoint_has_a_name_of_its_own(stocked: Database) -> None:
+    claim = started(stocked)
+    first = Best(step=3, metric="loss", value=0.625)
+    with stocked.transaction() as session:
+        results.publish_checkpoint(session, claim, manifest(3, best=first), "p3")
+        results.publish_checkpoint(session, claim, manifest(6, best=first), "p6")
+    job = read_job(stocked, claim.job_id)
+    with stocked.transaction() as session:
+        best = models.get(session, PROJECT, f"{job.result_name}-best")
+        messages = [event.message for event in jobs.list_events(session, PROJECT, job.id).items]
+        started_from_it = create(session, model=best.id)
+    assert (best.step, best.storage_prefix, best.job_id) == (3, "p3", job.id)
+    assert job.best == {"step": 3, "metric": "loss", "value": 0.625}
+    assert messages[:2] == [
+        f"Checkpoint created at step 6: {job.result_name}-step-6",
+        f"Checkpoint created at step 3: {job.result_name}-step-3, the best so far (validation loss 0.625)",
+    ]
+    assert started_from_it.model_id == best.id
+    with stocked.transaction() as session:
+        better = Best(step=9, metric="loss", value=0.5)
+        results.publish_checkpoint(session, claim, manifest(9, final=True, best=better), "p9")
+        assert models.get(session, PROJECT, best.id).storage_prefix == "p9"
+
+
+def test_the_best_never_points_to_files_that_were_replaced(stocked: Database) -> None:
+    """Another attempt may measure a little differently, on another GPU: then another step is the best."""
+    first = started(stocked)
+    with stocked.transaction() as session:
+        results.publish_checkpoint(session, first, manifest(3, best=Best(step=3, metric="loss", value=0.6)), "old3")
+        results.publish_checkpoint(session, first, manifest(6, best=Best(step=6, metric="loss", value=0.5)), "old6")
+        results.hand_back(session, first)
+    second = claim_one(stocked)
+    with stocked.transaction() as session:
+        seen = Best(step=3, metric="loss", value=0.6)
+        results.publish_checkpoint(session, second, manifest(6, final=True, best=seen), "new6")
+        results.succeed(session, second)
+        assert "old6" in noted(session)
+    job = read_job(stocked, second.job_id)
+    with stocked.transaction() as session:
+        best = models.get(session, PROJECT, f"{job.result_name}-best")
+        assert (best.step, best.storage_prefix) == (3, "old3")
+        models.delete(session, PROJECT, f"{job.result_name}-step-3")
+        assert "old3" not in noted(session), "the best is these bytes' other name"
+        models.delete(session, PROJECT, best.id)
+        assert "old3" in noted(session)
 
 
 def test_only_the_newest_states_are_kept(stocked: Database) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dpo_core.best import Standing
 from dpo_core.checkpoints import Progress, read_progress, sealed
 from dpo_core.errors import RunError
 from dpo_core.run_directory import MANIFEST, Manifest
@@ -17,7 +18,7 @@ def checkpoint(tmp_path: Path) -> Path:
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text("{}")
     (folder / "state" / "optimizer" / "0-0.safetensors").write_bytes(b"moments")
-    progress = Progress(step=4, trained_tokens=100, ranks=2, device="cpu")
+    progress = Progress(step=4, trained_tokens=100, ranks=2, device="cpu", standing=Standing())
     (folder / "state" / "progress.json").write_text(progress.model_dump_json())
     manifest = Manifest(step=4, kind="full", files=sealed(folder))
     (folder / MANIFEST).write_text(manifest.model_dump_json())

@@ -176,6 +176,11 @@ def test_steps_count_an_epochs_smaller_last_batch() -> None:
         ({"offload": "parameters", "zero_stage": 2}, "offload_needs_sharding", "training.offload"),
         ({"max_length": 8193}, "max_length_too_large", "training.max_length"),
         ({"batch_size": 19_001}, "batch_size_too_large", "training.batch_size"),
+        (
+            {"early_stopping": {}, "validation_fraction": 0.0},
+            "early_stopping_without_validation",
+            "training.early_stopping",
+        ),
     ],
 )
 def test_impossible_specs_are_refused(training: dict[str, object], code: str, param: str) -> None:

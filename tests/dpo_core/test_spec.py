@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from dpo_core import spec
 from dpo_core.loss_table import LOSSES
-from dpo_core.spec import LoraSpec, ModelSource, RunSpec, TrainingFields, TrainingSpec
+from dpo_core.spec import EarlyStopping, LoraSpec, ModelSource, RunSpec, TrainingFields, TrainingSpec
 
 
 def test_defaults_are_valid_and_survive_json() -> None:
@@ -38,6 +38,8 @@ def test_defaults_are_valid_and_survive_json() -> None:
         ("method", "ppo"),
         ("lora", {"rank": 0}),
         ("lora", {"r": 8}),
+        ("early_stopping", {"patience": 0}),
+        ("early_stopping", {"min_delta": -0.1}),
         ("betas", 0.1),
     ],
 )
@@ -133,7 +135,7 @@ def test_a_run_spec_survives_json() -> None:
 
 def test_every_training_field_is_documented_under_it() -> None:
     tree = ast.parse(inspect.getsource(spec))
-    for model in (LoraSpec, TrainingFields):
+    for model in (LoraSpec, EarlyStopping, TrainingFields):
         (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == model.__name__]
         documented = {
             field.target.id
