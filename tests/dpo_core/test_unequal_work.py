@@ -11,7 +11,7 @@ from tests.dpo_core.runs import Workshop, lines, losses, train_all
 from tests.makers import write_rows
 
 STAGES = (0, 1, 2, 3)
-LENGTHS = (1, 300, 2, 5, 700, 1, 3, 40, 1, 2, 900)
+LENGTHS = (1, 150, 2, 5, 350, 1, 3, 40, 1, 2, 450)
 """Words of each pair's prompt."""
 UNEQUAL = {"batch_size": 5, "max_length": 4096, "validation_fraction": 0.0}
 """11 pairs in batches of 5, 5 and 1: none divides by two ranks, and in the last one of them has nothing to do."""
