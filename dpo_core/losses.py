@@ -27,20 +27,6 @@ def token_log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
     return -F.cross_entropy(raised.flatten(0, -2), tokens.flatten(), reduction="none").view(tokens.shape)
 
 
-def sequence_log_probabilities(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """log π(y|x) = Σ_t log π(y_t | x, y_<t), over the positions where `mask` is true.
-
-    Args:
-        logits: [B, T, V]; `logits[:, t]` predicts `tokens[:, t]`.
-        tokens: [B, T] int64.
-        mask: [B, T] bool; true on response tokens, false on prompt and padding.
-
-    Returns:
-        [B] float64, natural logarithms.
-    """
-    return (token_log_probabilities(logits, tokens).double() * mask).sum(-1)
-
-
 def supervised_loss(log_probabilities: Tensor) -> Tensor:
     """Cross-entropy of the completion, −log π(y|x), summed over its tokens.
 

@@ -27,6 +27,8 @@ PREFERENCE_SUMS = (
     "rejected_tokens",
     "pairs",
 )
+TIE = 1e-4
+"""Nats: log-ratios closer than that are equal up to the rounding of float32 sums over some hundred tokens."""
 SUPERVISED_SUMS = ("loss", "correct_tokens", "completion_tokens", "examples")
 
 
@@ -43,7 +45,8 @@ def preference_sums(losses: Tensor, policy: Tensor, reference: Tensor, tokens: T
     """
     rewards = implicit_reward(policy, reference, beta)
     margins = rewards[0] - rewards[1]
-    accuracies = (margins > 0).double() + 0.5 * (margins == 0)
+    ties = margins.abs() <= TIE * beta
+    accuracies = torch.where(ties, 0.5, (margins > 0).double())
     per_pair = (
         losses,
         rewards[0],

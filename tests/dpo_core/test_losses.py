@@ -12,7 +12,6 @@ from dpo_core.losses import (
     gradient_weight,
     implicit_reward,
     preference_probability,
-    sequence_log_probabilities,
     sigmoid_loss,
     supervised_loss,
     token_log_probabilities,
@@ -71,26 +70,6 @@ def test_large_beta_tends_to_zero_or_to_the_margin() -> None:
     assert two_plus_two(1e4) == 0.0
     swapped = sigmoid_loss(values(-2.5, -0.8), values(-2.0, -1.0), beta=1e4)
     assert swapped.item() == pytest.approx(7000.0)
-
-
-def test_sequence_log_probabilities_by_hand() -> None:
-    # Two tokens in the vocabulary; a logit lead of log 3 is a probability of 3/4.
-    lead = math.log(3)
-    logits = torch.tensor([[[lead, 0.0], [0.0, lead], [5.0, 1.0]], [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]])
-    tokens = torch.tensor([[0, 0, 1], [1, 0, 1]])
-    mask = torch.tensor([[True, True, False], [False, True, True]])
-    sums = sequence_log_probabilities(logits, tokens, mask)
-    assert sums.dtype == torch.float64
-    expected = [math.log(3 / 4) + math.log(1 / 4), 2 * math.log(1 / 2)]
-    assert sums.tolist() == pytest.approx(expected, abs=1e-6)
-
-
-def test_sequence_log_probabilities_are_summed_in_float64() -> None:
-    # 100,000 tokens of log(1/2): a float32 sum is off by more than 0.01 here.
-    logits = torch.zeros(1, 100_000, 2)
-    tokens = torch.zeros(1, 100_000, dtype=torch.int64)
-    total = sequence_log_probabilities(logits, tokens, torch.ones_like(tokens, dtype=torch.bool)).item()
-    assert total / 100_000 == pytest.approx(float(torch.tensor(0.5).log()), rel=1e-12)
 
 
 def test_float64_logits_keep_their_digits_and_bfloat16_ones_are_raised() -> None:

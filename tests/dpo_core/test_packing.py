@@ -26,6 +26,12 @@ def test_a_pair_is_one_block_in_which_every_shared_token_stands_once() -> None:
     assert batch.sums(torch.tensor([1.0, 10, 100, 1000, 20, 2000])).tolist() == [1111, 2021]
 
 
+def test_sums_are_float64() -> None:
+    """A float32 sum over a thousand tokens would be off."""
+    batch = pack([TokenExample(1, [1] * 1001, 1)], share=True)
+    assert batch.sums(torch.full((1000,), -0.1)).item() == pytest.approx(1000 * torch.tensor(-0.1).item(), abs=1e-9)
+
+
 def test_without_sharing_sequences_follow_each_other() -> None:
     batch = pack([PAIR], share=False)
     assert batch.tokens.tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 7]]
