@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 from pydantic import SecretStr
@@ -47,6 +47,9 @@ class Result(NamedTuple):
     weights: bytes
     losses: dict[str, list[tuple[float, float]]]
     """Step and loss of every measurement, by split."""
+
+    best: dict[str, Any]
+    """`run.best` without the model's id."""
 
 
 class Embedded:
@@ -90,7 +93,9 @@ class Embedded:
         }
         assert [step for step, _ in losses["train"]] == list(range(STEPS))
         assert [step for step, _ in losses["validation"]] == list(range(0, STEPS + 1, SPEC["evaluation_steps"]))
-        return Result(self.service.download(model_id)["model.safetensors"], losses)
+        best = (self.service.job(job_id).model_extra or {})["run"]["best"]
+        assert best.pop("model") == f"{model_id}-best"
+        return Result(self.service.download(model_id)["model.safetensors"], losses, best)
 
     # -- what runs now -----------------------------------------------------------------------------------
 

@@ -180,6 +180,7 @@ def check(embedded: Embedded, job_id: str) -> None:
     result = embedded.result(job_id)
     assert result.losses == embedded.undisturbed.losses
     assert result.weights == embedded.undisturbed.weights
+    assert result.best == embedded.undisturbed.best
 
 
 def ended_early(embedded: Embedded, job_id: str) -> int:
