@@ -1,7 +1,7 @@
 """Reference log-probabilities that a project's jobs share: which shards there are, and which go for want of room.
 
 A shard is a file of values (dpo_core/reference_cache.py) that one attempt measured, at
-`private/reference/{project}/{group}/{job}-{fence}-{n}`. The group says under which model, arithmetic and
+`private/reference/{project}/{group}/{job}-{fence}-{n}.safetensors`. The group says under which model, arithmetic and
 software they were measured. Projects share nothing: how quickly a job starts would tell one what another has.
 """
 
@@ -19,9 +19,9 @@ from control_plane.storage import reference_prefix
 from control_plane.tables import Job, Project, ReferenceShard
 
 
-def shard_key(claim: Claim, group: str, number: str) -> str:
-    """Where the shard `number` of this attempt lies: never where another one was, which may be about to go."""
-    return f"{reference_prefix(claim.project_id, group)}/{claim.job_id}-{claim.fence}-{number}"
+def shard_key(claim: Claim, group: str, name: str) -> str:
+    """Where this attempt's shard `name` lies: never where another one was, which may be about to go."""
+    return f"{reference_prefix(claim.project_id, group)}/{claim.job_id}-{claim.fence}-{name}"
 
 
 def take(session: Session, job: Job) -> list[ReferenceShard]:

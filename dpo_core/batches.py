@@ -28,6 +28,12 @@ class Sampler:
         self._epoch = -1
         self._order: list[int] = []
 
+    def visited(self, steps: int) -> list[int]:
+        """Indices of all items that the first `steps` updates train on, in the order of the data."""
+        if steps >= self.steps_per_epoch:
+            return list(range(self.count))
+        return sorted(index for step in range(steps) for index in self.batch(step))
+
     def batch(self, step: int) -> list[int]:
         """Indices of the global batch of the update that follows `step` updates."""
         epoch, position = divmod(step, self.steps_per_epoch)

@@ -5,7 +5,7 @@ Shapes: N predicted tokens of a forward pass, B items, S sequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -173,18 +173,16 @@ def log_probabilities(
     items: Sequence[TokenItem],
     packer: Packer,
     world: World,
-    measured: Callable[[float], None] = lambda _: None,
 ) -> Tensor:
     """log π(y|x) of all pairs [2, N] float64 on the CPU, row 0 chosen, row 1 rejected; the same on every rank.
 
-    All ranks call it and share the work. `measured` is told the share that is done, after every forward pass.
+    All ranks call it and share the work.
     """
     values = torch.zeros(2, len(items), dtype=torch.float64, device=world.device)
     shares = packer.deal(items, world)
     with torch.no_grad():
-        for place, share in enumerate(shares, start=1):
+        for share in shares:
             policy = packer.measure(score, [items[index] for index in share.indices], share.chunks)
             if share.counts:
                 values[:, share.indices] = policy.view(-1, 2).T
-            measured(place / len(shares))
     return world.sum(values)

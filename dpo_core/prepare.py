@@ -25,6 +25,7 @@ from dpo_core.prepare_report import Lengths, Prepared, Report, ReportFinding, Re
 from dpo_core.problems import LINES_KEPT, TITLES
 from dpo_core.process import arm_parent_death, start_deadman
 from dpo_core.records import TokenItem
+from dpo_core.reference_group import reference_group
 from dpo_core.render import Renderer
 from dpo_core.run_directory import RunDirectory, Status, write_whole
 from dpo_core.spec import RunSpec
@@ -62,7 +63,8 @@ def prepare(run_spec: RunSpec) -> Prepared:
     _check_vocabulary([*train, *held_out], model.vocabulary_size)
     # Rows of one prompt stay together, so a few more may be held out than the plan reckoned with.
     report = _report(data, validation, lengths, resolution.warnings, sides=(len(train), len(held_out)))
-    return _prepared(resolution, report, train)
+    group = reference_group(run_spec.model_copy(update={"training": resolution.training}))
+    return _prepared(resolution, report, train, group)
 
 
 def _report(
@@ -98,7 +100,7 @@ def _problems(file: FileName, data: Dataset) -> list[ReportProblem]:
     ]
 
 
-def _prepared(resolution: Resolution, report: Report, train: list[TokenItem]) -> Prepared:
+def _prepared(resolution: Resolution, report: Report, train: list[TokenItem], group: str | None) -> Prepared:
     training = resolution.training
     batch_size, epochs = training.batch_size, training.epochs
     if batch_size == "auto" or epochs == "auto":
@@ -109,6 +111,7 @@ def _prepared(resolution: Resolution, report: Report, train: list[TokenItem]) ->
         training=training,
         values=resolution.values,
         report=report,
+        reference_group=group,
         total_steps=steps,
         trained_tokens_estimate=round(passes * sum(len(tokens) for item in train for tokens in item.sequences)),
     )

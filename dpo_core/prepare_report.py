@@ -100,6 +100,9 @@ class Prepared(StrictModel):
 
     values: dict[str, Value]
     report: Report
+    reference_group: str | None
+    """Which cached log-probabilities are of this run's reference (dpo_core/reference_group.py)."""
+
     total_steps: int
     trained_tokens_estimate: int
     """Tokens of all sequences that the run's steps will read."""

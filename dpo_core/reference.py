@@ -7,6 +7,7 @@ would give the base instead, which is another model.)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -53,11 +54,11 @@ def save(path: Path, values: Tensor) -> None:
     save_file({"log_probabilities": values.contiguous()}, path)
 
 
-def load(path: Path, pairs: int) -> Tensor:
+def load(path: Path, pairs: int, needed: Sequence[int]) -> Tensor:
     """The frozen [2, N] of an earlier attempt.
 
     Raises:
-        RunError: kind `user`; N is not `pairs`.
+        RunError: kind `user`; N is not `pairs`, or one of the `needed` was not measured in that attempt.
     """
     values = load_file(path)["log_probabilities"]
     if values.shape[1] != pairs:
@@ -65,5 +66,12 @@ def load(path: Path, pairs: int) -> Tensor:
             "resume_other_data",
             f"The checkpoint was made with {values.shape[1]} pairs, this run has {pairs}. Resume with the same files.",
             param="training_file",
+        )
+    if unknown := int(values[0, list(needed)].isnan().sum()):
+        raise user_error(
+            "resume_more_steps",
+            f"The run that made the checkpoint had no use for {unknown} of the pairs that this one trains on, so their "
+            "reference was not measured, and can't be any more. Resume with the same max_steps and epochs.",
+            param="training.max_steps",
         )
     return values

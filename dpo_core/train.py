@@ -22,19 +22,17 @@ from dpo_core.engine import Engine, World, processes
 from dpo_core.errors import RunError, user_error
 from dpo_core.failures import claim, classify
 from dpo_core.models import Start, load_start
-from dpo_core.objective import Objective, Packer, Preference, Score, Supervised, log_probabilities
+from dpo_core.objective import Objective, Packer, Preference, Score, Supervised
 from dpo_core.plan import total_steps
 from dpo_core.preference_loss import PreferenceLoss
 from dpo_core.recorder import Recorder
-from dpo_core.records import TokenItem
+from dpo_core.records import TokenItem, TokenPair
+from dpo_core.reference_pass import ReferencePass, Stopped
 from dpo_core.run_directory import Failure, RunDirectory, Status
 from dpo_core.schedule import learning_rate
 from dpo_core.scorer import Scorer, chunk_tokens
 from dpo_core.settings import Settings
 from dpo_core.spec import RunSpec
-
-REFERENCE_INTERVAL = 10.0
-"""Seconds between two events that say how far the reference is."""
 
 
 def train(run: RunSpec, directory: RunDirectory, stop: Callable[[], bool] = lambda: False) -> Status:
@@ -50,7 +48,12 @@ def train(run: RunSpec, directory: RunDirectory, stop: Callable[[], bool] = lamb
         if world.size != run.ranks:
             raise user_error("ranks", f"The spec asks for {run.ranks} ranks, {world.size} were started.", param="ranks")
         try:
-            return Loop(run, directory, world).run_to_end(stop)
+            return Loop(run, directory, world, stop).run_to_end(stop)
+        except Stopped:
+            status = Status(state="stopped")
+            if world.rank == 0:
+                directory.write_status(status)
+            return status
         except Exception as error:
             # Before the process group ends: peers would blame the broken connection, and be first.
             claim(directory, classify(error))
@@ -69,7 +72,10 @@ class StepResult:
 class Loop:
     """One attempt: everything is loaded by the constructor, `run_to_end` trains."""
 
-    def __init__(self, run: RunSpec, directory: RunDirectory, world: World) -> None:
+    def __init__(
+        self, run: RunSpec, directory: RunDirectory, world: World, stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Raises Stopped when `stop` becomes true while the reference is measured."""
         self.run, self.directory, self.world = run, directory, world
         self.settings = Settings.of(run)
         resumed = self.resume_point()
@@ -80,8 +86,12 @@ class Loop:
         )
         self.recorder = Recorder(directory, world.rank == 0, self.total_steps)
         dtype = torch.bfloat16 if self.settings.bfloat16 else torch.float32
+        held_out_places = range(len(items), len(items) + len(held_out))
+        self.pairs = [item for item in [*items, *held_out] if isinstance(item, TokenPair)]
+        self.needed = [*self.sampler.visited(self.total_steps), *held_out_places]
+        self.reference_pass = ReferencePass(run, directory, world, self.recorder, stop)
         # Another reference model is measured and freed before the policy takes the memory.
-        frozen = self.foreign_reference([items, held_out], dtype) if resumed is None else None
+        frozen = self.reference_of_another_model(dtype)
         # Under ZeRO-3 rank 0 deals its weights out, and the others need none: N ranks would take N times the memory.
         empty = self.settings.zero_stage == 3 and world.rank > 0
         self.start: Start = load_start(run, dtype, "meta" if empty else "cpu")
@@ -89,7 +99,7 @@ class Loop:
             self.recorder.event(kept.code, kept.message, warn=kept.level == "warn", **kept.data)
         self.engine = Engine(Scorer(self.start.model), run.training, self.settings, world)
         self.packer = self.packer_for(self.engine.scorer, self.engine.score)
-        self.frozen = self.freeze_reference(frozen, [items, held_out])
+        self.frozen = self.freeze_reference(frozen)
         self.training, self.validation = self.objectives(items, held_out)
         self.judge = Judge.of(run.training)
         self.step, self.trained_tokens = 0, 0
@@ -126,55 +136,33 @@ class Loop:
         vocabulary = scorer.causal.config.get_text_config().vocab_size
         return Packer(choice.way, settings.micro_batch_tokens, chunk_tokens(vocabulary, device), device)
 
-    def foreign_reference(self, splits: list[list[TokenItem]], dtype: torch.dtype) -> Tensor | None:
+    def reference_of_another_model(self, dtype: torch.dtype) -> Tensor | None:
+        """[2, N]; None where the reference is the policy's own start, or was frozen earlier. Zeros stand for none."""
         training = self.run.training
-        if training.method != "dpo" or training.reference == "start":
+        if training.method != "dpo" or training.reference == "start" or self.run.resume_from is not None:
             return None
         if training.reference == "none":
-            return torch.zeros(2, sum(map(len, splits)), dtype=torch.float64)
+            return torch.zeros(2, len(self.pairs), dtype=torch.float64)
         scorer = reference.other_model(self.run, dtype, self.world.device)
         score = reference.score_of(scorer, self.world.device)
-        return self.measure_reference(score, self.packer_for(scorer, score), splits)
+        return self.measure_reference(score, self.packer_for(scorer, score))
 
-    def freeze_reference(self, values: Tensor | None, splits: list[list[TokenItem]]) -> Tensor | None:
-        """The reference of every training and validation pair, [2, N]: frozen earlier, given, or the policy's own."""
+    def freeze_reference(self, values: Tensor | None) -> Tensor | None:
+        """The reference of every pair that is needed, [2, N]: frozen earlier, another model's, or the policy's own."""
         if self.run.training.method != "dpo":
             return None
         if self.run.resume_from is not None:
-            values = reference.load(self.run.resume_from / "state" / reference.FILE_NAME, sum(map(len, splits)))
+            file = self.run.resume_from / "state" / reference.FILE_NAME
+            values = reference.load(file, len(self.pairs), self.needed)
         elif values is None:
             self.engine.eval()
-            values = self.measure_reference(self.engine.score, self.packer, splits)
+            values = self.measure_reference(self.engine.score, self.packer)
         if self.world.rank == 0:
             reference.save(self.directory.path / reference.FILE_NAME, values)
         return values
 
-    def measure_reference(self, score: Score, packer: Packer, splits: list[list[TokenItem]]) -> Tensor:
-        """[2, N] over all splits, each measured by itself, as evaluation does it: the same batches, the same bits."""
-        started = said = time.monotonic()
-        pairs, done = sum(map(len, splits)), 0
-        whose = "the starting model" if self.run.training.reference == "start" else "the reference model"
-        message = f"Measuring {whose}'s log-probabilities of {pairs} pairs."
-        self.recorder.event("reference_started", message, pairs=pairs)
-
-        def measured(share: float) -> None:
-            nonlocal said
-            if time.monotonic() - said >= REFERENCE_INTERVAL:
-                said = time.monotonic()
-                so_far = f"Measured {done + share * len(items):.0f} of {pairs} pairs under {whose}."
-                self.recorder.event("reference_progress", so_far)
-
-        parts = []
-        for items in filter(None, splits):
-            parts.append(log_probabilities(score, items, packer, self.world, measured))
-            done += len(items)
-        values = torch.cat(parts, dim=1)
-        if not bool(values.isfinite().all()):
-            raise diverged("The reference's log-probabilities are not finite. Check its weights and precision.")
-        seconds = time.monotonic() - started
-        message = f"Measured {whose}'s log-probabilities of {pairs} pairs in {seconds:.1f} s."
-        self.recorder.event("reference_computed", message, pairs=pairs)
-        return values
+    def measure_reference(self, score: Score, packer: Packer) -> Tensor:
+        return self.reference_pass.log_probabilities(score, packer, self.pairs, self.needed)
 
     def objectives(self, items: list[TokenItem], held_out: list[TokenItem]) -> tuple[Objective, Objective | None]:
         packer, training = self.packer, self.run.training

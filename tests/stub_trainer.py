@@ -121,7 +121,7 @@ class Rank:
     def measure_reference(self) -> None:
         """One shard, unless it is known from elsewhere."""
         cache = self.spec.reference_cache
-        found = [path.read_text() for path in sorted(cache.glob(f"{REFERENCE_GROUP}/*"))] if cache else []
+        found = [path.read_text() for path in sorted(cache.glob(f"{REFERENCE_GROUP}/*.safetensors"))] if cache else []
         if REFERENCE_VALUES in found:
             self.run.append_event(Event(code="reference_found", message="nothing to measure"))
             return

@@ -62,7 +62,7 @@ class ReferenceShards:
             StaleFence: the job is no longer ours; nothing is made known.
         """
         group = path.parent.name
-        key = reference_cache.shard_key(self._claim, group, path.stem)
+        key = reference_cache.shard_key(self._claim, group, path.name)
         try:
             self._storage.put_file(key, path)
         except OSError as error:

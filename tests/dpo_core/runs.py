@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from dpo_core.run_directory import RunDirectory
+from dpo_core.run_directory import RunDirectory, read_lines
 from dpo_core.spec import ModelSource, RunSpec, TrainingSpec
 from tests.makers import make_tiny_model, write_preference_file, write_supervised_file
 
@@ -49,14 +49,15 @@ class Workshop:
         """A run directory; `run` holds RunSpec fields, and under `training` changes to TRAINING."""
         training = TrainingSpec.model_validate(TRAINING | run.pop("training", {}))
         dpo = training.method == "dpo"
-        fields = {"validation_file": self.held_out if dpo else None} | run
+        files = (
+            {"training_file": self.pairs, "validation_file": self.held_out} if dpo else {"training_file": self.examples}
+        )
         spec = RunSpec(
             job_id=name,
             training=training,
             model=model or self.base,
-            training_file=self.pairs if dpo else self.examples,
             ranks=ranks,
-            **fields,
+            **(files | run),
         )
         directory = RunDirectory(self.folder / name)
         directory.create(spec)
@@ -69,11 +70,16 @@ def environment() -> dict[str, str]:
 
 def train_all(directories: list[RunDirectory], ranks: int) -> None:
     """Trains them in order in one launch of `ranks` processes."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}"]
-    module = ["-m"] if ranks == 1 else ["--module"]
-    command = [sys.executable, *(torchrun if ranks > 1 else []), *module, "tests.dpo_core.several_runs"]
-    result = subprocess.run(
-        [*command, *(str(directory.path) for directory in directories)],
+    result = torchrun("tests.dpo_core.several_runs", directories, ranks)
+    assert result.returncode == 0, result.stderr[-5000:]
+
+
+def torchrun(module: str, directories: list[RunDirectory], ranks: int) -> subprocess.CompletedProcess[str]:
+    """Runs a module of the tests in `ranks` processes that find each other; alone where it is one."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}"]
+    program = [*launcher, "--module", module] if ranks > 1 else ["-m", module]
+    return subprocess.run(
+        [sys.executable, *program, *(str(directory.path) for directory in directories)],
         capture_output=True,
         text=True,
         timeout=280,
@@ -81,7 +87,6 @@ def train_all(directories: list[RunDirectory], ranks: int) -> None:
         cwd=Path(__file__).parents[2],
         env=environment(),
     )
-    assert result.returncode == 0, result.stderr[-5000:]
 
 
 def launch(directory: RunDirectory) -> subprocess.Popen[bytes]:
@@ -102,6 +107,11 @@ def lines(directory: RunDirectory, split: str = "train") -> dict[int, dict[str, 
         return {}
     records = [json.loads(line) for line in directory.metrics_file.read_text().splitlines()]
     return {record["step"]: record["values"] for record in records if record["split"] == split}
+
+
+def codes(directory: RunDirectory) -> list[str]:
+    """Of the run's events, in order."""
+    return [event["code"] for event, _ in read_lines(directory.events_file, 0)]
 
 
 def losses(directory: RunDirectory) -> list[float]:

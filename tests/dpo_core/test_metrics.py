@@ -33,6 +33,13 @@ def test_preference_metrics_by_hand() -> None:
     )
 
 
+def test_what_float32_cannot_tell_apart_is_a_tie() -> None:
+    policy = torch.tensor([[-1.0, -1.0], [-1.00009, -1.0002]], dtype=torch.float64)
+    tokens, losses = torch.ones(2, 2), torch.zeros(2)
+    means = preference_means(preference_sums(losses, policy, -torch.ones(2, 2), tokens, 5.0).tolist())
+    assert means["rewards/accuracies"] == 0.75
+
+
 def test_sums_of_parts_add_up_to_the_sum_of_the_whole() -> None:
     generator = torch.Generator().manual_seed(0)
     policy, reference = (-torch.rand(2, 6, generator=generator, dtype=torch.float64) for _ in range(2))

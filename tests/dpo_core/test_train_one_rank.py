@@ -15,7 +15,7 @@ from dpo_core.dataset import load_splits
 from dpo_core.packing import rows_of
 from dpo_core.run_directory import RunDirectory, read_lines
 from dpo_core.spec import ModelSource
-from tests.dpo_core.runs import Workshop, lines, train_all
+from tests.dpo_core.runs import Workshop, codes, lines, losses, train_all
 from tests.makers import make_tiny_model
 
 LORA = {"rank": 4, "alpha": 8}
@@ -30,15 +30,28 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("one_rank"))
 
 
+def path_of(run: RunDirectory, step: int) -> Path:
+    return run.checkpoints / f"step-{step}" / "model"
+
+
 @pytest.fixture(scope="module")
 def runs(workshop: Workshop) -> dict[str, RunDirectory]:
     made = {"base": workshop.make("base", training={"max_steps": 1})}
     supervised = {"method": "supervised", "learning_rate": 1e-2, "checkpoint_steps": 100}
     made["supervised"] = workshop.make("supervised", training=supervised | {"lora": LORA, "epochs": 2})
-    path = made["supervised"].checkpoints / "step-12" / "model"
-    adapter = ModelSource(id="default/taught", path=path, base_path=workshop.base.path)
+    taught = path_of(made["supervised"], 12)
+    adapter = ModelSource(id="default/taught", path=taught, base_path=workshop.base.path)
     short = {"max_steps": 2}
     made["continued"] = workshop.make("continued", model=adapter, training=short | {"lora": LORA})
+    known = made["continued"].reference
+    made["continued-warm"] = workshop.make(
+        "continued-warm", model=adapter, training=short | {"lora": LORA}, reference_cache=known
+    )
+    second = ModelSource(id="default/2", path=path_of(made["continued"], 2), base_path=workshop.base.path)
+    made["second"] = workshop.make("second", model=second, training=short | {"lora": LORA}, reference_cache=known)
+    made["second-warm"] = workshop.make(
+        "second-warm", model=second, training=short | {"lora": LORA}, reference_cache=made["second"].reference
+    )
     made["merged"] = workshop.make("merged", model=adapter, training=short)
     other = ModelSource(id="default/other", path=make_tiny_model(workshop.folder / "other", seed=9))
     made["other"] = workshop.make("other", reference=other, training=short | {"reference": "default/other"})
@@ -69,6 +82,21 @@ def test_dpo_after_supervised_lora_starts_at_ln_2(runs: dict[str, RunDirectory])
     assert abs(continued["logps/chosen"] - base["logps/chosen"]) > 1
 
 
+def test_every_round_starts_at_ln_2_with_the_cache_cold_and_warm(runs: dict[str, RunDirectory]) -> None:
+    """Supervised LoRA, DPO with LoRA, a second DPO with LoRA."""
+    for name in ("continued", "continued-warm", "second", "second-warm"):
+        assert lines(runs[name])[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+        assert lines(runs[name], "validation")[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    for name in ("continued-warm", "second-warm"):
+        assert "reference_found" in codes(runs[name])
+        assert losses(runs[name]) == losses(runs[name.removesuffix("-warm")])
+
+
+def test_the_cache_of_another_adapter_on_the_same_base_is_not_used(runs: dict[str, RunDirectory]) -> None:
+    assert {"reference_cache_ignored", "reference_computed"} <= set(codes(runs["second"]))
+    assert lines(runs["second"])[0]["logps/chosen"] != lines(runs["continued"])[0]["logps/chosen"]
+
+
 # peft asks transformers by a name that transformers 5.23 is retiring
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_an_adapter_names_its_base(runs: dict[str, RunDirectory], workshop: Workshop) -> None:
@@ -97,8 +125,10 @@ def test_another_reference_model(runs: dict[str, RunDirectory], workshop: Worksh
     items, held_out = load_splits(run.spec())
     assert frozen.shape == (2, len(items) + len(held_out))
     model = AutoModelForCausalLM.from_pretrained(workshop.folder / "other")
-    for index, item in enumerate(items[:4]):
-        for place, row in enumerate(rows_of(item)):
+    measured = frozen[0, : len(items)].isfinite().nonzero().flatten().tolist()
+    assert len(measured) == 16, "two steps of 8 pairs"
+    for index in measured[:4]:
+        for place, row in enumerate(rows_of(items[index])):
             tokens = torch.tensor([row.tokens])
             with torch.no_grad():
                 table = model(tokens).logits.log_softmax(-1)[0]

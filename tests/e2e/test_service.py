@@ -45,6 +45,22 @@ def supervised(running: Service, tmp_path_factory: pytest.TempPathFactory) -> st
     return model_id
 
 
+@pytest.fixture(scope="package")
+def first(running: Service, pairs: str) -> str:
+    """The project's first DPO job on this base and these pairs: what it measures, the later ones find."""
+    job_id = running.start_job("base/tiny", pairs, "dpo", **SPEC, zero_stage=0)
+    running.succeeded(job_id)
+    return job_id
+
+
+def reference_counts(running: Service, job_id: str) -> dict[str, tuple[int, int]]:
+    """By the code of the event that says it: pairs found in the cache, and pairs measured."""
+    events = running.openai.fine_tuning.jobs.list_events(job_id, limit=100)
+    told = [event.model_dump()["data"] for event in events]
+    ends = ("reference_found", "reference_computed")
+    return {data["code"]: (data["found"], data["computed"]) for data in told if data["code"] in ends}
+
+
 def check_dpo(running: Service, job_id: str) -> None:
     """Trained from ln 2 downwards, with every step's metrics, and nothing left of it."""
     lines = running.metrics(job_id)
@@ -56,13 +72,15 @@ def check_dpo(running: Service, job_id: str) -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_full_dpo_on_two_ranks(running: Service, pairs: str, stage: int) -> None:
-    job_id = running.start_job("base/tiny", pairs, "dpo", **SPEC, zero_stage=stage)
+def test_full_dpo_on_two_ranks(running: Service, pairs: str, first: str, stage: int) -> None:
+    job_id = running.start_job("base/tiny", pairs, "dpo", **SPEC, zero_stage=stage) if stage else first
     files = running.download(running.succeeded(job_id))
     check_dpo(running, job_id)
     weights = load(files["model.safetensors"])
     assert weights["model.embed_tokens.weight"].shape == (264, 32)
     assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= set(files)
+    cold, warm = {"reference_computed": (0, PAIRS)}, {"reference_found": (PAIRS, 0)}
+    assert reference_counts(running, job_id) == (cold if job_id == first else warm)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

@@ -1,0 +1,199 @@
+"""The pass over the data that every DPO run begins with: the reference's log-probabilities, found or measured.
+
+What is known comes from the cache. The rest is measured in batches that depend on nothing but the pairs
+(dpo_core/reference_cache.py), and written as shards while it goes on. So a run that is killed here and started
+again ends with the same bits as one that wasn't.
+Shapes: N items of all splits; K different pairs among those that the run needs, in canonical order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dpo_core.engine import World
+from dpo_core.errors import RunError
+from dpo_core.objective import Packer, Score
+from dpo_core.packing import response_tokens
+from dpo_core.recorder import Recorder
+from dpo_core.records import TokenPair
+from dpo_core.reference_cache import (
+    BATCH_TOKENS,
+    canonical_batches,
+    in_canonical_order,
+    pair_key,
+    read_known,
+    write_shard,
+)
+from dpo_core.reference_group import reference_group
+from dpo_core.run_directory import Failure, RunDirectory
+from dpo_core.spec import RunSpec
+
+EVENT_SECONDS = 10.0
+"""Between two events that say how far the pass is."""
+SHARD_SECONDS = 30.0
+"""Between two shards: what a run that is killed loses at most."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop before its reference was measured. What was measured is in shards."""
+
+
+def fill(
+    values: Tensor, batches: Sequence[slice], measure: Callable[[slice], Tensor], world: World, stop: Callable[[], bool]
+) -> Iterator[list[slice]]:
+    """Replaces every NaN in `values` [2, K], one batch a rank at a time; yields the batches that were measured.
+
+    A batch with nothing missing is left out; one with anything missing is measured whole, but what is known stays.
+    Every rank runs the same number of forward passes, which ZeRO-3 needs: who has none left repeats another's.
+    Ends early, on all ranks, once `stop` is true on any of them.
+    """
+    incomplete = [batch for batch in batches if values[0, batch].isnan().any()]
+    for start in range(0, len(incomplete), world.size):
+        together = incomplete[start : start + world.size]
+        width = max(batch.stop - batch.start for batch in together)
+        found = torch.zeros(len(together), 2, width, dtype=torch.float64)
+        place = min(world.rank, len(together) - 1)
+        measured = measure(together[place])
+        if world.rank == place:
+            found[place, :, : measured.shape[1]] = measured
+        asked = torch.tensor([float(stop())], dtype=torch.float64)
+        shared = world.sum(torch.cat([found.flatten(), asked]).to(world.device))
+        for batch, row in zip(together, shared[:-1].view_as(found), strict=True):
+            known = values[:, batch]
+            values[:, batch] = torch.where(known.isnan(), row[:, : known.shape[1]], known)
+        yield together
+        if shared[-1] > 0:
+            return
+
+
+class ReferencePass:
+    """Made on all ranks before a model is loaded: the reference's files are hashed meanwhile."""
+
+    def __init__(
+        self, run: RunSpec, directory: RunDirectory, world: World, recorder: Recorder, stop: Callable[[], bool]
+    ) -> None:
+        self.run, self.directory, self.world, self.recorder, self.stop = run, directory, world, recorder, stop
+        start = run.training.reference == "start"
+        self.whose = "the starting model" if start else "the reference model"
+        self.hashing: Future[str | None] | None = None
+        if world.rank == 0 and run.resume_from is None:
+            pool = ThreadPoolExecutor(1, thread_name_prefix="hashing")
+            self.hashing = pool.submit(reference_group, run)
+            pool.shutdown(wait=False)
+
+    def log_probabilities(
+        self, score: Score, packer: Packer, items: Sequence[TokenPair], needed: Sequence[int]
+    ) -> Tensor:
+        """[2, N] float64 on the CPU, the same on all ranks, which call it together; NaN for what is not `needed`.
+
+        Raises:
+            Stopped: `stop` was true on some rank.
+            RunError: kind `divergence`; a value is not finite.
+        """
+        keys = [pair_key(item) for item in items]
+        ordered = in_canonical_order({keys[index]: items[index] for index in needed})
+        known = self.known(list(ordered))
+        self.complete(known, ordered, score, packer)
+        places = {key: place for place, key in enumerate(ordered)}
+        unknown = torch.full((2, 1), torch.nan, dtype=torch.float64)
+        return torch.cat([known, unknown], dim=1)[:, [places.get(key, len(places)) for key in keys]]
+
+    def known(self, keys: list[bytes]) -> Tensor:
+        """[2, K] from the cache, NaN where it says nothing. Rank 0 reads, so that all ranks know the same."""
+        values = torch.zeros(2, len(keys), dtype=torch.float64)
+        if self.hashing is not None:
+            values.fill_(torch.nan)
+            for folder in self.folders():
+                known = read_known(folder, keys)
+                values = torch.where(values.isnan(), known, values)
+        return self.world.sum(values.to(self.world.device))
+
+    def folders(self) -> list[Path]:
+        """Of the group's shards: those that were given, and those of an earlier run in this very directory."""
+        cache, own = self.run.reference_cache, self.shards()
+        if cache is None:
+            return [own]
+        if any(cache.iterdir()) and not (cache / own.name).exists():
+            message = (
+                f"The cached log-probabilities are of other weights or software than {self.whose}'s now, "
+                "which changed since the job was checked; they are not used."
+            )
+            self.recorder.event("reference_cache_ignored", message, warn=True)
+        return [cache / own.name, own]
+
+    def shards(self) -> Path:
+        """Rank 0's folder for what it measures."""
+        group = self.hashing.result() if self.hashing is not None else None
+        if group is None:
+            raise ValueError("only rank 0 of a run with a reference keeps shards")
+        return self.directory.reference / group
+
+    def complete(self, values: Tensor, ordered: dict[bytes, TokenPair], score: Score, packer: Packer) -> None:
+        """Measures what is NaN in `values` [2, K], and tells how it goes."""
+        keys, pairs = list(ordered), list(ordered.values())
+        missing = values[0].isnan()
+        computed = int(missing.sum())
+        found = len(pairs) - computed
+
+        def tell(code: str, message: str) -> None:
+            self.recorder.event(code, message, pairs=len(pairs), found=found, computed=computed)
+
+        what = f"the log-probabilities of {computed} pairs under {self.whose}"
+        cached = f"those of {found} were in the cache." if found else "none was in the cache."
+        if not computed:
+            tell("reference_found", f"All {found} pairs' log-probabilities under {self.whose} were in the cache.")
+            return
+        tell("reference_started", f"Measuring {what}; {cached}")
+        started = told = written = time.monotonic()
+        batches = canonical_batches(pairs, BATCH_TOKENS[self.world.device.type])
+        measure = measurer(score, packer, pairs, batches)
+        fresh, done = list[int](), 0
+        for together in fill(values, batches, measure, self.world, self.stop):
+            measured = [place for batch in together for place in range(batch.start, batch.stop) if missing[place]]
+            refuse_infinite(values[:, measured])
+            fresh, done, now = fresh + measured, done + len(measured), time.monotonic()
+            if now - written >= SHARD_SECONDS:
+                self.keep(keys, values, fresh)
+                fresh, written = [], now
+            if now - told >= EVENT_SECONDS:
+                tell("reference_progress", f"Measured {done} of {computed} pairs under {self.whose}.")
+                told = now
+        self.keep(keys, values, fresh)
+        if done < computed:
+            raise Stopped
+        tell("reference_computed", f"Measured {what} in {time.monotonic() - started:.1f} s; {cached}")
+
+    def keep(self, keys: Sequence[bytes], values: Tensor, fresh: Sequence[int]) -> None:
+        """Writes a shard with the `fresh` places of `values`."""
+        if self.hashing is not None and fresh:
+            write_shard(self.shards(), [keys[place] for place in fresh], values[:, fresh])
+
+
+def measurer(
+    score: Score, packer: Packer, pairs: Sequence[TokenPair], batches: Sequence[slice]
+) -> Callable[[slice], Tensor]:
+    """One forward pass over a batch, without a gradient: → [2, B] float64 on the CPU.
+
+    The head runs in the same number of chunks for every batch, which ZeRO-3 needs of the batches of one round; which
+    those are depends on the number of ranks, and the values may not.
+    """
+    most = max(sum(map(response_tokens, pairs[batch])) for batch in batches)
+    chunks = -(-most // packer.chunk)
+
+    def measure(batch: slice) -> Tensor:
+        with torch.no_grad():
+            return packer.measure(score, pairs[batch], chunks).view(-1, 2).T.cpu()
+
+    return measure
+
+
+def refuse_infinite(values: Tensor) -> None:
+    if not bool(values.isfinite().all()):
+        message = "The reference's log-probabilities are not finite. Check its weights and precision."
+        raise RunError(Failure(kind="divergence", code="not_finite", message=message))
