@@ -10,28 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from dpo_core import checkpoints, generators, reference, ways
-from dpo_core.adapters import what_it_keeps
-from dpo_core.batches import Sampler
+from dpo_core import checkpoints, generators
 from dpo_core.best import Judge
 from dpo_core.checkpoints import Progress
-from dpo_core.dataset import load_splits
-from dpo_core.engine import Engine, World, processes
+from dpo_core.engine import World, processes
 from dpo_core.errors import RunError, user_error
 from dpo_core.failures import claim, classify
-from dpo_core.models import Start, load_start
-from dpo_core.objective import Objective, Packer, Preference, Score, Supervised
-from dpo_core.plan import total_steps
-from dpo_core.preference_loss import PreferenceLoss
-from dpo_core.recorder import Recorder
-from dpo_core.records import TokenItem, TokenPair
-from dpo_core.reference_pass import ReferencePass, Stopped
+from dpo_core.loading import Loaded
+from dpo_core.objective import Preference
+from dpo_core.reference_pass import Stopped
 from dpo_core.run_directory import Failure, RunDirectory, Status
 from dpo_core.schedule import learning_rate
-from dpo_core.scorer import Scorer, chunk_tokens
-from dpo_core.settings import Settings
 from dpo_core.spec import RunSpec
 
 
@@ -48,7 +38,7 @@ def train(run: RunSpec, directory: RunDirectory, stop: Callable[[], bool] = lamb
         if world.size != run.ranks:
             raise user_error("ranks", f"The spec asks for {run.ranks} ranks, {world.size} were started.", param="ranks")
         try:
-            return Loop(run, directory, world, stop).run_to_end(stop)
+            return Loop(run, directory, world, stop).run_to_end()
         except Stopped:
             status = Status(state="stopped")
             if world.rank == 0:
@@ -76,42 +66,19 @@ class Loop:
         self, run: RunSpec, directory: RunDirectory, world: World, stop: Callable[[], bool] = lambda: False
     ) -> None:
         """Raises Stopped when `stop` becomes true while the reference is measured."""
-        self.run, self.directory, self.world = run, directory, world
-        self.settings = Settings.of(run)
-        resumed = self.resume_point()
-        items, held_out = load_splits(run)
-        self.sampler = Sampler(len(items), self.settings.batch_size, run.training.seed)
-        self.total_steps = total_steps(
-            len(items), self.settings.batch_size, self.settings.epochs, run.training.max_steps
-        )
-        self.recorder = Recorder(directory, world.rank == 0, self.total_steps)
-        dtype = torch.bfloat16 if self.settings.bfloat16 else torch.float32
-        held_out_places = range(len(items), len(items) + len(held_out))
-        self.pairs = [item for item in [*items, *held_out] if isinstance(item, TokenPair)]
-        self.needed = [*self.sampler.visited(self.total_steps), *held_out_places]
-        self.reference_pass = ReferencePass(run, directory, world, self.recorder, stop)
-        # Another reference model is measured and freed before the policy takes the memory.
-        frozen = self.reference_of_another_model(dtype)
-        # Under ZeRO-3 rank 0 deals its weights out, and the others need none: N ranks would take N times the memory.
-        empty = self.settings.zero_stage == 3 and world.rank > 0
-        self.start: Start = load_start(run, dtype, "meta" if empty else "cpu")
-        if resumed is None and (kept := what_it_keeps(self.start.model, run)) is not None:
-            self.recorder.event(kept.code, kept.message, warn=kept.level == "warn", **kept.data)
-        self.engine = Engine(Scorer(self.start.model), run.training, self.settings, world)
-        self.packer = self.packer_for(self.engine.scorer, self.engine.score)
-        self.frozen = self.freeze_reference(frozen)
-        self.training, self.validation = self.objectives(items, held_out)
+        self.run, self.directory, self.world, self.stop = run, directory, world, stop
+        # A checkpoint that can't be used is refused before anything is loaded.
+        resumed = None if run.resume_from is None else checkpoints.read_progress(run.resume_from)
+        self.loaded = loaded = Loaded(run, directory, world, stop)
+        self.settings, self.recorder, self.engine = loaded.settings, loaded.recorder, loaded.engine
+        self.sampler, self.total_steps = loaded.sampler, loaded.total_steps
+        self.training, self.validation = loaded.training, loaded.validation
         self.judge = Judge.of(run.training)
         self.step, self.trained_tokens = 0, 0
         # Here and not earlier: loading a model draws numbers too, and how many is not ours to say.
         torch.manual_seed(run.training.seed + world.rank)
         if resumed is not None and run.resume_from is not None:
             self.go_on_from(run.resume_from, resumed)
-
-    # -- before the first step -------------------------------------------------------------------
-
-    def resume_point(self) -> Progress | None:
-        return None if self.run.resume_from is None else checkpoints.read_progress(self.run.resume_from)
 
     def go_on_from(self, checkpoint: Path, progress: Progress) -> None:
         same_generators = checkpoints.restore(checkpoint, progress, self.engine, self.run.training.seed)
@@ -126,61 +93,12 @@ class Loop:
             )
             self.recorder.event("generators_reseeded", message)
 
-    def packer_for(self, scorer: Scorer, score: Score) -> Packer:
-        """Settles the way in which a model's forward passes are packed, and says where it is not the one asked for."""
-        scorer.train(False)
-        settings, device = self.settings, self.world.device
-        choice = ways.choose(scorer, score, settings.way, bfloat16=settings.bfloat16)
-        if choice.event is not None:
-            self.recorder.event(choice.event.code, choice.event.message, **choice.event.data)
-        vocabulary = scorer.causal.config.get_text_config().vocab_size
-        return Packer(choice.way, settings.micro_batch_tokens, chunk_tokens(vocabulary, device), device)
-
-    def reference_of_another_model(self, dtype: torch.dtype) -> Tensor | None:
-        """[2, N]; None where the reference is the policy's own start, or was frozen earlier. Zeros stand for none."""
-        training = self.run.training
-        if training.method != "dpo" or training.reference == "start" or self.run.resume_from is not None:
-            return None
-        if training.reference == "none":
-            return torch.zeros(2, len(self.pairs), dtype=torch.float64)
-        scorer = reference.other_model(self.run, dtype, self.world.device)
-        score = reference.score_of(scorer, self.world.device)
-        return self.measure_reference(score, self.packer_for(scorer, score))
-
-    def freeze_reference(self, values: Tensor | None) -> Tensor | None:
-        """The reference of every pair that is needed, [2, N]: frozen earlier, another model's, or the policy's own."""
-        if self.run.training.method != "dpo":
-            return None
-        if self.run.resume_from is not None:
-            file = self.run.resume_from / "state" / reference.FILE_NAME
-            values = reference.load(file, len(self.pairs), self.needed)
-        elif values is None:
-            self.engine.eval()
-            values = self.measure_reference(self.engine.score, self.packer)
-        if self.world.rank == 0:
-            reference.save(self.directory.path / reference.FILE_NAME, values)
-        return values
-
-    def measure_reference(self, score: Score, packer: Packer) -> Tensor:
-        return self.reference_pass.log_probabilities(score, packer, self.pairs, self.needed)
-
-    def objectives(self, items: list[TokenItem], held_out: list[TokenItem]) -> tuple[Objective, Objective | None]:
-        packer, training = self.packer, self.run.training
-        if self.frozen is None:
-            return Supervised(items, packer), Supervised(held_out, packer) if held_out else None
-        loss = PreferenceLoss.of(training)
-        ours, theirs = self.frozen[:, : len(items)], self.frozen[:, len(items) :]
-        learned = Preference(items, ours, packer, loss)
-        return learned, Preference(held_out, theirs, packer, loss) if held_out else None
-
-    # -- the loop --------------------------------------------------------------------------------
-
-    def run_to_end(self, stop: Callable[[], bool]) -> Status:
+    def run_to_end(self) -> Status:
         if self.step == 0:
             self.evaluate()
         while self.step < self.total_steps and not self.judge.exhausted:
             self.recorder.running(self.step)
-            result = self.update(stop)
+            result = self.update()
             self.require_finite(result.metrics, "loss", "grad_norm")
             self.recorder.metrics("train", self.step, result.metrics)
             self.check_step_zero(result.metrics["loss"])
@@ -206,7 +124,7 @@ class Loop:
             self.recorder.event("stopped_early", self.judge.last_word(self.step, self.total_steps, values))
         return improved
 
-    def update(self, stop: Callable[[], bool]) -> StepResult:
+    def update(self) -> StepResult:
         """Forward and backward over this rank's share of the global batch, then one update."""
         started = time.monotonic()
         self.engine.train()
@@ -219,7 +137,7 @@ class Loop:
             sums.append(measured)
         rate = self.rate()
         norm = self.engine.step(rate)
-        local = torch.tensor([float(stop()), peak_memory(self.world.device)], dtype=torch.float64)
+        local = torch.tensor([float(self.stop()), peak_memory(self.world.device)], dtype=torch.float64)
         gathered = self.world.gather(torch.cat([torch.stack(sums).sum(0), local.to(self.world.device)]))
         seconds, tokens = time.monotonic() - started, self.training.tokens(batch)
         totals = gathered.sum(0).tolist()
@@ -288,10 +206,10 @@ class Loop:
         checkpoints.save(
             self.directory,
             self.run,
-            self.start,
+            self.loaded.start,
             self.engine,
             progress=progress,
-            frozen=self.frozen,
+            frozen=self.loaded.frozen,
             metrics=self.recorder.latest(),
             final=final,
         )

@@ -14,7 +14,7 @@ def main(paths: list[str]) -> None:
     with processes("cpu") as world:
         for path in paths:
             directory = RunDirectory(Path(path))
-            Loop(directory.spec(), directory, world).run_to_end(lambda: False)
+            Loop(directory.spec(), directory, world).run_to_end()
 
 
 if __name__ == "__main__":
