@@ -36,8 +36,8 @@ def objective_of(sample: Comparisons, count: int, way: Way) -> Preference:
     ]
     assert len(pairs) == count
     reference = torch.stack([table[prompt, chosen], table[prompt, rejected]])
-    packer = Packer(way, budget=2**20, chunk=2**20)
-    return Preference(pairs, reference, packer, torch.device("cpu"), PreferenceLoss((("sigmoid", 1.0),), BETA))
+    packer = Packer(way, budget=2**20, chunk=2**20, device=torch.device("cpu"))
+    return Preference(pairs, reference, packer, PreferenceLoss((("sigmoid", 1.0),), BETA))
 
 
 def mean_loss(objective: Preference, model: Scorer, indices: list[int]) -> tuple[Tensor, dict[str, float]]:
