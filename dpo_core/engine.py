@@ -52,6 +52,10 @@ class World:
             dist.all_reduce(tensor)
         return tensor.cpu()
 
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank; all ranks call it."""
+        return float(self.sum(torch.tensor([float(flag)], device=self.device))) > 0
+
     def barrier(self) -> None:
         # An all-reduce: NCCL's own barrier has to guess the device.
         dist.all_reduce(torch.zeros(1, device=self.device))

@@ -109,6 +109,17 @@ def estimate(model: ModelFacts, layout: Layout) -> Footprint:
     )
 
 
+def host_bytes(model: ModelFacts, layout: Layout) -> int:
+    """What offload takes of the host's memory, all ranks together: masters, moments and gradients, and the weights."""
+    if layout.offload == "none" or layout.device == "cpu":
+        return 0
+    total = model.parameter_count
+    trained = total if layout.lora is None else adapter_parameters(model, layout.lora)
+    frozen = total if layout.lora is not None else 0
+    weights = (2 if layout.bfloat16 else 4) * (trained + frozen) if layout.offload == "parameters" else 0
+    return (12 + 4) * trained + weights
+
+
 def adapter_parameters(model: ModelFacts, lora: LoraSpec) -> int:
     """Parameters of A [r, in] and B [out, r] of every linear layer that gets an adapter (Hu et al. 2021)."""
     shape = model.shape

@@ -24,6 +24,9 @@ from dpo_core.scorer import Scorer, chunk_tokens
 from dpo_core.settings import Settings
 from dpo_core.spec import RunSpec
 
+WHOLE_CHUNKS = 4
+"""Chunks of logits that a forward pass may have at once where the head can't run by itself."""
+
 
 class Loaded:
     """Data, model, engine, frozen reference and objectives of one attempt; all ranks make it together."""
@@ -59,11 +62,13 @@ class Loaded:
         """Settles the way in which a model's forward passes are packed, and says where it is not the one asked for."""
         scorer.train(False)
         settings, device = self.settings, self.world.device
-        choice = ways.choose(scorer, score, settings.way, bfloat16=settings.bfloat16)
+        choice = ways.choose(scorer, score, settings.way, self.world, bfloat16=settings.bfloat16)
         if choice.event is not None:
             self.recorder.event(choice.event.code, choice.event.message, **choice.event.data)
-        vocabulary = scorer.causal.config.get_text_config().vocab_size
-        return Packer(choice.way, settings.micro_batch_tokens, chunk_tokens(vocabulary, device), device)
+        chunk = chunk_tokens(scorer.causal.config.get_text_config().vocab_size, device)
+        # A head that runs with the whole model can't be cut into chunks, so the passes are smaller.
+        budget = min(settings.micro_batch_tokens, WHOLE_CHUNKS * chunk) if scorer.whole else settings.micro_batch_tokens
+        return Packer(choice.way, budget, chunk, device)
 
     def reference_of_another_model(self, dtype: torch.dtype) -> Tensor | None:
         """[2, N]; None where the reference is the policy's own start, or was frozen earlier. Zeros stand for none."""

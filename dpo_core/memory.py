@@ -11,7 +11,7 @@ from itertools import product, takewhile
 from typing import Any
 
 from dpo_core.errors import user_error
-from dpo_core.footprint import Footprint, Layout, estimate, gib
+from dpo_core.footprint import Footprint, Layout, estimate, gib, host_bytes
 from dpo_core.model_folder import ModelFacts
 from dpo_core.spec import Auto, Device, LoraSpec, Offload
 
@@ -56,6 +56,9 @@ class DeviceFacts:
     ranks: int
     memory: int | None
     """Bytes that one rank may use; None where that is not known."""
+
+    host: int | None = None
+    """Bytes of the host, for what is offloaded; None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,9 @@ def plan(request: Request, model: ModelFacts, device: DeviceFacts) -> MemoryPlan
     least = min(layouts(request, device), key=lambda layout: estimate(model, layout).peak)
     needed = estimate(model, least)
     what = f"about {gib(needed.peak)} a rank ({needed.in_words()})"
-    if needed.peak * BEYOND_DOUBT > device.memory:
+    if needed.peak * BEYOND_DOUBT > device.memory or not host_holds(model, least, device):
+        if beside := host_bytes(model, least):
+            what += f" and {gib(beside)} of the host's memory"
         advice = "; or ".join(what_would_fit(request, model, device)) or "a larger device"
         message = f"The run needs {what}; there are {gib(device.memory)}. What would fit: {advice}."
         raise user_error("memory_too_small", message, param="training")
@@ -131,7 +136,12 @@ def plan(request: Request, model: ModelFacts, device: DeviceFacts) -> MemoryPlan
 
 def first_fit(request: Request, model: ModelFacts, device: DeviceFacts) -> Layout | None:
     room = USABLE * (device.memory or 0)
-    return next((layout for layout in layouts(request, device) if estimate(model, layout).peak <= room), None)
+    fitting = (layout for layout in layouts(request, device) if estimate(model, layout).peak <= room)
+    return next((layout for layout in fitting if host_holds(model, layout, device)), None)
+
+
+def host_holds(model: ModelFacts, layout: Layout, device: DeviceFacts) -> bool:
+    return device.host is None or host_bytes(model, layout) <= USABLE * device.host
 
 
 def layouts(request: Request, device: DeviceFacts) -> Iterator[Layout]:

@@ -37,7 +37,7 @@ class ModelFacts:
     parameter_count: int
     vocabulary_size: int
     context_length: int | None
-    """Positions the model knows; None where its config names no limit."""
+    """Positions at which a token's place alone says how it is rotated; None where the config names no limit."""
 
     shape: Shape
 
@@ -73,10 +73,23 @@ def model_facts(model: ModelSource) -> ModelFacts:
     if not isinstance(config.get("vocab_size"), int):
         message = f"config.json of model {model.id} names no vocab_size. Give the folder of a causal language model."
         raise user_error("invalid_model", message, param="model")
+    parameters = parameter_count(folder)
+    return ModelFacts(parameters, config["vocab_size"], context_length(config), shape_of(config, parameters))
+
+
+def context_length(config: dict[str, Any]) -> int | None:
+    """The model's positions; with longrope only the original ones.
+
+    Beyond those, longrope (Ding et al. 2024, arXiv:2402.13753) turns *every* position of a forward pass another way, as
+    soon as one of its sequences is so long: what a pair is worth would depend on the pairs beside it.
+    """
     lengths = (config.get(name) for name in ("max_position_embeddings", "n_positions", "max_sequence_length"))
     context = next((length for length in lengths if isinstance(length, int)), None)
-    parameters = parameter_count(folder)
-    return ModelFacts(parameters, config["vocab_size"], context, shape_of(config, parameters))
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if "longrope" in (rope.get("rope_type"), rope.get("type")):
+        original = rope.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
+        return original if isinstance(original, int) else context
+    return context
 
 
 def shape_of(config: dict[str, Any], parameters: int) -> Shape:

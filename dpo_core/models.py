@@ -131,7 +131,7 @@ def merged(source: ModelSource, dtype: torch.dtype, device: LoadDevice = "cpu") 
         return load_weights(source.base_path, dtype, device)
     base = load_weights(source.base_path, torch.float32)
     model: Any = PeftModel.from_pretrained(base, source.path).merge_and_unload()
-    return cast("PreTrainedModel", model.requires_grad_(True).to(dtype))
+    return with_weights_in(dtype, cast("PreTrainedModel", model.requires_grad_(True)))
 
 
 def fresh_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PreTrainedModel:
@@ -177,7 +177,14 @@ def continued_adapter(source: ModelSource, lora: LoraSpec, dtype: torch.dtype, d
         return cast("PreTrainedModel", get_peft_model(base, shape, autocast_adapter_dtype=False))
     model: Any = PeftModel.from_pretrained(base, source.path, is_trainable=True, autocast_adapter_dtype=False)
     # Under bfloat16 the adapter's own files may be float32.
-    return cast("PreTrainedModel", model.to(dtype))
+    return with_weights_in(dtype, cast("PreTrainedModel", model))
+
+
+def with_weights_in(dtype: torch.dtype, model: PreTrainedModel) -> PreTrainedModel:
+    """Casts parameters and no buffers: rotary frequencies in bfloat16 would shift every later position."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def adapter_config(folder: Path) -> dict[str, object]:

@@ -119,28 +119,31 @@ class Preference(Split):
 
     def micro_batch(self, score: Score, share: Share) -> tuple[Tensor, Tensor]:
         pairs = [self.items[index] for index in share.indices]
+        known = self.known(share.indices)  # before the forward pass: a copy to a GPU waits for what is queued there
         policy = self.packer.measure(score, pairs, share.chunks).view(-1, 2).T
-        losses, sums = self.losses(policy, share.indices)
+        losses, sums = self.losses(policy, *known)
         return losses.sum() * share.counts, sums * share.counts
 
-    def losses(self, policy: Tensor, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Losses [B] and metric sums from the policy's log-probabilities [2, B]."""
-        reference = self.reference[:, list(indices)]
-        tokens = self.responses(indices)
+    def known(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The pairs' reference log-probabilities and numbers of response tokens, both [2, B]."""
+        return self.reference[:, list(indices)], self.responses(indices)
+
+    def losses(self, policy: Tensor, reference: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses [B] and metric sums from the policy's log-probabilities [2, B] and what is `known`."""
         losses = self.loss(policy, reference, tokens)
         return losses, preference_sums(losses.detach(), policy.detach(), reference, tokens, self.loss.beta)
 
     def loss_at_reference(self, indices: Sequence[int]) -> float:
         """The mean loss of a policy that equals the reference."""
-        losses, _ = self.losses(self.reference[:, list(indices)], indices)
-        return losses.mean().item()
+        reference, tokens = self.known(indices)
+        return self.losses(reference, reference, tokens)[0].mean().item()
 
     def means(self, sums: list[float]) -> dict[str, float]:
         return preference_means(sums)
 
     def evaluate(self, score: Score, world: World) -> dict[str, float]:
         policy = log_probabilities(score, self.items, self.packer, world).to(self.device)
-        return self.means(self.losses(policy, range(len(self.items)))[1].tolist())
+        return self.means(self.losses(policy, *self.known(range(len(self.items))))[1].tolist())
 
 
 class Supervised(Split):

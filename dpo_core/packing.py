@@ -128,6 +128,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         moved = {name: getattr(self, name).to(device) for name in TENSORS}
+        if self.layout is not None and device.type == "cuda":
+            self.layout.runs(device)  # now, not in the first layer: a copy to a GPU waits for what is queued there
         return replace(self, **moved)
 
 

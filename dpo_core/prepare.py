@@ -14,7 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 from dpo_core.dataset import Dataset, FileName, divide, load_tolerable
-from dpo_core.device_memory import memory_of_a_rank
+from dpo_core.device_memory import host_memory, memory_of_a_rank
 from dpo_core.errors import RunError, user_error
 from dpo_core.failures import classify
 from dpo_core.memory import DeviceFacts
@@ -55,7 +55,9 @@ def prepare(run_spec: RunSpec) -> Prepared:
         model=model,
         items=len(data.items),
         lengths=lengths,
-        device=DeviceFacts(run_spec.device, run_spec.ranks, memory_of_a_rank(run_spec.device, run_spec.ranks)),
+        device=DeviceFacts(
+            run_spec.device, run_spec.ranks, memory_of_a_rank(run_spec.device, run_spec.ranks), host_memory()
+        ),
         has_validation_file=validation is not None,
     )
     resolution = resolve(training, facts)

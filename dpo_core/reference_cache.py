@@ -22,8 +22,8 @@ from dpo_core.run_directory import sync_folder
 
 KEY_BYTES = 16
 BATCH_TOKENS = {"cpu": 8_192, "cuda": 16_384}
-"""Tokens of a batch, as if its rows were padded, by device. Not the spec's: a pair's last bits depend on what it is
-measured with, and may not depend on the job that happened to measure it."""
+"""Tokens of a batch, as if its rows were padded, by device. Not the spec's, unless that asks for very few: a pair's
+last bits depend on what it is measured with, and should not depend on the job that happened to measure it."""
 
 
 def pair_key(pair: TokenPair) -> bytes:

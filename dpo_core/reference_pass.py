@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 
 import torch
 from torch import Tensor
@@ -83,9 +84,7 @@ class ReferencePass:
         self.whose = "the starting model" if start else "the reference model"
         self.hashing: Future[str | None] | None = None
         if world.rank == 0 and run.resume_from is None:
-            pool = ThreadPoolExecutor(1, thread_name_prefix="hashing")
-            self.hashing = pool.submit(reference_group, run)
-            pool.shutdown(wait=False)
+            self.hashing = in_background(reference_group, run)
 
     def log_probabilities(
         self, score: Score, packer: Packer, items: Sequence[TokenPair], needed: Sequence[int]
@@ -151,7 +150,8 @@ class ReferencePass:
             return
         tell("reference_started", f"Measuring {what}; {cached}")
         started = told = written = time.monotonic()
-        batches = canonical_batches(pairs, BATCH_TOKENS[self.world.device.type])
+        # Without a gradient twice a training pass's tokens fit, and who trains with few must fit here, too.
+        batches = canonical_batches(pairs, min(BATCH_TOKENS[self.world.device.type], 2 * packer.budget))
         measure = measurer(score, packer, pairs, batches)
         fresh, done = list[int](), 0
         for together in fill(values, batches, measure, self.world, self.stop):
@@ -173,6 +173,20 @@ class ReferencePass:
         """Writes a shard with the `fresh` places of `values`."""
         if self.hashing is not None and fresh:
             write_shard(self.shards(), [keys[place] for place in fresh], values[:, fresh])
+
+
+def in_background(work: Callable[[RunSpec], str | None], run: RunSpec) -> Future[str | None]:
+    """`work(run)` in a thread that keeps no process alive: a run that fails meanwhile ends at once."""
+    future = Future[str | None]()
+
+    def settle() -> None:
+        try:
+            future.set_result(work(run))
+        except Exception as error:  # noqa: BLE001 (who asks for the result gets it)
+            future.set_exception(error)
+
+    Thread(target=settle, name="hashing", daemon=True).start()
+    return future
 
 
 def measurer(

@@ -32,7 +32,7 @@ class Scorer(nn.Module):
         super().__init__()
         self.model = model
         self.whole = False
-        """Calls the model as a whole, with logits for every position: for heads that do more than multiply."""
+        """Calls the model as a whole, head included: for models that do more than multiply there."""
 
     @property
     def causal(self) -> PreTrainedModel:
@@ -54,8 +54,13 @@ class Scorer(nn.Module):
         # Layout and positions only where they are needed: a model that knows neither still works padded.
         extra = {} if batch.layout is None else {"position_ids": batch.positions, "layout": batch.layout}
         if self.whole:
-            logits = self.model(input_ids=batch.tokens, use_cache=False, **extra).logits
-            return log_probabilities(logits.flatten(0, 1)[batch.predictors], batch.targets, ranks_first)
+            width = batch.tokens.shape[1]
+            columns = batch.predictors % width
+            kept = width - int(columns.min())  # no sequence predicts anything before that
+            output = self.model(input_ids=batch.tokens, use_cache=False, logits_to_keep=kept, **extra)
+            # A model that does not know `logits_to_keep` returns all positions.
+            logits = output.logits[:, -kept:][batch.predictors // width, columns - (width - kept)]
+            return log_probabilities(logits, batch.targets, ranks_first)
         causal = self.causal
         hidden = getattr(causal, causal.base_model_prefix)(input_ids=batch.tokens, use_cache=False, **extra)[0]
         hidden = hidden.flatten(0, 1).index_select(0, batch.predictors)

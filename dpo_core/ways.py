@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dpo_core import attention
+from dpo_core.engine import World
 from dpo_core.objective import Score
 from dpo_core.packing import arrange
 from dpo_core.records import TokenPair
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 FULL = frozenset({"full_attention", "attention"})
 """transformers' names for layers that see everything before them."""
+AFTER_THE_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+"""What models of some families do to their logits, and the value at which it does nothing."""
+ELSEWHERE = "another rank found out"
 EXACT = 1e-4
 """Largest difference of a token's log-probability between two ways in float32."""
 COARSE = 0.05
@@ -38,8 +42,8 @@ class Choice:
     """Where the model could not take the way that was asked for."""
 
 
-def choose(scorer: Scorer, score: Score, asked: Way, *, bfloat16: bool) -> Choice:
-    """Settles how `scorer` runs its head and its attention; `score` runs it. All ranks call it.
+def choose(scorer: Scorer, score: Score, asked: Way, world: World, *, bfloat16: bool) -> Choice:
+    """Settles how `scorer` runs its head and its attention; `score` runs it. All ranks call it, and agree.
 
     `scorer.whole` and the model's attention implementation are set as they have to be.
     """
@@ -50,14 +54,16 @@ def choose(scorer: Scorer, score: Score, asked: Way, *, bfloat16: bool) -> Choic
     scorer.whole = True
     expected = trial.measure("padded")
     scorer.whole = False
-    if (reason := head_differs(trial, expected)) is not None:
+    reason = head_differs(causal, trial, expected)
+    if world.any(reason is not None):
         scorer.whole = True
-        notes.append(f"its head runs on all positions, as {reason}")
+        notes.append(f"its head runs with all of it, as {reason or ELSEWHERE}")
     way: Way = asked
-    if asked != "padded" and (reason := packing_differs(causal, trial, asked, expected)) is not None:
+    reason = None if asked == "padded" else packing_differs(causal, trial, asked, expected, world.device)
+    if world.any(reason is not None):
         causal.set_attn_implementation(own)
         way = "padded"
-        notes.append(f"its rows are padded and prompts are computed twice, as {reason}")
+        notes.append(f"its rows are padded and prompts are computed twice, as {reason or ELSEWHERE}")
     if not notes:
         return Choice(way, None)
     message = f"{type(causal).__name__} trains exactly, but not the fastest way: {'; '.join(notes)}."
@@ -98,8 +104,12 @@ class Trial:
         return f"{what} gave log-probabilities up to {largest:.2g} off"
 
 
-def head_differs(trial: Trial, expected: Tensor) -> str | None:
+def head_differs(causal: PreTrainedModel, trial: Trial, expected: Tensor) -> str | None:
     """Why the head can't be used by itself, if it can't."""
+    config = causal.config.get_text_config()
+    for name, nothing in AFTER_THE_HEAD.items():
+        if getattr(config, name, None) not in (None, nothing):
+            return f"it has {name} {getattr(config, name)}"
     try:
         found = trial.measure("padded")
     except (AttributeError, TypeError, IndexError, NotImplementedError) as error:
@@ -107,19 +117,31 @@ def head_differs(trial: Trial, expected: Tensor) -> str | None:
     return trial.differs(found, expected, "its head by itself")
 
 
-def packing_differs(causal: PreTrainedModel, trial: Trial, way: Way, expected: Tensor) -> str | None:
+def packing_differs(
+    causal: PreTrainedModel, trial: Trial, way: Way, expected: Tensor, device: torch.device
+) -> str | None:
     """Puts our attention into the model; says why it can't be used, if it can't."""
     kinds = set(getattr(causal.config.get_text_config(), "layer_types", None) or ()) - FULL
     if kinds:
         return f"it has layers of {', '.join(sorted(kinds))}"
-    if causal.device.type == "cuda" and trial.bfloat16:
-        error = attention.flash_error(causal.device, torch.bfloat16)
-        if not error <= COARSE:
-            return f"this machine's variable-length attention is {error:.2g} off"
     attention.register()
     try:
+        if device.type == "cuda" and trial.bfloat16:
+            error = attention.flash_error(device, torch.bfloat16, *heads_of(causal))
+            if not error <= COARSE:
+                return f"this machine's variable-length attention is {error:.2g} off"
         causal.set_attn_implementation(attention.NAME)
         found = trial.measure(way)
-    except (attention.UnsupportedAttentionError, ValueError, TypeError, AttributeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:  # kernels refuse shapes by RuntimeError
         return f"its attention can't be replaced ({error})"
     return trial.differs(found, expected, "a packed row")
+
+
+def heads_of(causal: PreTrainedModel) -> tuple[int, int, int]:
+    """Query heads, key heads and the size of a head."""
+    config = causal.config.get_text_config()
+    queries: int = config.num_attention_heads
+    keys = getattr(config, "num_key_value_heads", None) or queries
+    return queries, keys, getattr(config, "head_dim", None) or config.hidden_size // queries

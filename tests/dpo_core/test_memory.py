@@ -60,6 +60,16 @@ def test_what_is_offloaded_is_not_on_the_gpu() -> None:
     assert cpu.weights == 4 * model.parameter_count // 8  # the host is the device
 
 
+def test_what_is_offloaded_must_fit_on_the_host() -> None:
+    """70B: 16 bytes a parameter of masters, moments and gradients, and 2 of weights: 1,183 GiB."""
+    request = Request(**OPEN, bfloat16=True, lora=None, longest_item=1024)
+    enough, little = (DeviceFacts("cuda", 2, 80 * GIB, host) for host in (2000 * GIB, 900 * GIB))
+    assert plan(request, MODELS["70B"], enough).layout.offload == "parameters"
+    with pytest.raises(RunError, match="of the host's memory") as caught:
+        plan(request, MODELS["70B"], little)
+    assert caught.value.failure.code == "memory_too_small"
+
+
 def test_an_adapters_parameters() -> None:
     """Llama 3 8B, rank 16: q 8192, k and v 5120, o 8192, gate, up and down 18432, times 32 layers and the rank."""
     assert adapter_parameters(MODELS["8B"], LoraSpec()) == 16 * 32 * (8192 + 5120 * 2 + 8192 + 3 * 18432)

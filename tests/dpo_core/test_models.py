@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from dpo_core.models import Start, load_start, save_model
-from dpo_core.spec import ModelSource, RunSpec, TrainingSpec
+from dpo_core.spec import LoraSpec, ModelSource, RunSpec, TrainingSpec
 
 
 def run_of(folder: Path) -> RunSpec:
@@ -61,3 +61,21 @@ def test_generation_config_and_named_templates_are_carried_on_as_they_are(base: 
     for name in ("generation_config.json", "additional_chat_templates/tool_use.jinja"):
         assert (out / name).read_bytes() == (base / name).read_bytes()
     AutoModelForCausalLM.from_pretrained(out)
+
+
+# peft asks transformers by a name that transformers 5.23 is retiring
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_an_adapter_in_bfloat16_keeps_the_rotary_frequencies_in_float32(base: Path, tmp_path: Path) -> None:
+    """Cast with the weights they would turn every later position another way, and no engine that serves it would."""
+    run = run_of(base).model_copy(update={"training": TrainingSpec(lora=LoraSpec())})
+    adapter = tmp_path / "adapter"
+    load_start(run, torch.float32).model.save_pretrained(adapter)
+    source = ModelSource(id="a", path=adapter, base_path=base)
+    expected = dict(load_start(run_of(base), torch.bfloat16).model.named_buffers())
+    for training in (TrainingSpec(lora=LoraSpec()), TrainingSpec()):
+        start = load_start(run.model_copy(update={"training": training, "model": source}), torch.bfloat16)
+        assert {parameter.dtype for parameter in start.model.parameters()} == {torch.bfloat16}
+        found = {name.removeprefix("base_model.model."): buffer for name, buffer in start.model.named_buffers()}
+        assert found.keys() == expected.keys()
+        assert all(found[name].dtype == buffer.dtype == torch.float32 for name, buffer in expected.items())
+        assert all(torch.equal(found[name], buffer) for name, buffer in expected.items())

@@ -9,10 +9,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dpo_core import ways
+from dpo_core import attention, ways
+from dpo_core.engine import World
 from dpo_core.packing import arrange
 from dpo_core.scorer import Scorer, chunk_tokens
 
+ALONE = World(0, 1, torch.device("cpu"))
 SIZES: dict[str, Any] = {
     "vocab_size": 96,
     "hidden_size": 32,
@@ -40,7 +42,7 @@ def scorer(kind: str, **changes: Any) -> Scorer:
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma", "phi", "phi3", "mistral", "gpt2", "olmo2"])
 def test_full_causal_attention_is_packed(kind: str) -> None:
     model = scorer(kind, **({"sliding_window": None} if kind in ("mistral", "phi3") else {}))
-    choice = ways.choose(model, model, "shared", bfloat16=False)
+    choice = ways.choose(model, model, "shared", ALONE, bfloat16=False)
     assert choice == ways.Choice("shared", None)
     assert not model.whole
 
@@ -56,7 +58,7 @@ def test_full_causal_attention_is_packed(kind: str) -> None:
 def test_any_other_attention_stays_as_it_is_and_an_event_says_why(kind: str, changes: dict[str, Any], why: str) -> None:
     model = scorer(kind, **changes)
     own = model.causal.config._attn_implementation
-    choice = ways.choose(model, model, "shared", bfloat16=False)
+    choice = ways.choose(model, model, "shared", ALONE, bfloat16=False)
     assert choice.way == "padded"
     assert choice.event is not None
     assert choice.event.code == "packing_limited"
@@ -71,11 +73,40 @@ def test_a_head_that_does_more_than_multiply_is_called_with_its_model() -> None:
     batch = arrange(pairs, "padded")
     logits = model.causal(input_ids=batch.tokens).logits.log_softmax(-1).flatten(0, 1)
     expected = logits[batch.predictors].gather(1, batch.targets.unsqueeze(1)).squeeze(1)
-    choice = ways.choose(model, model, "shared", bfloat16=False)
+    choice = ways.choose(model, model, "shared", ALONE, bfloat16=False)
     assert model.whole
     assert choice.event is not None
     assert "head" in choice.event.message
     assert torch.allclose(model(batch)[0], expected, atol=1e-5)
+
+
+def test_a_soft_cap_is_found_by_its_name_where_its_numbers_are_too_small_to_show() -> None:
+    model = scorer("gemma2", final_logit_softcapping=1e6, attn_logit_softcapping=None, sliding_window=128)
+    ways.choose(model, model, "shared", ALONE, bfloat16=False)
+    assert model.whole
+
+
+def test_a_kernel_that_refuses_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object) -> None:
+        raise RuntimeError("head dimension not supported")
+
+    monkeypatch.setattr(attention, "run_by_run", refuses)
+    model = scorer("llama")
+    choice = ways.choose(model, model, "shared", ALONE, bfloat16=False)
+    assert choice.way == "padded"
+    assert choice.event is not None
+    assert "head dimension not supported" in choice.event.message
+
+
+def test_ranks_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one rank finds out holds for all: with other ways they would run other numbers of passes, and hang."""
+    monkeypatch.setattr(World, "any", lambda _, __: True)
+    model = scorer("llama")
+    choice = ways.choose(model, model, "shared", ALONE, bfloat16=False)
+    assert choice.way == "padded"
+    assert model.whole
+    assert choice.event is not None
+    assert "another rank" in choice.event.message
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
@@ -84,7 +115,7 @@ def test_every_way_and_every_chunking_gives_the_same_log_probabilities_and_gradi
     found = {}
     for way, chunks in (("padded", 1), ("separate", 1), ("shared", 1), ("shared", 5)):
         if way == "separate":
-            assert ways.choose(model, model, "shared", bfloat16=False).way == "shared"
+            assert ways.choose(model, model, "shared", ALONE, bfloat16=False).way == "shared"
         batch = arrange(ways.sample(96), way)
         values, first = model(batch, chunks, ranks_first=True)
         sums = batch.sums(values)
