@@ -35,7 +35,7 @@ from dpo_core.reference_group import reference_group
 from dpo_core.run_directory import Failure, RunDirectory
 from dpo_core.spec import RunSpec
 
-EVENT_SECONDS = 10.0
+EVENT_SECONDS = 30.0
 """Between two events that say how far the pass is."""
 SHARD_SECONDS = 30.0
 """Between two shards: what a run that is killed loses at most."""
