@@ -72,6 +72,18 @@ check-long: setup ## The tests that take longer; run before an issue is called d
 compose-test: setup ## docker-compose.yml from nothing to a checkpoint, under docker or podman; says so where neither is
 	@DPO_COMPOSE_TEST=1 $(BIN)/python -m pytest -q --log-cli-level=INFO --log-cli-format='%(asctime)s %(message)s' tests/compose
 
+.PHONY: bench-train
+bench-train: setup build/trl/.installed ## This trainer and TRL 1.16 on the same pairs and cores, in turn (benchmarks/README.md)
+	@$(BIN)/python -m benchmarks.train
+
+.PHONY: bench-sharing
+bench-sharing: setup ## What sharing prompts saves, in parts of what it could save, from short prompts to long ones
+	@$(BIN)/python -m benchmarks.sharing
+
+.PHONY: bench-gpu
+bench-gpu: setup build/trl/.installed ## On a machine with an NVIDIA GPU: exactness in bfloat16, speed and memory beside TRL
+	@$(BIN)/python -m benchmarks.gpu
+
 .PHONY: bench-losses
 bench-losses: build/trl/.installed ## Every loss and its gradient beside TRL's, in float64
 	@PYTHONPATH=. build/trl/bin/python benchmarks/losses_against_trl.py

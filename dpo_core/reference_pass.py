@@ -140,8 +140,11 @@ class ReferencePass:
         computed = int(missing.sum())
         found = len(pairs) - computed
 
+        started = told = written = time.monotonic()
+
         def tell(code: str, message: str) -> None:
-            self.recorder.event(code, message, pairs=len(pairs), found=found, computed=computed)
+            seconds = time.monotonic() - started
+            self.recorder.event(code, message, pairs=len(pairs), found=found, computed=computed, seconds=seconds)
 
         what = f"the log-probabilities of {computed} pairs under {self.whose}"
         cached = f"those of {found} were in the cache." if found else "none was in the cache."
@@ -149,7 +152,6 @@ class ReferencePass:
             tell("reference_found", f"All {found} pairs' log-probabilities under {self.whose} were in the cache.")
             return
         tell("reference_started", f"Measuring {what}; {cached}")
-        started = told = written = time.monotonic()
         # Without a gradient twice a training pass's tokens fit, and who trains with few must fit here, too.
         batches = canonical_batches(pairs, min(BATCH_TOKENS[self.world.device.type], 2 * packer.budget))
         measure = measurer(score, packer, pairs, batches)

@@ -81,7 +81,7 @@ def test_a_run_killed_in_the_pass_and_started_again_equals_one_that_was_not(
 
 def test_a_second_run_measures_nothing_and_starts_at_ln_2(runs: dict[str, RunDirectory]) -> None:
     counts = said(runs["warm"], "reference_found")
-    assert counts == {"pairs": counts["pairs"], "found": counts["pairs"], "computed": 0}
+    assert (counts["found"], counts["computed"]) == (counts["pairs"], 0)
     assert runs["warm"].reference_shards() == []
     assert frozen_bytes(runs["warm"]) == frozen_bytes(runs["whole"])
     for run in ("whole", "warm"):
