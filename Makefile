@@ -88,6 +88,10 @@ bench-gpu: setup build/trl/.installed ## On a machine with an NVIDIA GPU: exactn
 bench-losses: build/trl/.installed ## Every loss and its gradient beside TRL's, in float64
 	@PYTHONPATH=. build/trl/bin/python benchmarks/losses_against_trl.py
 
+.PHONY: bench-memory
+bench-memory: setup ## The memory plan against measured peaks; on a GPU: make bench-memory DEVICE=cuda
+	@$(BIN)/python -m benchmarks.memory --device $(or $(DEVICE),cpu)
+
 # TRL is measured against, never depended on: it lives apart, with the same torch.
 build/trl/.installed: benchmarks/requirements-trl.txt
 	@echo 'installing the packages of benchmarks/requirements-trl.txt into build/trl'
