@@ -74,6 +74,9 @@ class Request:
     longest_item: int
     """Tokens of the longest pair or example; a forward pass holds at least one."""
 
+    largest_batch: int | None = None
+    """Tokens of a whole batch of longest items: no forward pass has more, whatever its budget."""
+
 
 OPEN: dict[str, Any] = dict.fromkeys(
     ("zero_stage", "offload", "activation_checkpointing", "micro_batch_tokens"), "auto"
@@ -120,13 +123,14 @@ def plan(request: Request, model: ModelFacts, device: DeviceFacts) -> MemoryPlan
         return MemoryPlan(usual, estimate(model, usual), "the usual, as the memory is not known", [])
     if (layout := first_fit(request, model, device)) is not None:
         found = estimate(model, layout)
-        return MemoryPlan(layout, found, f"about {gib(found.peak)} of {gib(device.memory)} a rank", [])
+        beside = " beside the process itself" if device.kind == "cpu" else ""
+        return MemoryPlan(layout, found, f"about {gib(found.peak)}{beside}, of {gib(device.memory)} a rank", [])
     least = min(layouts(request, device), key=lambda layout: estimate(model, layout).peak)
     needed = estimate(model, least)
     what = f"about {gib(needed.peak)} a rank ({needed.in_words()})"
     if needed.peak * BEYOND_DOUBT > device.memory or not host_holds(model, least, device):
-        if beside := host_bytes(model, least):
-            what += f" and {gib(beside)} of the host's memory"
+        if on_host := host_bytes(model, least):
+            what += f" and {gib(on_host)} of the host's memory"
         advice = "; or ".join(what_would_fit(request, model, device)) or "a larger device"
         message = f"The run needs {what}; there are {gib(device.memory)}. What would fit: {advice}."
         raise user_error("memory_too_small", message, param="training")
@@ -172,7 +176,8 @@ def token_budgets(request: Request, kind: Device, recompute: bool) -> list[int]:
     A pass of few tokens keeps no device busy: before that, activations are recomputed.
     """
     if request.micro_batch_tokens != "auto":
-        return [max(request.micro_batch_tokens, request.longest_item)]
+        held = min(request.micro_batch_tokens, request.largest_batch or request.micro_batch_tokens)
+        return [max(held, request.longest_item)]
     patient = request.activation_checkpointing == "auto" and not recompute
     least, tokens = USUAL_TOKENS[kind] // 4 if patient else FEWEST_TOKENS, USUAL_TOKENS[kind]
     budgets = []

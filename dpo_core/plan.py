@@ -90,7 +90,7 @@ def resolve(spec: TrainingSpec, facts: Facts) -> Resolution:
     if spec.learning_rate_multiplier != 1:
         reason += f", times learning_rate_multiplier {spec.learning_rate_multiplier:g}"
     precision = settle("precision", spec.precision, _precision(facts.device.kind))
-    memory = _memory_plan(spec, facts, max_length, precision)
+    memory = _memory_plan(spec, facts, max_length, batch_size, precision)
     resolved: dict[str, Any] = {
         "max_length": max_length,
         "validation_fraction": fraction,
@@ -195,8 +195,8 @@ def _precision(device: Device) -> tuple[Literal["float32", "bfloat16"], str]:
     return "float32", "float32 on a CPU, where bfloat16 is slower"
 
 
-def _memory_plan(spec: TrainingSpec, facts: Facts, max_length: int, precision: str) -> MemoryPlan:
-    rows = 2 if spec.method == "dpo" else 1
+def _memory_plan(spec: TrainingSpec, facts: Facts, max_length: int, batch_size: int, precision: str) -> MemoryPlan:
+    longest_item = (2 if spec.method == "dpo" else 1) * min(facts.lengths.longest, max_length)
     request = Request(
         zero_stage=spec.zero_stage,
         offload=spec.offload,
@@ -204,7 +204,8 @@ def _memory_plan(spec: TrainingSpec, facts: Facts, max_length: int, precision: s
         micro_batch_tokens=spec.micro_batch_tokens,
         bfloat16=precision == "bfloat16",
         lora=spec.lora,
-        longest_item=rows * min(facts.lengths.longest, max_length),
+        longest_item=longest_item,
+        largest_batch=batch_size * longest_item,
     )
     return plan_memory(request, facts.model, facts.device)
 

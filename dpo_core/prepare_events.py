@@ -44,7 +44,8 @@ def _rows_left_out(prepared: Prepared) -> Iterator[Event]:
     if report.dropped:
         message = (
             f"Left out, as longer than max_length {prepared.training.max_length}: {rows_in_words(report.dropped)} "
-            f"({lines_in_words(report.dropped_lines, report.dropped)})."
+            f"({lines_in_words(report.dropped_lines, report.dropped)}). The longest of all rows has "
+            f"{report.lengths.longest} tokens: with max_length at that none would be left out."
         )
         yield Event(level="warn", code="rows_dropped", message=message)
 

@@ -36,7 +36,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 class StrictModel(BaseModel):
     """Refuses unknown fields, and NaN or infinity for numbers."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def refusal(message: str, field: str | None = None) -> PydanticCustomError:
@@ -71,7 +71,7 @@ class EarlyStopping(StrictModel):
 
 
 class TrainingFields(StrictModel):
-    """The user's choices one by one. Whether they go together is TrainingSpec's to say, when all are known."""
+    """Every choice of a training run; `"auto"` leaves one to the service, which says what it took and why."""
 
     method: Method = "dpo"
     """`dpo` (Rafailov et al. 2023, arXiv:2305.18290), or `supervised`: cross-entropy on the completion."""

@@ -60,6 +60,14 @@ def test_what_is_offloaded_is_not_on_the_gpu() -> None:
     assert cpu.weights == 4 * model.parameter_count // 8  # the host is the device
 
 
+def test_a_forward_pass_holds_no_more_than_a_batch() -> None:
+    request = Request(**OPEN | {"micro_batch_tokens": 10**7}, bfloat16=True, lora=None, longest_item=152)
+    device = DeviceFacts("cuda", 1, 80 * GIB)
+    assert plan(replace(request, largest_batch=16 * 152), MODELS["1B"], device).layout.micro_batch_tokens == 16 * 152
+    with pytest.raises(RunError, match="micro_batch_tokens"):
+        plan(request, MODELS["1B"], device)
+
+
 def test_what_is_offloaded_must_fit_on_the_host() -> None:
     """70B: 16 bytes a parameter of masters, moments and gradients, and 2 of weights: 1,183 GiB."""
     request = Request(**OPEN, bfloat16=True, lora=None, longest_item=1024)
