@@ -82,7 +82,7 @@ def torchrun(module: str, directories: list[RunDirectory], ranks: int) -> subpro
         [sys.executable, *program, *(str(directory.path) for directory in directories)],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=560,
         check=False,
         cwd=Path(__file__).parents[2],
         env=environment(),

@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -26,6 +27,16 @@ LONG = CONSTANT | {"max_steps": 100_000, "checkpoint_steps": 5}
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("launch"))
+
+
+@pytest.fixture(autouse=True)
+def a_failed_test_leaves_no_training(workshop: Workshop) -> Iterator[None]:
+    """It would go on for 100,000 steps beside the tests that follow."""
+    yield
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if any(str(workshop.folder) in argument for argument in child.cmdline()):
+                child.kill()
 
 
 def wait_for(what: Callable[[], object], process: subprocess.Popen[bytes], run: RunDirectory) -> None:
