@@ -192,7 +192,7 @@ class TrainingSpec(TrainingFields):
     @model_validator(mode="after")
     def _loss_has_what_it_takes(self) -> Self:
         if self.method == "supervised":
-            for name in ("loss", "label_smoothing", "gamma_beta_ratio", "discopop_tau", "reference"):
+            for name in ("loss", "label_smoothing", "gamma_beta_ratio", "discopop_tau"):
                 if getattr(self, name) != TrainingFields.model_fields[name].default:
                     raise refusal(f"`{name}` belongs to method `dpo`; leave it out, or set the method.", name)
             return self

@@ -79,8 +79,10 @@ def test_full_dpo_on_two_ranks(running: Service, pairs: str, first: str, stage: 
     weights = load(files["model.safetensors"])
     assert weights["model.embed_tokens.weight"].shape == (264, 32)
     assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= set(files)
-    cold, warm = {"reference_computed": (0, PAIRS)}, {"reference_found": (PAIRS, 0)}
-    assert reference_counts(running, job_id) == (cold if job_id == first else warm)
+    ((code, (found, computed)),) = reference_counts(running, job_id).items()
+    assert found + computed == PAIRS
+    # Other tests of this suite may have measured some of the first job's pairs; after it, all are known.
+    assert (code, computed > 0) == (("reference_computed", True) if job_id == first else ("reference_found", False))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
