@@ -13,6 +13,8 @@ from dpo_core.run_directory import RunDirectory
 from dpo_core.spec import ModelSource
 from tests.dpo_core.runs import Workshop, final_weights, losses, train_all
 
+pytestmark = pytest.mark.long
+
 LORA = {"rank": 4, "alpha": 8}
 # every gradient is longer than this, so that clipping is compared too
 CLIPPED = {"micro_batch_tokens": 128, "max_grad_norm": 0.05, "checkpoint_steps": 2, "max_steps": 4}
