@@ -19,9 +19,9 @@ from benchmarks.shape import Shape, write_model
 from benchmarks.sharing import token_pair
 from benchmarks.workload import SEED
 from dpo_core import attention
+from dpo_core.data.records import TokenItem
 from dpo_core.losses import sigmoid_loss
 from dpo_core.packing import arrange
-from dpo_core.records import TokenItem
 from dpo_core.scorer import Scorer
 from dpo_core.spec import Device, Way
 

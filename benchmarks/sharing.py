@@ -24,11 +24,11 @@ from benchmarks.ours import make_run
 from benchmarks.report import machine, print_table, write_result
 from benchmarks.shape import SHAPES, Shape
 from benchmarks.workload import SEED, Workload, apart, build_drawn
+from dpo_core.data.records import TokenPair
 from dpo_core.engine import processes
 from dpo_core.loading import Loaded
 from dpo_core.objective import Preference
 from dpo_core.preference_loss import PreferenceLoss
-from dpo_core.records import TokenPair
 from dpo_core.spec import Device, Way
 
 RATIOS = (0.4, 0.7, 1.0, 1.5, 2.0, 4.0, 8.0, 11.0)

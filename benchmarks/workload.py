@@ -92,8 +92,8 @@ def apart(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> 
 
 
 def _build_real(workload: Workload, root: Path, count: int) -> None:
-    from dpo_core.dataset import load
-    from dpo_core.render import Renderer
+    from dpo_core.data.dataset import load
+    from dpo_core.data.render import Renderer
 
     workload.folder.mkdir(parents=True)
     write_model(workload.shape, workload.model, seed=SEED)
@@ -150,9 +150,9 @@ def _write_tokenizer(vocabulary: int, folder: Path) -> None:
 def _write_tokens(workload: Workload) -> None:
     """The token ids that the product itself makes of the pairs, in the order in which it trains on them."""
     from dpo_core.batches import Sampler
-    from dpo_core.dataset import load
-    from dpo_core.records import TokenPair
-    from dpo_core.render import Renderer
+    from dpo_core.data.dataset import load
+    from dpo_core.data.records import TokenPair
+    from dpo_core.data.render import Renderer
 
     items = load(workload.pairs, "dpo", Renderer(workload.model), workload.max_length).items
     sampler = Sampler(len(items), workload.batch_size, SEED)

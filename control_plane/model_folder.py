@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from control_plane.errors import InvalidRequest
+from dpo_core.data.tokenizer import chat_template, load_tokenizer
 from dpo_core.errors import RunError
-from dpo_core.tokenizer import chat_template, load_tokenizer
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

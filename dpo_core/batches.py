@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from dpo_core.data.records import TokenItem
 from dpo_core.packing import input_tokens, response_tokens
-from dpo_core.records import TokenItem
 from dpo_core.spec import Way
 
 

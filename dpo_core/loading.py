@@ -10,14 +10,14 @@ from torch import Tensor
 from dpo_core import reference, ways
 from dpo_core.adapters import what_it_keeps
 from dpo_core.batches import Sampler
-from dpo_core.dataset import load_splits
+from dpo_core.data.dataset import load_splits
+from dpo_core.data.records import TokenItem, TokenPair
 from dpo_core.engine import Engine, World
 from dpo_core.models import Start, load_start
 from dpo_core.objective import Objective, Packer, Preference, Score, Supervised
 from dpo_core.plan import total_steps
 from dpo_core.preference_loss import PreferenceLoss
 from dpo_core.recorder import Recorder
-from dpo_core.records import TokenItem, TokenPair
 from dpo_core.reference_pass import ReferencePass
 from dpo_core.run_directory import RunDirectory
 from dpo_core.scorer import Scorer, chunk_tokens

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from dpo_core.batches import Cost, Share, deal
+from dpo_core.data.records import TokenItem
 from dpo_core.engine import World
 from dpo_core.losses import supervised_loss
 from dpo_core.metrics import preference_means, preference_sums, supervised_means, supervised_sums
 from dpo_core.packing import Batch, arrange, response_tokens, rows_of
 from dpo_core.preference_loss import PreferenceLoss
-from dpo_core.records import TokenItem
 from dpo_core.spec import Way
 
 

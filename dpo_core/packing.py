@@ -20,7 +20,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from dpo_core.records import TokenItem, TokenPair
+from dpo_core.data.records import TokenItem, TokenPair
 from dpo_core.spec import Way
 
 

@@ -13,7 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from dpo_core.dataset import Dataset, FileName, divide, load_tolerable
+from dpo_core.data.dataset import Dataset, FileName, divide, load_tolerable
+from dpo_core.data.problems import LINES_KEPT, TITLES
+from dpo_core.data.records import TokenItem
+from dpo_core.data.render import Renderer
 from dpo_core.device_memory import host_memory, memory_of_a_rank
 from dpo_core.errors import RunError, user_error
 from dpo_core.failures import classify
@@ -22,11 +25,8 @@ from dpo_core.model_folder import check_lora_targets, model_facts
 from dpo_core.plan import Facts, Resolution, choose_max_length, resolve, total_steps
 from dpo_core.prepare_events import announce
 from dpo_core.prepare_report import Lengths, Prepared, Report, ReportFinding, ReportProblem
-from dpo_core.problems import LINES_KEPT, TITLES
 from dpo_core.process import arm_parent_death, start_deadman
-from dpo_core.records import TokenItem
 from dpo_core.reference_group import reference_group
-from dpo_core.render import Renderer
 from dpo_core.run_directory import RunDirectory, Status, write_whole
 from dpo_core.spec import RunSpec
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dpo_core.data.problems import lines_in_words, problem_in_words, rows_in_words
 from dpo_core.prepare_report import Prepared, Report, ReportProblem
-from dpo_core.problems import lines_in_words, problem_in_words, rows_in_words
 from dpo_core.run_directory import Event, RunDirectory
 
 IN_COMMON = {

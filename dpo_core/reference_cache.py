@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dpo_core.records import TokenPair
+from dpo_core.data.records import TokenPair
 from dpo_core.run_directory import sync_folder
 
 KEY_BYTES = 16

@@ -17,12 +17,12 @@ from threading import Thread
 import torch
 from torch import Tensor
 
+from dpo_core.data.records import TokenPair
 from dpo_core.engine import World
 from dpo_core.errors import RunError
 from dpo_core.objective import Packer, Score
 from dpo_core.packing import response_tokens
 from dpo_core.recorder import Recorder
-from dpo_core.records import TokenPair
 from dpo_core.reference_cache import (
     BATCH_TOKENS,
     canonical_batches,

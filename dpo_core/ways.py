@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from dpo_core import attention
+from dpo_core.data.records import TokenPair
 from dpo_core.engine import World
 from dpo_core.objective import Score
 from dpo_core.packing import arrange
-from dpo_core.records import TokenPair
 from dpo_core.run_directory import Event
 from dpo_core.scorer import Scorer
 from dpo_core.spec import Way

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from dpo_core.data.records import TokenExample
 from dpo_core.packing import arrange
-from dpo_core.records import TokenExample
 from dpo_core.schedule import learning_rate
 from dpo_core.scorer import Scorer
 from illustrated.world import LETTERS, Comparisons, sequences

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpo_core.data.records import TokenExample, TokenItem, TokenPair
 from dpo_core.packing import Block, Layout, arrange, common_prefix, input_tokens, pack, pad
-from dpo_core.records import TokenExample, TokenItem, TokenPair
 
 PAIR = TokenPair(1, chosen=[1, 2, 3, 4, 5, 9], rejected=[1, 2, 3, 7, 9], chosen_prompt=2, rejected_prompt=2)
 """A prompt of two tokens; the answers [3 4 5 9] and [3 7 9] both begin with 3."""

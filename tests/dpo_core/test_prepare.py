@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_core.dataset import load_splits
+from dpo_core.data.dataset import load_splits
 from dpo_core.errors import RunError
 from dpo_core.model_folder import check_lora_targets, model_facts, parameter_count
 from dpo_core.prepare import prepare, run

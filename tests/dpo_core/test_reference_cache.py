@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dpo_core.data.records import TokenPair
 from dpo_core.engine import World
-from dpo_core.records import TokenPair
 from dpo_core.reference_cache import canonical_batches, in_canonical_order, pair_key, read_known, write_shard
 from dpo_core.reference_pass import fill
 

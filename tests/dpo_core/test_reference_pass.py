@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dpo_core.batches import Sampler
-from dpo_core.dataset import load_splits
+from dpo_core.data.dataset import load_splits
 from dpo_core.engine import World
 from dpo_core.recorder import Recorder
 from dpo_core.reference_cache import write_shard

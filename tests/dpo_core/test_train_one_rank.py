@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpo_core.dataset import load_splits
+from dpo_core.data.dataset import load_splits
 from dpo_core.packing import rows_of
 from dpo_core.run_directory import RunDirectory, read_lines
 from dpo_core.spec import ModelSource

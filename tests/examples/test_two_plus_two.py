@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from control_plane.model_folder import inspect_folder
-from dpo_core.formats import read_rows
-from dpo_core.records import Example, Pair
-from dpo_core.render import Renderer
+from dpo_core.data.formats import read_rows
+from dpo_core.data.records import Example, Pair
+from dpo_core.data.render import Renderer
 from tests.examples.conftest import DEMO
 
 

@@ -12,9 +12,9 @@ from torch.nn.utils import parameters_to_vector
 
 from dpo_core import attention
 from dpo_core.batches import Sampler, Share
+from dpo_core.data.records import TokenPair
 from dpo_core.objective import Packer, Preference
 from dpo_core.preference_loss import PreferenceLoss
-from dpo_core.records import TokenPair
 from dpo_core.scorer import Scorer
 from dpo_core.spec import Way
 from illustrated.policy import answer_log_probabilities, random_model

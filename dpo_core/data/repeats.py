@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
-from dpo_core.records import Example, Pair, Text
-from dpo_core.turns import as_turns
+from dpo_core.data.records import Example, Pair, Text
+from dpo_core.data.turns import as_turns
 
 
 class Repeats:

@@ -12,15 +12,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from dpo_core.data.formats import read_rows
+from dpo_core.data.problems import Finding, Tally, problem_in_words, rows_in_words, share_for
+from dpo_core.data.records import Example, FileProblem, Pair, RowProblem, Text, TokenExample, TokenItem, TokenPair
+from dpo_core.data.render import Renderer
+from dpo_core.data.repeats import Repeats
+from dpo_core.data.template import TemplateRefusal
+from dpo_core.data.truncate import fit_example, fit_pair, least_length
 from dpo_core.errors import user_error
-from dpo_core.formats import read_rows
-from dpo_core.problems import Finding, Tally, problem_in_words, rows_in_words, share_for
-from dpo_core.records import Example, FileProblem, Pair, RowProblem, Text, TokenExample, TokenItem, TokenPair
-from dpo_core.render import Renderer
-from dpo_core.repeats import Repeats
 from dpo_core.spec import Method, RunSpec, TrainingSpec
-from dpo_core.template import TemplateRefusal
-from dpo_core.truncate import fit_example, fit_pair, least_length
 
 __all__ = ["Dataset", "TokenExample", "TokenItem", "TokenPair", "load", "load_splits", "prompt_key", "split"]
 

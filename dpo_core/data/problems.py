@@ -36,7 +36,7 @@ TITLES: dict[str, str] = {
     "wrong_type": "a field of the wrong type",
     "zero_weight": "an answer with weight 0",
 }
-"""The words for every `dpo_core.records.ProblemCode`."""
+"""The words for every `dpo_core.data.records.ProblemCode`."""
 
 
 @dataclass(slots=True)

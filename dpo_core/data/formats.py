@@ -1,4 +1,4 @@
-"""Reads a JSONL data file row by row, plain or gzip; the shapes that a row may have are in `dpo_core.rows`.
+"""Reads a JSONL data file row by row, plain or gzip; the shapes that a row may have are in `dpo_core.data.rows`.
 
 Nothing in a file can stop the reader: every line becomes a record or a RowProblem with its number, and
 what is wrong with the file as a whole becomes a FileProblem.
@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from dpo_core.records import Example, FileProblem, Pair, RowProblem
-from dpo_core.rows import parse_row
+from dpo_core.data.records import Example, FileProblem, Pair, RowProblem
+from dpo_core.data.rows import parse_row
+from dpo_core.data.turns import BadRow
+from dpo_core.data.unpack import BadPackage, Lines, open_lines
 from dpo_core.spec import Method
-from dpo_core.turns import BadRow
-from dpo_core.unpack import BadPackage, Lines, open_lines
 
 MAX_LINE_BYTES = 8 * 1024 * 1024
 """A longer line is refused unread, so that memory stays bounded."""

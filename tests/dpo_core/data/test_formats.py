@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dpo_core import formats, unpack
-from dpo_core.formats import read_rows
-from dpo_core.records import Example, FileProblem, Message, Pair, RowProblem
+from dpo_core.data import formats, unpack
+from dpo_core.data.formats import read_rows
+from dpo_core.data.records import Example, FileProblem, Message, Pair, RowProblem
 from dpo_core.spec import Method
 from tests.makers import real_data, write_preference_file, write_rows, write_supervised_file
 

@@ -11,13 +11,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpo_core import tokenizer as tokenizer_files
+from dpo_core.data import tokenizer as tokenizer_files
+from dpo_core.data.problems import Finding, Tally
+from dpo_core.data.records import Example, Pair, Text, TokenExample, TokenPair
+from dpo_core.data.template import ChatTemplate, TemplateRefusal, Variable
+from dpo_core.data.turns import as_turns
 from dpo_core.errors import user_error
-from dpo_core.problems import Finding, Tally
-from dpo_core.records import Example, Pair, Text, TokenExample, TokenPair
 from dpo_core.spec import ModelSource, TrainingSpec
-from dpo_core.template import ChatTemplate, TemplateRefusal, Variable
-from dpo_core.turns import as_turns
 
 FINDINGS = {
     "no_end_of_turn": "The answer doesn't end with a token that stops generation, so the model won't learn to stop. "

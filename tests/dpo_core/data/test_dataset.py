@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from dpo_core.dataset import Dataset, load, load_splits, prompt_key, split
+from dpo_core.data.dataset import Dataset, load, load_splits, prompt_key, split
+from dpo_core.data.records import Message, TokenExample, TokenPair
+from dpo_core.data.render import Renderer
 from dpo_core.errors import RunError
-from dpo_core.records import Message, TokenExample, TokenPair
-from dpo_core.render import Renderer
 from dpo_core.spec import Method, ModelSource, RunSpec, TrainingSpec
 from tests.makers import make_tokenizer, real_data, write_preference_file, write_rows, write_supervised_file
 

@@ -18,8 +18,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from dpo_core.data.records import Message
 from dpo_core.errors import user_error
-from dpo_core.records import Message
 
 Variable = str | int | float | bool
 

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping
 
-from dpo_core.records import Message, ProblemCode, Text
+from dpo_core.data.records import Message, ProblemCode, Text
 
 Row = Mapping[str, object]
 

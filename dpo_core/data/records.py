@@ -72,7 +72,7 @@ ProblemCode = Literal[
     "wrong_type",
     "zero_weight",
 ]
-"""Why a row can't be used; `dpo_core.problems` has the words for each."""
+"""Why a row can't be used; `dpo_core.data.problems` has the words for each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, processors
 
+from dpo_core.data.formats import read_rows
+from dpo_core.data.records import Example, Message, Pair
+from dpo_core.data.render import Renderer, common_prefix
+from dpo_core.data.template import TemplateRefusal
+from dpo_core.data.truncate import fit_example, fit_pair, least_length, shorter_prompts
 from dpo_core.errors import RunError
-from dpo_core.formats import read_rows
-from dpo_core.records import Example, Message, Pair
-from dpo_core.render import Renderer, common_prefix
-from dpo_core.template import TemplateRefusal
-from dpo_core.truncate import fit_example, fit_pair, least_length, shorter_prompts
 from tests.makers import CHAT_TEMPLATE, make_tokenizer, real_data
 
 PAIR = Pair(1, (Message("user", "2+2?"),), (Message("assistant", "4"),), (Message("assistant", "5"),))

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dpo_core.records import Example, Message, Pair, Text
-from dpo_core.spec import Method
-from dpo_core.turns import (
+from dpo_core.data.records import Example, Message, Pair, Text
+from dpo_core.data.turns import (
     BadRow,
     Row,
     as_turns,
@@ -29,6 +28,7 @@ from dpo_core.turns import (
     text_of,
     turns_of,
 )
+from dpo_core.spec import Method
 
 Shape = Literal["openai", "explicit", "implicit", "messages", "completion"]
 

@@ -4,8 +4,8 @@ from typing import get_args
 
 import pytest
 
-from dpo_core.problems import LINES_KEPT, TITLES, Tally, lines_in_words, share_for
-from dpo_core.records import ProblemCode
+from dpo_core.data.problems import LINES_KEPT, TITLES, Tally, lines_in_words, share_for
+from dpo_core.data.records import ProblemCode
 
 
 def test_every_problem_has_its_words() -> None:

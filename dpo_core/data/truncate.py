@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from dpo_core.records import Example, Message, Pair, Text, TokenExample, TokenPair
-from dpo_core.render import Renderer
+from dpo_core.data.records import Example, Message, Pair, Text, TokenExample, TokenPair
+from dpo_core.data.render import Renderer
 
 
 def fit_pair(renderer: Renderer, pair: Pair, max_length: int | None) -> tuple[TokenPair | None, bool]:
