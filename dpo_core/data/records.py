@@ -6,7 +6,14 @@ Imports nothing but the standard library.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NewType
+
+
+JsonText = NewType("JsonText", str)
+"""A JSON value as text, keys sorted, no spaces: hashable, and one spelling for each value."""
+
+Spans = tuple[tuple[int, int], ...]
+"""Half-open ranges of token positions, ascending, apart from each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +22,16 @@ class Message:
 
     role: str
     content: str
+    reasoning: str | None = None
+    """Thinking text that stands beside the content; chat templates know it as `reasoning_content`."""
+
+    tool_calls: JsonText | None = None
+    """A list of `{"type": "function", "function": {"name", "arguments"}}`; the arguments are an object."""
+
+    tool_call_id: str | None = None
+    """In a turn of role `tool`: the call that it answers."""
+
+    name: str | None = None
 
 
 Text = str | tuple[Message, ...]
@@ -25,7 +42,8 @@ Text = str | tuple[Message, ...]
 class Pair:
     """Answer `chosen` is better than answer `rejected` to `prompt`.
 
-    Either all three are strings, or all three are turns; an answer is exactly one assistant turn.
+    Either all three are strings, or all three are turns. An answer of several turns begins and ends with the
+    assistant's; between them stand results of tools.
     """
 
     line: int
@@ -34,6 +52,11 @@ class Pair:
     prompt: Text
     chosen: Text
     rejected: Text
+    tools: JsonText | None = None
+    """The functions that the conversation may call, as a list of JSON schemas."""
+
+    variables: JsonText | None = None
+    """The row's own `chat_template_kwargs`, an object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +66,8 @@ class Example:
     line: int
     prompt: Text
     completion: Text
+    tools: JsonText | None = None
+    variables: JsonText | None = None
 
 
 ProblemCode = Literal[
@@ -103,6 +128,10 @@ class TokenPair:
     rejected: list[int]
     chosen_prompt: int
     rejected_prompt: int
+    chosen_silent: Spans = ()
+    """Tokens behind the prompt that carry no loss all the same: results of tools between an answer's turns."""
+
+    rejected_silent: Spans = ()
 
     @property
     def sequences(self) -> list[list[int]]:
@@ -121,6 +150,8 @@ class TokenExample:
     line: int
     tokens: list[int]
     prompt: int
+    silent: Spans = ()
+    """As `TokenPair.chosen_silent`."""
 
     @property
     def sequences(self) -> list[list[int]]:
