@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NewType
 
-
 JsonText = NewType("JsonText", str)
 """A JSON value as text, keys sorted, no spaces: hashable, and one spelling for each value."""
 
