@@ -142,6 +142,9 @@ def outcome(client: OpenAI, job: FineTuningJob) -> list[str]:
     held_out = measurements(client, job.id, "validation")
     if held_out:
         lines.append(f"  held out  {_numbers(held_out[-1]['values'], before=held_out[0]['values'])}")
+    best = (job.model_extra or {})["run"]["best"]
+    if best is not None and best["step"] != step:
+        lines.append(f"  best      {best['model']}: {best['metric']} {best['value']:z.4f} at step {best['step']}")
     return [*lines, "", f"next: {command('download', model, model.partition('/')[2])}"]
 
 

@@ -43,8 +43,9 @@ def _first_problem(failure: ValidationError, model: type[BaseModel], data: objec
     if error["type"] == "extra_forbidden":
         where = f"in {'.'.join(path[:-1])}" if path[:-1] else "of this request"
         known = _fields(model, path[:-1])
+        hint = _elsewhere(model, path) or nearest(path[-1], known)
         return InvalidRequest(
-            f'There is no field "{path[-1]}" {where}.{nearest(path[-1], known)} Known: {", ".join(known)}.',
+            f'There is no field "{path[-1]}" {where}.{hint} Known: {", ".join(known)}.',
             param=param,
             code="unknown_field",
         )
@@ -78,6 +79,16 @@ def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
     for name in path:
         model = next(kind for kind in _models_in(model.model_fields[name].annotation))
     return list(model.model_fields)
+
+
+def _elsewhere(model: type[BaseModel], path: list[str]) -> str:
+    """A sentence for a field that stands beside the object it belongs to, or an empty string."""
+    if len(path) > 1:
+        return ""
+    for name, field in model.model_fields.items():
+        if any(path[0] in inner.model_fields for inner in _models_in(field.annotation)):
+            return f' It belongs into "{name}": write {{"{name}": {{"{path[0]}": ...}}}}.'
+    return ""
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -30,6 +30,13 @@ def _events(prepared: Prepared) -> Iterator[Event]:
     counts = {"rows", "pairs", "bad", "train_items", "validation_items", "dropped", "truncated"}
     yield Event(code="data_prepared", message=message, data=report.model_dump(include=counts))
     yield from _rows_left_out(prepared)
+    fraction = prepared.values["validation_fraction"]
+    if fraction.source == "auto" and not report.validation_items:
+        message = (
+            f"Nothing is held out to validate with: {fraction.reason}. Give a validation file, or "
+            "`training.validation_fraction`."
+        )
+        yield Event(level="warn", code="nothing_held_out", message=message)
     if report.truncated:
         message = f"Prompts that lost their oldest turns to fit in max_length: {report.truncated}."
         yield Event(code="prompts_truncated", message=message)

@@ -19,6 +19,7 @@ def dpo(**hyperparameters: Any) -> dict[str, Any]:
     ("changes", "param", "code", "said"),
     [
         ({"modle": "x"}, "modle", "unknown_field", 'no field "modle" of this request. Did you mean "model"?'),
+        ({"beta": 1}, "beta", "unknown_field", 'It belongs into "training": write {"training": {"beta": ...}}.'),
         ({"training": {"bta": 1}}, "training.bta", "unknown_field", 'in training. Did you mean "beta"?'),
         ({"training": {"lora": {"rnk": 8}}}, "training.lora.rnk", "unknown_field", 'Did you mean "rank"?'),
         ({"resources": {"gpu": 1}}, "resources.gpu", "unknown_field", 'in resources. Did you mean "gpus"?'),

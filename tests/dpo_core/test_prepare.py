@@ -145,7 +145,16 @@ def test_findings_and_warnings_are_events(tiny_model: Path, tmp_path: Path) -> N
     directory = directory_of(tmp_path / "run", spec)
     assert run(directory.path) == 0
     codes = [event["code"] for event in events(directory)]
-    assert codes == ["data_prepared", "generation_prompt_differs", "no_end_of_turn", "turn_changed", "unusual_value"]
+    assert codes[:2] == ["data_prepared", "nothing_held_out"]
+    assert codes[2:] == ["generation_prompt_differs", "no_end_of_turn", "turn_changed", "unusual_value"]
+
+
+def test_too_few_rows_to_hold_some_out_is_an_event(tiny_model: Path, tmp_path: Path) -> None:
+    directory = directory_of(tmp_path / "run", spec_of(tiny_model, write_preference_file(tmp_path / "t.jsonl", 20)))
+    assert run(directory.path) == 0
+    (said,) = [event["message"] for event in events(directory) if event["code"] == "nothing_held_out"]
+    assert "a tenth of 20 rows would be too few" in said
+    assert "Give a validation file" in said
 
 
 def test_repeated_rows_are_told_in_a_sentence(tiny_model: Path, tmp_path: Path) -> None:
