@@ -16,7 +16,15 @@ from dpo_core.batches import Cost, Share, deal
 from dpo_core.data.records import TokenItem
 from dpo_core.engine import World
 from dpo_core.losses import supervised_loss
-from dpo_core.metrics import preference_means, preference_sums, supervised_means, supervised_sums
+from dpo_core.metrics import (
+    SUPERVISED_VALUES,
+    preference_intervals,
+    preference_means,
+    preference_values,
+    supervised_intervals,
+    supervised_means,
+    supervised_values,
+)
 from dpo_core.packing import Batch, arrange, response_tokens, rows_of
 from dpo_core.preference_loss import PreferenceLoss
 from dpo_core.spec import Way
@@ -72,7 +80,7 @@ class Objective(Protocol):
         """Metrics from sums over a whole batch or split."""
 
     def evaluate(self, score: Score, world: World) -> dict[str, float]:
-        """Metrics of the whole split, the same on every rank. All ranks call it."""
+        """Metrics of the whole split, the same on every rank; rank 0 has 95 % intervals besides. All ranks call it."""
 
     def tokens(self, indices: Sequence[int]) -> int:
         """Tokens of all rows of these items, prompts included, padding not."""
@@ -121,17 +129,17 @@ class Preference(Split):
         pairs = [self.items[index] for index in share.indices]
         known = self.known(share.indices)  # before the forward pass: a copy to a GPU waits for what is queued there
         policy = self.packer.measure(score, pairs, share.chunks).view(-1, 2).T
-        losses, sums = self.losses(policy, *known)
-        return losses.sum() * share.counts, sums * share.counts
+        losses, values = self.losses(policy, *known)
+        return losses.sum() * share.counts, values.sum(1) * share.counts
 
     def known(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The pairs' reference log-probabilities and numbers of response tokens, both [2, B]."""
         return self.reference[:, list(indices)], self.responses(indices)
 
     def losses(self, policy: Tensor, reference: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses [B] and metric sums from the policy's log-probabilities [2, B] and what is `known`."""
+        """Losses [B] and metric values [12, B] from the policy's log-probabilities [2, B] and what is `known`."""
         losses = self.loss(policy, reference, tokens)
-        return losses, preference_sums(losses.detach(), policy.detach(), reference, tokens, self.loss.beta)
+        return losses, preference_values(losses.detach(), policy.detach(), reference, tokens, self.loss.beta)
 
     def loss_at_reference(self, indices: Sequence[int]) -> float:
         """The mean loss of a policy that equals the reference."""
@@ -143,7 +151,8 @@ class Preference(Split):
 
     def evaluate(self, score: Score, world: World) -> dict[str, float]:
         policy = log_probabilities(score, self.items, self.packer, world).to(self.device)
-        return self.means(self.losses(policy, *self.known(range(len(self.items))))[1].tolist())
+        values = self.losses(policy, *self.known(range(len(self.items))))[1]
+        return self.means(values.sum(1).tolist()) | (preference_intervals(values) if world.rank == 0 else {})
 
 
 class Supervised(Split):
@@ -153,22 +162,31 @@ class Supervised(Split):
         return float(sum(response_tokens(self.items[index]) for index in indices))
 
     def micro_batch(self, score: Score, share: Share) -> tuple[Tensor, Tensor]:
+        loss, values = self.measure(score, share)
+        return loss * share.counts, values.sum(1) * share.counts
+
+    def measure(self, score: Score, share: Share) -> tuple[Tensor, Tensor]:
+        """The summed loss (with its graph) and the metric values [4, B] of one forward pass."""
         batch = self.packer.batch([self.items[index] for index in share.indices])
         values, first = score(batch, share.chunks, ranks_first=True)
         assert first is not None  # noqa: S101 (it was asked for)
         policy, correct = batch.sums(values), batch.sums(first)
-        sums = supervised_sums(policy.detach(), correct, self.responses(share.indices)[0])
-        return supervised_loss(policy).sum() * share.counts, sums * share.counts
+        known = supervised_values(policy.detach(), correct, self.responses(share.indices)[0])
+        return supervised_loss(policy).sum(), known
 
     def means(self, sums: list[float]) -> dict[str, float]:
         return supervised_means(sums)
 
     def evaluate(self, score: Score, world: World) -> dict[str, float]:
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        shape = len(SUPERVISED_VALUES), len(self.items)
+        values = torch.zeros(shape, dtype=torch.float64, device=self.device)
         with torch.no_grad():
             for share in self.shares(range(len(self.items)), world):
-                sums += self.micro_batch(score, share)[1]
-        return self.means(world.sum(sums).tolist())
+                measured = self.measure(score, share)[1]
+                if share.counts:
+                    values[:, share.indices] = measured
+        values = world.sum(values)
+        return self.means(values.sum(1).tolist()) | (supervised_intervals(values) if world.rank == 0 else {})
 
 
 def log_probabilities(

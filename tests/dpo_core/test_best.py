@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from dpo_core.best import Best, Judge, Standing
 from dpo_core.judged_metrics import BETTER
-from dpo_core.metrics import PREFERENCE_SUMS, SUPERVISED_SUMS, preference_means, supervised_means
+from dpo_core.metrics import PREFERENCE_VALUES, SUPERVISED_VALUES, preference_means, supervised_means
 from dpo_core.spec import Method, TrainingSpec
 
 
@@ -68,5 +68,5 @@ def test_an_unknown_metric_is_refused_with_the_nearest(method: Method, metric: s
 
 
 def test_every_metric_that_can_be_judged_is_measured() -> None:
-    assert BETTER["dpo"].keys() <= preference_means([1.0] * len(PREFERENCE_SUMS)).keys()
-    assert BETTER["supervised"].keys() <= supervised_means([1.0] * len(SUPERVISED_SUMS)).keys()
+    assert BETTER["dpo"].keys() <= preference_means([1.0] * len(PREFERENCE_VALUES)).keys()
+    assert BETTER["supervised"].keys() <= supervised_means([1.0] * len(SUPERVISED_VALUES)).keys()
