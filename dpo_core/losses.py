@@ -55,7 +55,7 @@ def sigmoid_loss(policy: Tensor, reference: Tensor, *, beta: float, label_smooth
         −(1−ε) log σ(βΔ) − ε log σ(−βΔ),    0 ≤ ε < ½
 
     ε > 0 is conservative DPO: a label is taken to be flipped with probability ε (Mitchell 2023, "A note on
-    DPO with noisy preferences", equation 3).
+    DPO with noisy preferences & relationship to IPO", equation 3).
     """
     scaled = beta * _margin(policy - reference)
     return -(1 - label_smoothing) * F.logsigmoid(scaled) - label_smoothing * F.logsigmoid(-scaled)
@@ -119,9 +119,11 @@ def nca_pair_loss(policy: Tensor, reference: Tensor, *, beta: float) -> Tensor:
 
 
 def sppo_hard_loss(policy: Tensor, reference: Tensor, *, beta: float) -> Tensor:
-    """SPPO where the chosen answer wins with probability 1 (Wu et al. 2024, arXiv:2405.00675, equation 4.7, η = 1/β).
+    """SPPO where the chosen answer wins with probability 1 (Wu et al. 2024, arXiv:2405.00675, equation 4.12, η = 1/β).
 
-    (d_w − 1/(2β))² + (d_l + 1/(2β))²
+        (d_w − 1/(2β))² + (d_l + 1/(2β))²
+
+    Equation 4.7 is the same for one answer.
     """
     chosen, rejected = (policy - reference).unbind()
     return (chosen - 1 / (2 * beta)).square() + (rejected + 1 / (2 * beta)).square()
@@ -158,7 +160,7 @@ def discopop_loss(policy: Tensor, reference: Tensor, *, beta: float, tau: float)
 
 
 def sigmoid_norm_loss(policy: Tensor, reference: Tensor, tokens: Tensor, *, beta: float) -> Tensor:
-    """DPO with length-normalised rewards (Lambert et al. 2024, Tülu 3, arXiv:2411.15124, section 5.1).
+    """DPO with length-normalised rewards (Lambert et al. 2024, Tülu 3, arXiv:2411.15124, equation 6).
 
         −log σ(β (d_w/m_w − d_l/m_l))
 

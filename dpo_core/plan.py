@@ -133,12 +133,12 @@ def _loss_parameters(choices: Choices, spec: TrainingSpec) -> dict[str, float | 
     settled: dict[str, float | None] = {
         "beta": choices.settle("beta", spec.beta, (beta, f"{beta:g}, the usual choice for `{name}`"))
     }
-    papers: dict[Parameter, float] = {"gamma_beta_ratio": GAMMA_BETA_RATIO, "discopop_tau": DISCOPOP_TAU}
-    for parameter, value in papers.items():
+    advised: dict[Parameter, float] = {"gamma_beta_ratio": GAMMA_BETA_RATIO, "discopop_tau": DISCOPOP_TAU}
+    for parameter, value in advised.items():
         takers = taking(spec.loss, parameter)
         given: float | None = getattr(spec, parameter)
         if takers:
-            choice = (value, f"{value:g}, as in the paper of `{takers[0]}`")
+            choice = (value, f"{value:g}, as the authors of `{takers[0]}` advise")
             settled[parameter] = choices.settle(parameter, "auto" if given is None else given, choice)
     return settled
 

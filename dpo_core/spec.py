@@ -86,7 +86,7 @@ class TrainingFields(StrictModel):
     """The probability that a label is flipped: `sigmoid` (conservative DPO), `robust` and `exo_pair` take it."""
 
     gamma_beta_ratio: Annotated[float, Field(ge=0, le=100)] | None = None
-    """`simpo`'s target margin γ, as a multiple of β; None is the paper's 0.5."""
+    """`simpo`'s target margin γ, as a multiple of β; None is 0.5, its authors' advice."""
 
     discopop_tau: Annotated[float, Field(gt=0, le=1)] | None = None
     """`discopop`'s temperature τ; None is the paper's 0.05."""
