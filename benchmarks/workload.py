@@ -93,13 +93,14 @@ def apart(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> 
 
 def _build_real(workload: Workload, root: Path, count: int) -> None:
     from dpo_core.data.dataset import load
+    from dpo_core.data.options import ReadOptions
     from dpo_core.data.render import Renderer
 
     workload.folder.mkdir(parents=True)
     write_model(workload.shape, workload.model, seed=SEED)
     for file in (root / MINIMIND).glob("tokenizer*"):
         shutil.copyfile(file, workload.model / file.name)
-    good = load(root / HH_RLHF, "dpo", Renderer(workload.model), workload.max_length).items
+    good = load(root / HH_RLHF, ReadOptions("dpo"), Renderer(workload.model), workload.max_length).items
     taken = {item.line for item in random.Random(SEED).sample(good, count)}
     with gzip.open(root / HH_RLHF, "rt", encoding="utf-8") as rows:
         workload.pairs.write_text("".join(row for number, row in enumerate(rows, start=1) if number in taken))
@@ -151,10 +152,11 @@ def _write_tokens(workload: Workload) -> None:
     """The token ids that the product itself makes of the pairs, in the order in which it trains on them."""
     from dpo_core.batches import Sampler
     from dpo_core.data.dataset import load
+    from dpo_core.data.options import ReadOptions
     from dpo_core.data.records import TokenPair
     from dpo_core.data.render import Renderer
 
-    items = load(workload.pairs, "dpo", Renderer(workload.model), workload.max_length).items
+    items = load(workload.pairs, ReadOptions("dpo"), Renderer(workload.model), workload.max_length).items
     sampler = Sampler(len(items), workload.batch_size, SEED)
     rows = []
     for step in range(sampler.steps_per_epoch):

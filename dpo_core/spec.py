@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from dpo_core.data import columns as column_names
 from dpo_core.judged_metrics import cannot_judge
 from dpo_core.loss_table import (
     Loss,
@@ -30,6 +31,7 @@ Method = Literal["dpo", "supervised"]
 Device = Literal["cpu", "cuda"]
 Way = Literal["shared", "separate", "padded"]
 Offload = Literal["none", "optimizer", "parameters"]
+ScoredAnswers = Literal["best_worst", "all"]
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
@@ -153,6 +155,13 @@ class TrainingFields(StrictModel):
     """What rests in the host's memory instead of the GPU's (ZeRO-Offload, Ren et al. 2021, arXiv:2101.06840):
     AdamW's state and the update (`optimizer`, ZeRO stage 2 or 3), or the weights as well (`parameters`, stage 3)."""
 
+    columns: dict[str, str] = Field(default_factory=dict)
+    """The file's own column for a field, such as `{"chosen": "good_answer"}`, where its names say nothing
+    (docs/data.md)."""
+
+    scored_answers: ScoredAnswers = "best_worst"
+    """Pairs that are made of several scored answers to one prompt: the best against the worst, or all that differ."""
+
     chat_template: str | None = None
     """A Jinja chat template that replaces the tokenizer's own."""
 
@@ -184,6 +193,13 @@ class TrainingFields(StrictModel):
         if problem := what_is_wrong(loss):
             raise refusal(problem)
         return loss
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_are_known(cls, columns: dict[str, str]) -> dict[str, str]:
+        if problem := column_names.what_is_wrong(columns):
+            raise refusal(problem)
+        return columns
 
 
 class TrainingSpec(TrainingFields):

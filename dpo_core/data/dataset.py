@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from dpo_core.data.formats import read_rows
+from dpo_core.data.options import ReadOptions
 from dpo_core.data.problems import Finding, Tally, problem_in_words, rows_in_words, share_for
 from dpo_core.data.records import Example, FileProblem, Pair, RowProblem, Text, TokenExample, TokenItem, TokenPair
 from dpo_core.data.render import Renderer
@@ -20,7 +21,7 @@ from dpo_core.data.repeats import Repeats
 from dpo_core.data.template import TemplateRefusal
 from dpo_core.data.truncate import fit_example, fit_pair, least_length
 from dpo_core.errors import user_error
-from dpo_core.spec import Method, RunSpec, TrainingSpec
+from dpo_core.spec import RunSpec, TrainingSpec
 
 __all__ = ["Dataset", "TokenExample", "TokenItem", "TokenPair", "load", "load_splits", "prompt_key", "split"]
 
@@ -59,7 +60,7 @@ class Dataset:
         return len(self.items) + len(self.dropped_lines) + self.problems.count
 
 
-def load(path: Path, method: Method, renderer: Renderer, max_length: int | None) -> Dataset:
+def load(path: Path, options: ReadOptions, renderer: Renderer, max_length: int | None) -> Dataset:
     """Reads every row of `path`; None for `max_length` keeps whole sequences.
 
     Raises:
@@ -67,7 +68,7 @@ def load(path: Path, method: Method, renderer: Renderer, max_length: int | None)
         OSError: the file can't be read.
     """
     data, repeats, notes = Dataset(), Repeats(), Tally()
-    for row in read_rows(path, method):
+    for row in read_rows(path, options):
         if isinstance(row, FileProblem):
             data.damage = row
         elif isinstance(row, RowProblem):
@@ -176,7 +177,7 @@ def load_tolerable(
         RunError: kind `user`; there are more, or the file as a whole is no use.
         OSError: the file can't be read.
     """
-    data = load(path, training.method, renderer, max_length)
+    data = load(path, ReadOptions.of(training), renderer, max_length)
     refuse_problems(data, name, training.skip_bad_rows)
     return data
 

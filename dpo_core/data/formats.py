@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from dpo_core.data.columns import rename
+from dpo_core.data.options import ReadOptions
 from dpo_core.data.records import Example, FileProblem, Pair, RowProblem
 from dpo_core.data.rows import parse_row
 from dpo_core.data.turns import BadRow
 from dpo_core.data.unpack import BadPackage, Lines, open_lines
-from dpo_core.spec import Method
 
 MAX_LINE_BYTES = 8 * 1024 * 1024
 """A longer line is refused unread, so that memory stays bounded."""
@@ -23,8 +25,17 @@ MAX_LINE_BYTES = 8 * 1024 * 1024
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def read_rows(path: Path, method: Method) -> Iterator[Pair | Example | RowProblem | FileProblem]:
-    """Yields a Pair (`dpo`) or an Example (`supervised`) for each good row, a RowProblem for each bad one.
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """A row that is cut out of its file, and not looked into yet; picklable."""
+
+    line: int
+    content: bytes | RowProblem
+    """JSON text; or what is wrong with a row that can't be cut out."""
+
+
+def raw_rows(path: Path) -> Iterator[RawRow | FileProblem]:
+    """Cuts a file into rows, cheaply and in constant memory.
 
     UTF-8, one JSON object a line; gzip, a byte order mark, CRLF and blank lines are accepted. A FileProblem
     comes last: the file has no row, or is gzip and can't be unpacked to its end.
@@ -35,9 +46,9 @@ def read_rows(path: Path, method: Method) -> Iterator[Pair | Example | RowProble
     number, empty = 0, True
     with open_lines(path) as file:
         try:
-            for number, raw in _lines(file):
+            for number, line in _lines(file):
                 empty = False
-                yield _record(raw, method, number)
+                yield RawRow(number, line)
         except BadPackage as bad:
             yield FileProblem(number + 1, bad.code, bad.message)
             return
@@ -45,15 +56,32 @@ def read_rows(path: Path, method: Method) -> Iterator[Pair | Example | RowProble
         yield FileProblem(1, "empty_file", "The file has no rows. Write one JSON object per line.")
 
 
-def _record(raw: bytes | None, method: Method, number: int) -> Pair | Example | RowProblem:
+def records(raw: RawRow, options: ReadOptions) -> list[Pair | Example | RowProblem]:
+    """What a row says: Pairs (`dpo`), Examples (`supervised`), or what is wrong with it."""
+    if isinstance(raw.content, RowProblem):
+        return [raw.content]
     try:
-        return parse_row(_decode(raw, number), method, number)
+        row = rename(_decode(raw.content, raw.line), options.columns)
+        return [parse_row(row, options.method, raw.line)]
     except BadRow as bad:
-        return RowProblem(number, bad.code, bad.field, bad.message)
+        return [RowProblem(raw.line, bad.code, bad.field, bad.message)]
 
 
-def _lines(file: Lines) -> Iterator[tuple[int, bytes | None]]:
-    """Lines that aren't blank, without their ends, with 1-based numbers; None: a line longer than the limit."""
+def read_rows(path: Path, options: ReadOptions) -> Iterator[Pair | Example | RowProblem | FileProblem]:
+    """`raw_rows` and `records` in one.
+
+    Raises:
+        OSError: the file can't be opened or read.
+    """
+    for raw in raw_rows(path):
+        if isinstance(raw, FileProblem):
+            yield raw
+        else:
+            yield from records(raw, options)
+
+
+def _lines(file: Lines) -> Iterator[tuple[int, bytes | RowProblem]]:
+    """Lines that aren't blank, without their ends, with 1-based numbers."""
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
@@ -61,7 +89,8 @@ def _lines(file: Lines) -> Iterator[tuple[int, bytes | None]]:
             line = line.removeprefix(BYTE_ORDER_MARK)
         if len(line) > MAX_LINE_BYTES:
             _skip_rest_of_line(file, line)
-            yield number, None
+            message = f"The line is longer than {MAX_LINE_BYTES // 2**20} MiB. Shorten or remove the row."
+            yield number, RowProblem(number, "line_too_long", None, message)
         elif line.strip():
             # An error in the line counts its columns, and an end of line would begin another one.
             yield number, line.rstrip(b"\r\n")
@@ -72,11 +101,7 @@ def _skip_rest_of_line(file: Lines, line: bytes) -> None:
         line = file.readline(MAX_LINE_BYTES)
 
 
-def _decode(raw: bytes | None, number: int) -> dict[str, object]:
-    if raw is None:
-        raise BadRow(
-            "line_too_long", None, f"The line is longer than {MAX_LINE_BYTES // 2**20} MiB. Shorten or remove the row."
-        )
+def _decode(raw: bytes, number: int) -> dict[str, object]:
     try:
         row = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:

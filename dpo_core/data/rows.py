@@ -23,6 +23,7 @@ from dpo_core.data.turns import (
     conversation,
     is_conversation,
     kind_of,
+    names_in_words,
     refuse_unsupported,
     require,
     text_of,
@@ -89,8 +90,7 @@ def _shape(row: Row, method: Method) -> Shape:
         return "completion"
     if "prompt" in row:
         return "explicit" if method == "dpo" else "completion"
-    given = ", ".join(f"`{name}`" for name in list(row)[:8]) or "none"
-    message = f"No known format has these fields: {given}. Write {_known_shapes(method)}."
+    message = f"No known format has these fields: {names_in_words(row)}. Write {_known_shapes(method)}."
     raise BadRow("unknown_format", None, message)
 
 

@@ -131,6 +131,11 @@ def require(given: Row, name: str, prefix: str = "") -> object:
     raise BadRow("missing_field", prefix + name, message)
 
 
+def names_in_words(row: Row) -> str:
+    """The names of a row's fields, at most eight."""
+    return ", ".join(f"`{name}`" for name in list(row)[:8]) or "none"
+
+
 def kind_of(value: object) -> str:
     """What a JSON value is, in words."""
     kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}

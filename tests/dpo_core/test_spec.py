@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,20 @@ def test_label_smoothing_out_of_range(loss: str, value: float) -> None:
 def test_every_loss_can_be_had(training: dict[str, object]) -> None:
     spec = TrainingSpec.model_validate(training)
     assert TrainingSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"choosen": "gut"}, "Did you mean `chosen`?"),
+        ({"x": "gut"}, "Use `prompt`, "),
+        ({"chosen": ""}, "`columns.chosen` is empty"),
+    ],
+)
+def test_columns_name_fields_that_there_are(columns: dict[str, str], said: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(said)):
+        TrainingSpec(columns=columns)
+    assert TrainingSpec(columns={"chosen": "gut"}).columns == {"chosen": "gut"}
 
 
 def test_a_sum_of_losses_can_be_had() -> None:

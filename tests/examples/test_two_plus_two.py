@@ -12,6 +12,7 @@ from rich.console import Console
 
 from control_plane.model_folder import inspect_folder
 from dpo_core.data.formats import read_rows
+from dpo_core.data.options import ReadOptions
 from dpo_core.data.records import Example, Pair
 from dpo_core.data.render import Renderer
 from tests.examples.conftest import DEMO
@@ -42,10 +43,10 @@ def test_files_are_read_by_the_service(tmp_path: Path) -> None:
     import questions
 
     training, _ = questions.split(0)
-    examples = list(read_rows(questions.write_supervised(tmp_path / "s.jsonl", training), "supervised"))
+    examples = list(read_rows(questions.write_supervised(tmp_path / "s.jsonl", training), ReadOptions("supervised")))
     assert len(examples) == 3 * len(training)
     assert all(isinstance(row, Example) for row in examples)
-    pairs = list(read_rows(questions.write_preferences(tmp_path / "p.jsonl", training), "dpo"))
+    pairs = list(read_rows(questions.write_preferences(tmp_path / "p.jsonl", training), ReadOptions("dpo")))
     assert len(pairs) == len(training)
     assert all(isinstance(row, Pair) for row in pairs)
 
@@ -56,7 +57,9 @@ def test_the_base_model_can_be_registered_and_renders_questions(tmp_path: Path) 
 
     base_model.make_base_model(tmp_path / "model", seed=0)
     assert inspect_folder(tmp_path / "model").chat_template
-    (pair,) = read_rows(questions.write_preferences(tmp_path / "p.jsonl", [questions.Question(47, 6)]), "dpo")
+    (pair,) = read_rows(
+        questions.write_preferences(tmp_path / "p.jsonl", [questions.Question(47, 6)]), ReadOptions("dpo")
+    )
     assert isinstance(pair, Pair)
     renderer = Renderer(tmp_path / "model")
     tokens = renderer.pair(pair)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dpo_core.data.dataset import Dataset, load, load_splits, prompt_key, split
+from dpo_core.data.options import ReadOptions
 from dpo_core.data.records import Message, TokenExample, TokenPair
 from dpo_core.data.render import Renderer
 from dpo_core.errors import RunError
@@ -32,7 +33,7 @@ def test_problems_are_kept_beside_the_items(folder: Path, tmp_path: Path) -> Non
         {"prompt": "q"},
         {"prompt": "r", "chosen": "a", "rejected": ""},
     ]
-    data = load(write_rows(tmp_path / "f.jsonl", rows), "dpo", Renderer(folder), None)
+    data = load(write_rows(tmp_path / "f.jsonl", rows), ReadOptions("dpo"), Renderer(folder), None)
     assert [item.line for item in data.items] == [1]
     problems = [(problem.code, problem.lines) for problem in data.problems.findings()]
     assert problems == [("missing_field", [2]), ("empty_answer", [3])]
@@ -42,7 +43,7 @@ def test_problems_are_kept_beside_the_items(folder: Path, tmp_path: Path) -> Non
 def test_a_row_that_the_template_refuses_is_a_problem(folder: Path, tmp_path: Path) -> None:
     template = "{% if messages[0].content == 'r' %}{{ raise_exception('no r') }}{% endif %}{{ messages[-1].content }}"
     rows = [{"prompt": prompt, "chosen": "a b", "rejected": "c d"} for prompt in "qr"]
-    data = load(write_rows(tmp_path / "f.jsonl", rows), "dpo", Renderer(folder, template), None)
+    data = load(write_rows(tmp_path / "f.jsonl", rows), ReadOptions("dpo"), Renderer(folder, template), None)
     (problem,) = data.problems.findings()
     assert (problem.lines, problem.code) == ([2], "not_rendered")
     assert "no r" in problem.message
@@ -60,7 +61,7 @@ def test_a_pair_that_becomes_equal_is_a_problem(folder: Path, tmp_path: Path, ma
     prompt = [{"role": role, "content": "word " * 6} for role in ("user", "assistant", "user")]
     answers = [("<think>a</think>yes", "<think>b</think>no"), ("<think>a</think>yes", "<think>b</think>yes")]
     rows = [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for chosen, rejected in answers]
-    data = load(write_rows(tmp_path / "f.jsonl", rows), "dpo", Renderer(folder, template), max_length)
+    data = load(write_rows(tmp_path / "f.jsonl", rows), ReadOptions("dpo"), Renderer(folder, template), max_length)
     (problem,) = data.problems.findings()
     assert (problem.code, problem.lines, data.rows) == ("equal_tokens", [2], 2)
     assert "same tokens" in problem.message
@@ -69,7 +70,7 @@ def test_a_pair_that_becomes_equal_is_a_problem(folder: Path, tmp_path: Path, ma
 
 
 def test_dropped_and_truncated_lines(folder: Path) -> None:
-    data = load(real_data("orca/validation.jsonl"), "dpo", Renderer(folder), 2048)
+    data = load(real_data("orca/validation.jsonl"), ReadOptions("dpo"), Renderer(folder), 2048)
     assert len(data.items) + len(data.dropped_lines) == data.rows == 284
     assert max(item.length for item in data.items) <= 2048
     assert not set(data.dropped_lines) & {item.line for item in data.items}
@@ -185,7 +186,7 @@ def test_nothing_fits(folder: Path, tmp_path: Path) -> None:
 
 
 def found(folder: Path, tmp_path: Path, rows: list[object], method: Method = "dpo") -> dict[str, list[int]]:
-    data = load(write_rows(tmp_path / "f.jsonl", rows), method, Renderer(folder), None)
+    data = load(write_rows(tmp_path / "f.jsonl", rows), ReadOptions(method), Renderer(folder), None)
     return {finding.code: finding.lines for finding in data.findings}
 
 
@@ -209,7 +210,7 @@ def test_two_turns_of_one_role_are_kept_and_named(folder: Path, tmp_path: Path) 
 
 def test_hh_rlhf_with_its_known_defects() -> None:
     renderer = Renderer(real_data("tokenizers/minimind"))
-    data = load(real_data("hh-rlhf/harmless-base_test.jsonl.gz"), "dpo", renderer, None)
+    data = load(real_data("hh-rlhf/harmless-base_test.jsonl.gz"), ReadOptions("dpo"), renderer, None)
     assert {problem.code: problem.lines for problem in data.problems.findings()} == {
         "empty_answer": [87, 517, 926, 1104],
         "prompts_differ": [1255, 1689, 1951, 1953, 2037],
@@ -220,5 +221,5 @@ def test_hh_rlhf_with_its_known_defects() -> None:
 
 @pytest.mark.parametrize(("name", "rows"), [("orca/validation.jsonl", 284), ("piqa/piqa_validation_pairs.jsonl", 1838)])
 def test_real_files_go_in_whole(name: str, rows: int) -> None:
-    data = load(real_data(name), "dpo", Renderer(real_data("tokenizers/minimind")), None)
+    data = load(real_data(name), ReadOptions("dpo"), Renderer(real_data("tokenizers/minimind")), None)
     assert (len(data.items), data.rows, data.findings) == (rows, rows, [])

@@ -8,6 +8,7 @@ import pytest
 
 from dpo_core.data import formats, unpack
 from dpo_core.data.formats import read_rows
+from dpo_core.data.options import ReadOptions
 from dpo_core.data.records import Example, FileProblem, Message, Pair, RowProblem
 from dpo_core.spec import Method
 from tests.makers import real_data, write_preference_file, write_rows, write_supervised_file
@@ -20,19 +21,19 @@ OPENAI = {"input": {"messages": [USER]}, "preferred_output": [GOOD], "non_prefer
 
 
 def one(folder: Path, row: object, method: Method = "dpo") -> Record:
-    (record,) = read_rows(write_rows(folder / "file.jsonl", [row]), method)
+    (record,) = read_rows(write_rows(folder / "file.jsonl", [row]), ReadOptions(method))
     return record
 
 
 def raw(folder: Path, content: bytes, method: Method = "dpo") -> list[Record]:
     path = folder / "file.jsonl"
     path.write_bytes(content)
-    return list(read_rows(path, method))
+    return list(read_rows(path, ReadOptions(method)))
 
 
 def test_the_makers_files_are_read_whole(tmp_path: Path) -> None:
-    pairs = list(read_rows(write_preference_file(tmp_path / "pairs.jsonl", 50), "dpo"))
-    examples = list(read_rows(write_supervised_file(tmp_path / "examples.jsonl", 50), "supervised"))
+    pairs = list(read_rows(write_preference_file(tmp_path / "pairs.jsonl", 50), ReadOptions("dpo")))
+    examples = list(read_rows(write_supervised_file(tmp_path / "examples.jsonl", 50), ReadOptions("supervised")))
     assert [pair.line for pair in pairs if isinstance(pair, Pair)] == list(range(1, 51))
     assert [example.line for example in examples if isinstance(example, Example)] == list(range(1, 51))
 
@@ -144,7 +145,7 @@ def explicit(**change: object) -> dict[str, object]:
 def test_bad_preference_rows(tmp_path: Path, row: object, code: str, field: str | None, hint: str) -> None:
     path = tmp_path / "file.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    (problem,) = read_rows(path, "dpo")
+    (problem,) = read_rows(path, ReadOptions("dpo"))
     assert isinstance(problem, RowProblem)
     assert (problem.line, problem.code) == (1, code)
     assert field is None or problem.field == field
@@ -169,6 +170,16 @@ def test_bad_supervised_rows(tmp_path: Path, row: object, code: str, hint: str) 
     assert isinstance(problem, RowProblem)
     assert problem.code == code
     assert hint in problem.message
+
+
+def test_columns_override_the_detection(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "f.jsonl", [{"frage": "q", "gut": "good", "chosen": "?", "rejected": "bad"}])
+    columns = {"prompt": "frage", "chosen": "gut"}
+    assert list(read_rows(file, ReadOptions("dpo", columns))) == [Pair(1, "q", "good", "bad")]
+    (problem,) = read_rows(file, ReadOptions("dpo", columns | {"chosen": "gute"}))
+    assert isinstance(problem, RowProblem)
+    assert (problem.code, problem.field) == ("missing_field", "gute")
+    assert "`columns` says that `chosen` is `gute`, which the row doesn't have; `gut` is there." in problem.message
 
 
 ROW = b'{"prompt": "q", "chosen": "good", "rejected": "bad"}'
@@ -275,16 +286,16 @@ def test_a_line_at_the_limit_is_read(tmp_path: Path) -> None:
 
 
 def test_real_files() -> None:
-    orca = list(read_rows(real_data("orca/validation.jsonl"), "dpo"))
+    orca = list(read_rows(real_data("orca/validation.jsonl"), ReadOptions("dpo")))
     assert len(orca) == 284
     assert all(isinstance(record, Pair) for record in orca)
-    piqa = list(read_rows(real_data("piqa/piqa_validation_pairs.jsonl"), "dpo"))
+    piqa = list(read_rows(real_data("piqa/piqa_validation_pairs.jsonl"), ReadOptions("dpo")))
     assert len(piqa) == 1838
     assert all(isinstance(record, Pair) for record in piqa)
 
 
 def test_real_unpaired_rows_are_refused(tmp_path: Path) -> None:
     rows = json.loads(real_data("llama-factory/kto_en_demo.json").read_bytes())
-    records = list(read_rows(write_rows(tmp_path / "kto.jsonl", rows), "dpo"))
+    records = list(read_rows(write_rows(tmp_path / "kto.jsonl", rows), ReadOptions("dpo")))
     assert {record.code for record in records if isinstance(record, RowProblem)} == {"unpaired"}
     assert len(records) == 300

@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer, processors
 
 from dpo_core.data.formats import read_rows
+from dpo_core.data.options import ReadOptions
 from dpo_core.data.records import Example, Message, Pair
 from dpo_core.data.render import Renderer, common_prefix
 from dpo_core.data.template import TemplateRefusal
@@ -243,7 +244,7 @@ def test_ids_equal_those_of_transformers() -> None:
     folder = real_data("tokenizers/minimind")
     theirs, ours = AutoTokenizer.from_pretrained(folder), Renderer(folder)
     newline = theirs.encode("\n", add_special_tokens=False)
-    for row in read_rows(real_data("orca/validation.jsonl"), "dpo"):
+    for row in read_rows(real_data("orca/validation.jsonl"), ReadOptions("dpo")):
         assert isinstance(row, Pair)
         assert not isinstance(row.prompt, str)
         item = ours.pair(row)
