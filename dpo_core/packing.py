@@ -20,28 +20,39 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from dpo_core.data.records import TokenItem, TokenPair
+from dpo_core.data.prefix import common_prefix
+from dpo_core.data.records import Spans, TokenItem, TokenPair
 from dpo_core.spec import Way
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One sequence; its first `prompt` tokens, at least one, carry no loss."""
+    """One sequence; its first `prompt` tokens, at least one, carry no loss, nor do those of `silent` behind them."""
 
     tokens: list[int]
     prompt: int
+    silent: Spans = ()
 
     @property
     def response(self) -> int:
         """Number of tokens that carry loss."""
-        return len(self.tokens) - self.prompt
+        return len(self.tokens) - self.prompt - sum(end - start for start, end in self.silent)
+
+    def learned(self) -> Tensor:
+        """Places of the tokens that carry loss: [response] int64, ascending."""
+        starts = [self.prompt, *(end for _, end in self.silent)]
+        ends = [*(start for start, _ in self.silent), len(self.tokens)]
+        return torch.cat([torch.arange(start, end) for start, end in zip(starts, ends, strict=True)])
 
 
 def rows_of(item: TokenItem) -> list[Row]:
     """A pair's chosen and rejected row, or an example's only row."""
     if isinstance(item, TokenPair):
-        return [Row(item.chosen, item.chosen_prompt), Row(item.rejected, item.rejected_prompt)]
-    return [Row(item.tokens, item.prompt)]
+        return [
+            Row(item.chosen, item.chosen_prompt, item.chosen_silent),
+            Row(item.rejected, item.rejected_prompt, item.rejected_silent),
+        ]
+    return [Row(item.tokens, item.prompt, item.silent)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,21 +147,6 @@ class Batch:
 TENSORS = ("tokens", "positions", "predictors", "targets", "entries", "lengths")
 
 
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """Tokens before the two sequences differ."""
-    limit = min(len(first), len(second))
-    if first[:limit] == second[:limit]:
-        return limit
-    low, high = 0, limit  # the first `low` are equal, the first `high` are not
-    while high - low > 1:
-        middle = (low + high) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
 def input_tokens(item: TokenItem, way: Way) -> int:
     """Tokens that the model reads for this item; padded: of its longest row."""
     rows = rows_of(item)
@@ -176,7 +172,8 @@ class _Builder:
         self.positions: list[Tensor] = []
         self.blocks: list[Block] = []
         self.predictors: list[Tensor] = []
-        self.targets: list[int] = []
+        self.targets: list[Tensor] = []
+        self.predicted = 0
         self.entries: list[Tensor] = []
         self.lengths: list[int] = []
 
@@ -189,12 +186,13 @@ class _Builder:
             self.positions.append(torch.arange(len(trunk), len(trunk) + len(branch)))
         self.blocks.append(Block(len(trunk), *map(len, branches)))
 
-    def predict(self, tokens: list[int], first_predictor: int) -> Tensor:
-        """`tokens` are predicted from `first_predictor` on; returns their places among the N."""
-        start = len(self.targets)
-        self.targets += tokens
-        self.predictors.append(torch.arange(first_predictor, first_predictor + len(tokens)))
-        return torch.arange(start, len(self.targets))
+    def predict(self, tokens: Tensor, predictors: Tensor) -> Tensor:
+        """`tokens` are predicted at `predictors`, both [n]; returns their places among the N."""
+        start = self.predicted
+        self.predicted += len(tokens)
+        self.targets.append(tokens)
+        self.predictors.append(predictors)
+        return torch.arange(start, self.predicted)
 
     def sequence(self, parts: list[Tensor]) -> None:
         """The next sequence's predicted tokens."""
@@ -202,29 +200,28 @@ class _Builder:
         self.lengths.append(sum(map(len, parts)))
 
     def single(self, row: Row) -> None:
-        start = len(self.tokens)
+        start, learned = len(self.tokens), row.learned()
         self.add(row.tokens[:-1], [[]])
-        self.sequence([self.predict(row.tokens[row.prompt :], start + row.prompt - 1)])
+        self.sequence([self.predict(torch.tensor(row.tokens)[learned], start + learned - 1)])
 
     def pair(self, chosen: Row, rejected: Row) -> None:
         start, trunk = len(self.tokens), common_prefix(chosen.tokens, rejected.tokens)
         branches = [row.tokens[trunk:-1] for row in (chosen, rejected)]
         self.add(chosen.tokens[:trunk], branches)
-        first = min(chosen.prompt, rejected.prompt)
-        shared = self.predict(chosen.tokens[first:trunk], start + first - 1)
+        learned = [row.learned() for row in (chosen, rejected)]
+        inside = [places[places < trunk] for places in learned]
+        either = torch.zeros(trunk, dtype=torch.bool)
+        either[torch.cat(inside)] = True  # what one answer learns in the trunk, the other may not
+        common = either.nonzero().flatten()
+        shared = self.predict(torch.tensor(chosen.tokens)[common], start + common - 1)
         behind = start + trunk
-        for row, branch in zip((chosen, rejected), branches, strict=True):
-            begin = max(row.prompt, trunk)
-            own = self._own(row, begin, start, trunk, behind)
-            self.sequence([shared[row.prompt - first :], own])
+        for row, places, within, branch in zip((chosen, rejected), learned, inside, branches, strict=True):
+            own = places[len(within) :]
+            # The trunk's last token predicts the first of both branches, whatever stands between it and them.
+            predictors = torch.where(own == trunk, start + trunk - 1, behind + own - 1 - trunk)
+            known = shared[torch.searchsorted(common, within)]
+            self.sequence([known, self.predict(torch.tensor(row.tokens)[own], predictors)])
             behind += len(branch)
-
-    def _own(self, row: Row, begin: int, start: int, trunk: int, behind: int) -> Tensor:
-        """Predicts `row.tokens[begin:]`; the token right behind the trunk is predicted by the trunk's last one."""
-        if begin > trunk:
-            return self.predict(row.tokens[begin:], behind + begin - 1 - trunk)
-        head = self.predict(row.tokens[trunk : trunk + 1], start + trunk - 1)
-        return torch.cat([head, self.predict(row.tokens[trunk + 1 :], behind)])
 
     def build(self) -> Batch:
         return Batch(
@@ -232,7 +229,7 @@ class _Builder:
             positions=torch.cat(self.positions).unsqueeze(0),
             layout=Layout(tuple(self.blocks)),
             predictors=torch.cat(self.predictors),
-            targets=torch.tensor(self.targets, dtype=torch.int64),
+            targets=torch.cat(self.targets),
             entries=torch.cat(self.entries),
             lengths=torch.tensor(self.lengths),
         )
@@ -256,16 +253,18 @@ def pad(items: Sequence[TokenItem]) -> Batch:
     rows = [row for item in items for row in rows_of(item)]
     width = max(len(row.tokens) for row in rows) - 1
     tokens = torch.zeros(len(rows), width, dtype=torch.int64)
-    predictors, lengths = [], [row.response for row in rows]
+    predictors, targets, lengths = [], [], [row.response for row in rows]
     for place, row in enumerate(rows):
-        tokens[place, : len(row.tokens) - 1] = torch.tensor(row.tokens[:-1])
-        predictors.append(torch.arange(row.prompt - 1, len(row.tokens) - 1) + place * width)
+        sequence, learned = torch.tensor(row.tokens), row.learned()
+        tokens[place, : len(sequence) - 1] = sequence[:-1]
+        predictors.append(learned - 1 + place * width)
+        targets.append(sequence[learned])
     return Batch(
         tokens=tokens,
         positions=torch.arange(width).expand(len(rows), -1),
         layout=None,
         predictors=torch.cat(predictors),
-        targets=torch.tensor([token for row in rows for token in row.tokens[row.prompt :]]),
+        targets=torch.cat(targets),
         entries=torch.arange(sum(lengths)),
         lengths=torch.tensor(lengths),
     )

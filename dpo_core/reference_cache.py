@@ -27,10 +27,13 @@ last bits depend on what it is measured with, and should not depend on the job t
 
 
 def pair_key(pair: TokenPair) -> bytes:
-    """BLAKE2b-128 of both sequences and of where their answers begin."""
+    """BLAKE2b-128 of both sequences and of which of their tokens count."""
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
     for tokens, prompt in ((pair.chosen, pair.chosen_prompt), (pair.rejected, pair.rejected_prompt)):
         digest.update(np.array([len(tokens), prompt, *tokens], dtype="<u4").tobytes())
+    if pair.chosen_silent or pair.rejected_silent:  # most pairs have none, and keep the key they always had
+        places = [place for span in (*pair.chosen_silent, *pair.rejected_silent) for place in span]
+        digest.update(np.array([len(pair.chosen_silent), *places], dtype="<u4").tobytes())
     return digest.digest()
 
 

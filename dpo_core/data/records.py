@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NewType
 
 JsonText = NewType("JsonText", str)
-"""A JSON value as text, keys sorted, no spaces: hashable, and one spelling for each value."""
+"""A JSON value as text: hashable. Keys keep the file's order, in which chat templates write them."""
 
 Spans = tuple[tuple[int, int], ...]
 """Half-open ranges of token positions, ascending, apart from each other."""

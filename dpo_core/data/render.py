@@ -8,10 +8,10 @@ tokenize the answer apart from what stands before it, as the model never sees it
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from dpo_core.data import tokenizer as tokenizer_files
+from dpo_core.data.prefix import common_prefix
 from dpo_core.data.problems import Finding, Tally
 from dpo_core.data.records import Example, Pair, Text, TokenExample, TokenPair
 from dpo_core.data.template import ChatTemplate, TemplateRefusal, Variable
@@ -167,11 +167,3 @@ def _plain(text: Text) -> str:
         "Give one in `training.chat_template`, or start from a chat model, or use plain `prompt` and answer strings."
     )
     raise user_error("no_chat_template", message, param="training.chat_template")
-
-
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many leading ids two sequences share."""
-    for index, (left, right) in enumerate(zip(first, second, strict=False)):
-        if left != right:
-            return index
-    return min(len(first), len(second))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_core.data.records import TokenExample, TokenItem, TokenPair
-from dpo_core.packing import Block, Layout, arrange, common_prefix, input_tokens, pack, pad
+from dpo_core.packing import Block, Layout, arrange, input_tokens, pack, pad
 
 PAIR = TokenPair(1, chosen=[1, 2, 3, 4, 5, 9], rejected=[1, 2, 3, 7, 9], chosen_prompt=2, rejected_prompt=2)
 """A prompt of two tokens; the answers [3 4 5 9] and [3 7 9] both begin with 3."""
@@ -94,12 +94,3 @@ def test_every_way_predicts_the_same_tokens_of_the_same_sequences(
             assert places.tolist() == list(range(len(prompt) - 1, len(prompt) - 1 + len(places)))
         if way != "padded":
             assert batch.tokens.numel() == sum(input_tokens(item, way) for item in items)
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "length"),
-    [([], [], 0), ([1], [2], 0), ([1, 2], [1, 2], 2), ([1, 2, 3], [1, 2], 2), ([1, 2, 3, 4, 5], [1, 2, 3, 9, 5], 3)],
-)
-def test_common_prefix(first: list[int], second: list[int], length: int) -> None:
-    assert common_prefix(first, second) == length
-    assert common_prefix(second, first) == length

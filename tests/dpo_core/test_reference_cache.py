@@ -39,8 +39,13 @@ def test_a_key_says_what_is_measured_and_nothing_else() -> None:
         replace(PAIR, chosen=PAIR.rejected, rejected=PAIR.chosen),
         # the same tokens one after the other, cut elsewhere
         replace(PAIR, chosen=[5, 6, 7, 5], rejected=[6, 8, 9]),
+        # other tokens carry loss
+        replace(PAIR, chosen_silent=((2, 3),)),
+        replace(PAIR, rejected_silent=((2, 3),)),
+        replace(PAIR, rejected_silent=((2, 4),)),
+        replace(PAIR, chosen_silent=((2, 3),), rejected_silent=((2, 3),)),
     ]
-    assert len({pair_key(pair) for pair in [PAIR, *others]}) == 6
+    assert len({pair_key(pair) for pair in [PAIR, *others]}) == 10
 
 
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=60), st.randoms())

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, processors
 from dpo_core.data.formats import read_rows
 from dpo_core.data.options import ReadOptions
 from dpo_core.data.records import Example, Message, Pair
-from dpo_core.data.render import Renderer, common_prefix
+from dpo_core.data.render import Renderer
 from dpo_core.data.template import TemplateRefusal
 from dpo_core.data.truncate import fit_example, fit_pair, least_length, shorter_prompts
 from dpo_core.errors import RunError
@@ -84,12 +84,6 @@ def test_turns_without_a_chat_template_are_refused(plain: Path) -> None:
         Renderer(plain).pair(PAIR)
     assert caught.value.failure.param == "training.chat_template"
     assert Renderer(plain, CHAT_TEMPLATE).pair(PAIR).chosen_prompt > 0
-
-
-def test_a_merge_over_the_boundary_belongs_to_the_answer() -> None:
-    assert common_prefix([1, 2, 9], [1, 2, 3]) == 2
-    assert common_prefix([1, 2], [1, 2, 3]) == 2
-    assert common_prefix([], [1]) == 0
 
 
 @pytest.mark.parametrize(
