@@ -15,8 +15,9 @@ from api.auth import Caller, CallerOf
 from api.lists import After, Item, ListOf, list_of
 from api.services import Services, ServicesOf
 from api.upload import FIELD_BYTES, Upload, receive_upload, too_large
-from control_plane import files, removals
+from control_plane import checks, files, removals
 from control_plane.ids import new_id
+from control_plane.questions import about_file
 from control_plane.storage import file_key
 from control_plane.tables import File
 
@@ -62,7 +63,7 @@ class FileDeleted(BaseModel):
 
 @router.post("", summary="Upload a file", openapi_extra=UPLOAD_FORM)
 async def upload_file(request: Request, services: ServicesOf, caller: CallerOf) -> FileObject:
-    """The form's parts may come in any order. The file appears once all of it is stored."""
+    """The form's parts may come in any order. The file appears once all of it is stored; then it is checked."""
     limit = services.settings.max_file_bytes
     if int(request.headers.get("content-length", 0)) > limit + 4 * FIELD_BYTES:
         raise too_large(limit)
@@ -70,7 +71,9 @@ async def upload_file(request: Request, services: ServicesOf, caller: CallerOf) 
     sink = services.storage.writer(file_key(file_id))
     content_type = request.headers.get("content-type")
     upload = await receive_upload(request.stream(), content_type, sink, max_bytes=limit)
-    return await run_in_threadpool(_record, services, caller, file_id, upload)
+    shape = await run_in_threadpool(_record, services, caller, file_id, upload)
+    await run_in_threadpool(services.hints.send)
+    return shape
 
 
 @router.get("", summary="List files")
@@ -136,6 +139,7 @@ def _record(services: Services, caller: Caller, file_id: str, upload: Upload) ->
                 storage_key=file_key(file_id),
                 file_id=file_id,
             )
+            checks.ask(session, caller.project_id, about_file(file))
         except BaseException:
             services.storage.delete(file_key(file_id))
             raise

@@ -7,7 +7,7 @@ from typing import Literal
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from control_plane import events
+from control_plane import events, fences
 from control_plane.database import dpo_now
 from control_plane.job_states import State, move
 from control_plane.tables import Attempt, Checkpoint, Job, Json
@@ -22,8 +22,7 @@ def end(session: Session, job: Job, outcome: Outcome, failure: Failure | None = 
     attempt.ended_at = session.scalar(dpo_now().select())
     attempt.outcome = outcome
     attempt.error = failure.model_dump() if failure else None
-    job.lease_until = None
-    job.worker_id = None
+    fences.release(job)
     session.flush()
     return attempt
 

@@ -7,7 +7,7 @@ from typing import Literal
 from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
-from control_plane import removals
+from control_plane import checks, removals
 from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.job_states import FINAL
 from control_plane.pages import Page, paginate
@@ -91,7 +91,8 @@ def list_files(
 
 
 def delete(session: Session, project_id: str, file_id: str) -> None:
-    """Removes the row and notes the removal of its bytes, which the caller carries out after the commit.
+    """Removes the row with what is known of it, and notes the removal of its bytes, which the caller carries out
+    after the commit.
 
     Raises NotFound, and Conflict while an unfinished job uses the file.
     """
@@ -110,6 +111,7 @@ def delete(session: Session, project_id: str, file_id: str) -> None:
             f"The file {file_id!r} is in use by the unfinished job {job_id!r}; cancel that job, or wait for its end.",
             code="file_in_use",
         )
+    checks.forget(session, file_id)
     session.delete(file)
     removals.note(session, file.storage_key)
 

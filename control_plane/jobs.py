@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from control_plane import attempts, events, files, models, workers
+from control_plane import attempts, events, file_reports, files, models, workers
 from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.ids import new_id
 from control_plane.job_requests import PRIORITIES, JobRequest, training_spec
@@ -33,9 +33,9 @@ def create(session: Session, project_id: str, request: JobRequest, *, repeatable
     start = _model(session, project_id, request.model, "model")
     if spec.reference not in ("start", "none"):
         _model(session, project_id, spec.reference, "training.reference")
-    _file(session, project_id, request.training_file, "training_file")
+    _file(session, project_id, request.training_file, spec, "training_file")
     if request.validation_file is not None:
-        _file(session, project_id, request.validation_file, "validation_file")
+        _file(session, project_id, request.validation_file, spec, "validation_file")
     job = _add(session, project_id, request, spec, start)
     remember(session, project_id, request, repeatable, job.id)
     return job
@@ -123,7 +123,7 @@ def _model(session: Session, project_id: str, model_id: str, param: str) -> Mode
         raise InvalidRequest(str(unknown), param=param, code="model_not_found") from None
 
 
-def _file(session: Session, project_id: str, file_id: str, param: str) -> File:
+def _file(session: Session, project_id: str, file_id: str, spec: TrainingSpec, param: str) -> File:
     try:
         file = files.hold(session, project_id, file_id)
     except NotFound:
@@ -138,10 +138,9 @@ def _file(session: Session, project_id: str, file_id: str, param: str) -> File:
         )
     if file.status != "processed":
         raise InvalidRequest(
-            f"The file {file_id!r} is {file.status}, not processed; wait until it is, or upload it again.",
-            param=param,
-            code="file_not_ready",
+            f"The file {file_id!r} can't be used. {file.status_details}", param=param, code=f"invalid_{param}"
         )
+    file_reports.refuse_unusable(session, file, spec, param)
     return file
 
 

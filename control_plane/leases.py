@@ -1,7 +1,6 @@
-"""Who works on what: claims with a lease and a fence, and the rescue of work whose lease ran out.
+"""Who works on which job: claims, by the rules of control_plane/fences.py, and the rescue of jobs that were lost.
 
-A claim raises the job's fence and sets its lease by PostgreSQL's clock. Whoever reports later names
-the fence (control_plane/results.py); a fence that is not the job's any more changes nothing.
+Whoever reports on a job later (control_plane/results.py) names the fence of its claim.
 """
 
 from __future__ import annotations
@@ -11,12 +10,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
-from sqlalchemy import ColumnElement, Select, func, or_, select, true, tuple_, update
+from sqlalchemy import ColumnElement, Select, func, or_, select, true, tuple_
 from sqlalchemy.orm import Session
 
-from control_plane import attempts
+from control_plane import attempts, fences
 from control_plane.database import dpo_now
-from control_plane.errors import StaleFence
 from control_plane.job_states import State, move
 from control_plane.tables import Attempt, Job
 from dpo_core.run_directory import Failure
@@ -75,23 +73,12 @@ def claim(
 
 def renew(session: Session, claim: Claim) -> None:
     """Another `lease_seconds` from now by PostgreSQL's clock. StaleFence when the job is no longer this claim's."""
-    renewed = session.execute(
-        update(Job)
-        .where(Job.id == claim.job_id, Job.fence == claim.fence, Job.lease_until.is_not(None))
-        .values(lease_until=dpo_now() + timedelta(seconds=claim.lease_seconds))
-        .returning(Job.id)
-    )
-    if renewed.one_or_none() is None:
-        raise StaleFence(f"Job {claim.job_id} is not attempt {claim.fence}'s any more: stop its processes.")
+    fences.renew(session, Job, claim.job_id, claim.fence, claim.lease_seconds)
 
 
 def held(session: Session, claim: Claim) -> Job:
     """The job, locked, for a report on it. StaleFence when it is no longer this claim's."""
-    query = select(Job).where(Job.id == claim.job_id).with_for_update().execution_options(populate_existing=True)
-    job = session.scalars(query).one()
-    if job.fence != claim.fence or job.lease_until is None:
-        raise StaleFence(f"Job {job.id} is not attempt {claim.fence}'s any more; nothing of it is stored.")
-    return job
+    return fences.held(session, Job, claim.job_id, claim.fence)
 
 
 def reconcile(session: Session, *, max_attempts: int) -> list[str]:
@@ -102,9 +89,8 @@ def reconcile(session: Session, *, max_attempts: int) -> list[str]:
     """
     if not session.scalar(select(func.pg_try_advisory_xact_lock(RECONCILER_LOCK))):
         return []
-    lapsed = select(Job).where(Job.lease_until < dpo_now()).order_by(Job.id).with_for_update(skip_locked=True)
     waiting = []
-    for job in session.scalars(lapsed).all():
+    for job in fences.lapsed(session, Job):
         lost = Failure(
             kind="infrastructure",
             code="worker_lost",
@@ -145,9 +131,7 @@ def _not_behind_a_starving_job(session: Session, free: int, total: int) -> Colum
 
 def _take(session: Session, job: Job, worker_id: str, lease_seconds: float) -> Claim:
     kind: Kind = "validate" if job.state == State.validating else "train"
-    job.fence += 1
-    job.worker_id = worker_id
-    job.lease_until = session.scalar(select(dpo_now() + timedelta(seconds=lease_seconds)))
+    fences.take(session, job, worker_id, lease_seconds)
     session.add(Attempt(job_id=job.id, fence=job.fence, project_id=job.project_id, worker_id=worker_id, kind=kind))
     session.flush()
     if kind == "train":

@@ -10,7 +10,7 @@ from sqlalchemy import Select, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from control_plane import projects, removals
+from control_plane import checks, projects, removals
 from control_plane.database import dpo_now
 from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.job_states import FINAL
@@ -83,6 +83,7 @@ def delete(session: Session, project_id: str, model_id: str) -> None:
     session.execute(select(Job.id).where(Job.id == model.job_id).with_for_update())
     _refuse_if_needed(session, model)
     model.deleted_at = session.scalars(select(dpo_now())).one()
+    checks.forget(session, model_id)
     for checkpoint in session.scalars(select(Checkpoint).where(Checkpoint.model_id == model_id)):
         session.delete(checkpoint)
     session.flush()
@@ -97,6 +98,7 @@ def unregister_base(session: Session, model_id: str) -> Model:
     model = _one(session, among, among.where(Model.id == model_id).with_for_update(), model_id)
     _refuse_if_needed(session, model)
     model.deleted_at = session.scalars(select(dpo_now())).one()
+    checks.forget(session, model_id)
     session.flush()
     return model
 

@@ -41,6 +41,7 @@ class Created:
 class Leased:
     """A claim raises `fence` and sets `lease_until`; only PostgreSQL's clock writes and compares it."""
 
+    id: Mapped[str] = mapped_column(primary_key=True)
     fence: Mapped[int] = mapped_column(server_default="0")
     lease_until: Mapped[datetime | None]
     worker_id: Mapped[str | None]
@@ -174,6 +175,35 @@ class Job(Created, Leased, Base):
         .scalar_subquery()
     )
     """How often it was claimed to be trained, as PostgreSQL counts them; the fence counts every claim and cancel."""
+
+
+class Check(Created, Leased, Base):
+    """A question about data that a worker answers without a GPU, asked once: see control_plane/checks.py."""
+
+    __tablename__ = "checks"
+    __table_args__ = (
+        UniqueConstraint("project_id", "digest"),
+        Index(None, "state", "created_at"),
+        Index(None, "about", postgresql_using="gin"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    kind: Mapped[str]
+    """file, model_file, preview or estimate."""
+    digest: Mapped[str]
+    """Of everything that the answer depends on."""
+    about: Mapped[list[str]]
+    """The files and models that the question names; with any of them the check goes."""
+    question: Mapped[Json]
+    state: Mapped[str]
+    """waiting, running, done or failed."""
+    result: Mapped[Json | None]
+    """The answer, as `dpo_core.check` wrote it."""
+    error: Mapped[Json | None]
+    """code, message, param, line, kind."""
+    fruitless_attempts: Mapped[int] = mapped_column(server_default="0")
+    finished_at: Mapped[datetime | None]
 
 
 class Event(Created, Base):

@@ -6,26 +6,21 @@ stopped on SIGTERM). Needs no GPU and imports no torch.
 
 from __future__ import annotations
 
-import signal
 import sys
-import traceback
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
+from dpo_core import program
 from dpo_core.data.dataset import Dataset, FileName, divide, load_tolerable
 from dpo_core.data.problems import LINES_KEPT, TITLES
 from dpo_core.data.records import TokenItem
 from dpo_core.data.render import Renderer
 from dpo_core.device_memory import host_memory, memory_of_a_rank
-from dpo_core.errors import RunError, user_error
-from dpo_core.failures import classify
+from dpo_core.errors import user_error
 from dpo_core.memory import DeviceFacts
 from dpo_core.model_folder import check_lora_targets, model_facts
 from dpo_core.plan import Facts, Resolution, choose_max_length, resolve, total_steps
 from dpo_core.prepare_events import announce
 from dpo_core.prepare_report import Lengths, Prepared, Report, ReportFinding, ReportProblem
-from dpo_core.process import arm_parent_death, start_deadman
 from dpo_core.reference_group import reference_group
 from dpo_core.run_directory import RunDirectory, Status, write_whole
 from dpo_core.spec import RunSpec
@@ -131,42 +126,18 @@ def _check_vocabulary(items: list[TokenItem], vocabulary_size: int) -> None:
 
 def run(path: Path) -> int:
     """Prepares the run in folder `path`; the exit code is 0 unless it failed."""
-    directory = RunDirectory(path)
-    try:
-        directory.write_status(Status(state="running"))
-        prepared = prepare(directory.spec())
-        announce(directory, prepared)
-        write_whole(directory.prepared_file, prepared.model_dump_json(indent=2))
-        directory.write_status(Status(state="succeeded", total_steps=prepared.total_steps))
-    except Stopped:
-        directory.write_status(Status(state="stopped"))
-        return 0
-    except Exception as error:  # noqa: BLE001 (whatever it was, the status must say so)
-        directory.write_status(Status(state="failed", failure=classify(error)))
-        if not isinstance(error, RunError):
-            traceback.print_exc()
-        return 1
-    return 0
+    return program.run(path, _prepare)
 
 
-class Stopped(BaseException):
-    """SIGTERM arrived. Not an Exception, so that nothing on the way takes it for a failure."""
-
-
-def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise Stopped
+def _prepare(directory: RunDirectory) -> Status:
+    prepared = prepare(directory.spec())
+    announce(directory, prepared)
+    write_whole(directory.prepared_file, prepared.model_dump_json(indent=2))
+    return Status(state="succeeded", total_steps=prepared.total_steps)
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
-        sys.stderr.write("usage: python -m dpo_core.prepare RUN_DIR\n")
-        return 2
-    path = Path(arguments[0])
-    arm_parent_death()
-    signal.signal(signal.SIGTERM, _stop)
-    RunDirectory(path).record_process("prepare")
-    start_deadman(path)
-    return run(path)
+    return program.main("prepare", _prepare, arguments)
 
 
 if __name__ == "__main__":

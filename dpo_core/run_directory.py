@@ -3,7 +3,8 @@
 In, from the supervisor:   spec.json   lease            (a signal: SIGTERM = checkpoint, then stop)
 Out, from the trainer:     status.json   metrics.jsonl   events.jsonl   checkpoints/step-N/
                            reference/GROUP/N.safetensors (measured reference log-probabilities)
-                           prepared.json (from `dpo_core.prepare`)     processes/RANK.json   log.txt
+                           prepared.json (from `dpo_core.prepare`)     answer.json (from `dpo_core.check`)
+                           processes/RANK.json   log.txt
 
 Every single file is replaced whole (write aside, fsync, rename); the two `.jsonl` files only grow, one
 line a record, and a reader ignores a last line without its newline. A checkpoint exists once its
@@ -136,6 +137,7 @@ class RunDirectory:
         self.lease_file = path / "lease"
         self.status_file = path / "status.json"
         self.prepared_file = path / "prepared.json"
+        self.answer_file = path / "answer.json"
         self.metrics_file = path / "metrics.jsonl"
         self.events_file = path / "events.jsonl"
         self.log_file = path / "log.txt"
@@ -145,7 +147,8 @@ class RunDirectory:
 
     # -- the supervisor's side -------------------------------------------------------------------
 
-    def create(self, spec: RunSpec) -> None:
+    def create(self, spec: StrictModel) -> None:
+        """`spec`: a RunSpec, or the CheckSpec of a check."""
         self.processes.mkdir(parents=True, exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
         write_whole(self.spec_file, spec.model_dump_json(indent=2))

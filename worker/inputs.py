@@ -33,8 +33,8 @@ def collect(
         if order.reference is not None
         else None,
         reference_cache=reference_cache,
-        training_file=_file(storage, order.training_file, inputs / "training.jsonl"),
-        validation_file=_file(storage, order.validation_file, inputs / "validation.jsonl")
+        training_file=fetch_file(storage, order.training_file, inputs / "training.jsonl"),
+        validation_file=fetch_file(storage, order.validation_file, inputs / "validation.jsonl")
         if order.validation_file is not None
         else None,
         ranks=claim.gpus if claim.kind == "train" else max(1, order.job.gpus),
@@ -50,7 +50,7 @@ def _training(order: WorkOrder, claim: Claim) -> TrainingSpec:
     return TrainingSpec.model_validate(order.job.training)
 
 
-def _file(storage: Storage, file: File, path: Path) -> Path:
+def fetch_file(storage: Storage, file: File, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     storage.fetch(file.storage_key, path)
     return path

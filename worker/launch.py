@@ -14,7 +14,7 @@ from dpo_core.run_directory import RunDirectory
 from dpo_core.spec import Device
 from worker.sweep import MARK
 
-Kind = Literal["validate", "train"]
+Kind = Literal["validate", "train", "check"]
 
 INHERITED = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "SHELL", "VIRTUAL_ENV"}
@@ -41,10 +41,11 @@ class Programs:
 
     validate: tuple[str, ...] = (sys.executable, "-m", "dpo_core.prepare")
     train: tuple[str, ...] = (sys.executable, "-m", "dpo_core.launch")
+    check: tuple[str, ...] = (sys.executable, "-m", "dpo_core.check")
 
     def command(self, kind: Kind, run: RunDirectory) -> list[str]:
-        program = self.validate if kind == "validate" else self.train
-        return [*program, str(run.path)]
+        programs = {"validate": self.validate, "train": self.train, "check": self.check}
+        return [*programs[kind], str(run.path)]
 
 
 def trainer_environment(

@@ -10,23 +10,26 @@ import os
 import queue
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from psycopg.errors import UndefinedColumn, UndefinedFunction, UndefinedTable
 from sqlalchemy.exc import ProgrammingError
 
-from control_plane import leases, removals, workers
+from control_plane import checks, leases, removals, workers
 from control_plane.database import Database
 from control_plane.hints import Hints
 from control_plane.ids import new_id
-from control_plane.leases import Claim, Kind
+from control_plane.leases import Kind
 from control_plane.settings import Settings
 from control_plane.storage import open_storage
-from worker.attempt import DATABASE_AWAY, Attempt, Tools
+from worker.attempt import Attempt
+from worker.checking import Checking
 from worker.folders import RunFolders
 from worker.launch import Programs
 from worker.slots import find_slots
 from worker.sweep import sweep
+from worker.work import DATABASE_AWAY, Tools, Work
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,8 @@ OTHER_SCHEMA = (UndefinedTable, UndefinedColumn, UndefinedFunction)
 """Not migrated yet: somebody will, perhaps right now."""
 VALIDATIONS_AT_ONCE = 2
 """Validation takes no slot, but a CPU and memory."""
+CHECKS_AT_ONCE = 2
+"""So do checks; they are counted apart, so that neither waits for the other."""
 POOL_THREADS = 8
 
 
@@ -64,7 +69,7 @@ class Supervisor:
             device=self._tools.slots.device,
             slots=self._tools.slots.total,
         )
-        self._attempts: list[Attempt] = []
+        self._work: list[Work] = []
         self._removals: Future[None] | None = None
         # SimpleQueue.put is reentrant: a signal handler may interrupt the very thread that waits.
         self._waker: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -87,7 +92,7 @@ class Supervisor:
         slots = self._tools.slots
         logger.info("worker %s: %d %s slots", self._facts.id, slots.total, slots.device)
         self._clear_leftovers()
-        while not (self._stops_asked and not self._attempts):
+        while not (self._stops_asked and not self._work):
             self._round()
             self._wait()
         self._say_goodbye()
@@ -100,12 +105,12 @@ class Supervisor:
         self._obey_stops()
         if now >= self._next_beat:
             self._next_beat = now + self._settings.heartbeat_seconds
-            for attempt in self._attempts:
-                attempt.beat()
-        for attempt in self._attempts:
-            attempt.tick()
-        if any(attempt.over for attempt in self._attempts):
-            self._attempts = [attempt for attempt in self._attempts if not attempt.over]
+            for work in self._work:
+                work.beat()
+        for work in self._work:
+            work.tick()
+        if any(work.over for work in self._work):
+            self._work = [work for work in self._work if not work.over]
             self._next_look = 0.0  # there is room, and perhaps the next step of the same job
         again = self._settings.poll_seconds
         try:
@@ -122,7 +127,7 @@ class Supervisor:
     def _wait(self) -> None:
         """Until something is due, a child may have ended, or somebody calls."""
         due = min(self._next_beat, self._next_look, self._next_reconcile) - time.monotonic()
-        longest = CHILD_POLL_SECONDS if self._attempts else self._settings.poll_seconds
+        longest = CHILD_POLL_SECONDS if self._work else self._settings.poll_seconds
         try:
             self._waker.get(timeout=max(0.0, min(due, longest)))
             while True:
@@ -138,7 +143,7 @@ class Supervisor:
             self._beat_and_reconcile()
         if now >= self._next_look:
             self._next_look = now + self._settings.poll_seconds
-            while not self._stops_asked and self._claim_one():
+            while not self._stops_asked and (self._claim_job() or self._claim_check()):
                 continue
 
     def _beat_and_reconcile(self) -> None:
@@ -149,8 +154,9 @@ class Supervisor:
         self._registered = True
         with self._database.transaction() as session:
             requeued = leases.reconcile(session, max_attempts=self._settings.max_attempts)
+            requeued += checks.reconcile(session, max_attempts=self._settings.max_attempts)
         with self._database.transaction() as session:
-            waiting = leases.waiting(session)
+            waiting = leases.waiting(session) + checks.waiting(session)
         self._carry_out_removals()
         if requeued:
             logger.warning("lost by their workers, waiting again: %s", ", ".join(requeued))
@@ -166,10 +172,10 @@ class Supervisor:
                 logger.warning("removals from storage failed, trying again: %s", error)
         self._removals = self._tools.pool.submit(removals.carry_out, self._database, self._tools.storage)
 
-    def _claim_one(self) -> bool:
+    def _claim_job(self) -> bool:
         """Takes one more job, if one fits."""
-        validating = sum(attempt.claim.kind == "validate" for attempt in self._attempts)
-        kinds: tuple[Kind, ...] = ("validate", "train") if validating < VALIDATIONS_AT_ONCE else ("train",)
+        has_room = self._count("validate") < VALIDATIONS_AT_ONCE
+        kinds: tuple[Kind, ...] = ("validate", "train") if has_room else ("train",)
         sent = time.monotonic()
         with self._database.transaction() as session:
             claim = leases.claim(
@@ -180,15 +186,25 @@ class Supervisor:
                 lease_seconds=self._settings.lease_seconds,
                 kinds=kinds,
             )
-        if claim is None:
-            return False
-        return self._begin(claim, sent)
+        return claim is not None and self._begin(lambda: Attempt(self._tools, claim, sent), claim.job_id)
 
-    def _begin(self, claim: Claim, sent: float) -> bool:
+    def _claim_check(self) -> bool:
+        """Takes one more check, if there is room for it."""
+        if self._count("check") >= CHECKS_AT_ONCE:
+            return False
+        sent = time.monotonic()
+        with self._database.transaction() as session:
+            claim = checks.claim(session, worker_id=self._facts.id, lease_seconds=self._settings.lease_seconds)
+        return claim is not None and self._begin(lambda: Checking(self._tools, claim, sent), claim.check_id)
+
+    def _count(self, kind: str) -> int:
+        return sum(work.kind == kind for work in self._work)
+
+    def _begin(self, make: Callable[[], Work], row_id: str) -> bool:
         try:
-            self._attempts.append(Attempt(self._tools, claim, sent))
+            self._work.append(make())
         except OSError:
-            logger.exception("%s: no run directory could be made; its lease runs out", claim.job_id)
+            logger.exception("%s: no run directory could be made; its lease runs out", row_id)
             return False
         return True
 
@@ -207,9 +223,9 @@ class Supervisor:
             return
         self._stops_obeyed = self._stops_asked
         seconds = self._settings.stop_seconds if self._stops_asked == 1 else 0.0
-        logger.info("stopping: %d attempts have %g s to make a checkpoint", len(self._attempts), seconds)
-        for attempt in self._attempts:
-            attempt.stop(seconds)
+        logger.info("stopping: %d attempts have %g s to make a checkpoint", len(self._work), seconds)
+        for work in self._work:
+            work.stop(seconds)
 
     def _say_goodbye(self) -> None:
         if not self._registered:

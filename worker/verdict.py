@@ -9,6 +9,8 @@ from typing import Literal
 
 from dpo_core.run_directory import Failure, RunDirectory
 
+Ending = Failure | Literal["succeeded", "stopped"]
+
 LOG_LINES = 15
 LOG_BYTES = 3000
 
@@ -21,9 +23,7 @@ def failure_of(error: BaseException, doing: str) -> Failure:
     return Failure(kind="infrastructure", code="worker_error", message=f"{type(error).__name__} while {doing}: {error}")
 
 
-def how_it_ended(
-    run: RunDirectory, process: subprocess.Popen[bytes] | None, *, stopping: bool
-) -> Failure | Literal["succeeded", "stopped"]:
+def how_it_ended(run: RunDirectory, process: subprocess.Popen[bytes] | None, *, stopping: bool) -> Ending:
     """What the trainer says, if its exit code agrees. `process` has ended, or None if it was never started.
 
     A process that was asked to stop may end by the signal itself, or be killed when its time is up.

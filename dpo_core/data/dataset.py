@@ -74,7 +74,7 @@ def load(path: Path, options: ReadOptions, renderer: Renderer, max_length: int |
         elif isinstance(row, RowProblem):
             data.problems.add(row.code, row.line, row.message)
         elif _take(data, row, renderer, max_length):
-            for code, message in _notes(row, repeats):
+            for code, message in notes_on(row, repeats):
                 notes.add(code, row.line, message)
     data.findings = notes.findings() + renderer.take_findings()
     return data
@@ -107,7 +107,7 @@ def _take(data: Dataset, row: Pair | Example, renderer: Renderer, max_length: in
     return True
 
 
-def _notes(row: Pair | Example, repeats: Repeats) -> list[tuple[str, str]]:
+def notes_on(row: Pair | Example, repeats: Repeats) -> list[tuple[str, str]]:
     """What the user should know of a row that is trained on: codes and messages."""
     repeated = repeats.look(row)
     found = [repeated] if repeated is not None else []

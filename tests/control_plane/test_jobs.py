@@ -60,7 +60,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"training_file": "file-other"}, "training_file", "file_not_found", "in this project"),
     ({"validation_file": "file-9"}, "validation_file", "file_not_found", "There is no file 'file-9'"),
     ({"training_file": "file-batch"}, "training_file", "wrong_file_purpose", "purpose 'batch'"),
-    ({"training_file": "file-slow"}, "training_file", "file_not_ready", "is uploaded, not processed"),
+    ({"training_file": "file-bad"}, "training_file", "invalid_training_file", "It is cut off."),
 ]
 
 
@@ -69,7 +69,7 @@ def test_refused(stocked: Database) -> None:
         add_project(session, "proj-2", "other")
         add_file(session, "file-other", project_id="proj-2")
         add_file(session, "file-batch", purpose="batch")
-        add_file(session, "file-slow", status="uploaded")
+        add_file(session, "file-bad", status="error", status_details="It is cut off.")
         add_model(session, "other/secret", project_id="proj-2")
     for changes, param, code, said in REFUSED:
         with pytest.raises(InvalidRequest) as refusal, stocked.transaction() as session:

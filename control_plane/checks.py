@@ -1,0 +1,189 @@
+"""Questions about data that workers answer without a GPU: what a file holds, what a model would see of it.
+
+A question that was asked before is not answered again: its digest covers everything that the answer depends on.
+The answer goes with any of the files and models that it is about. docs/job_states.md draws the states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sqlalchemy import delete, func, null, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from control_plane import fences
+from control_plane.database import dpo_now
+from control_plane.ids import new_id
+from control_plane.questions import Question
+from control_plane.storable import storable
+from control_plane.tables import Check, File, Json, Model
+from dpo_core.run_directory import Failure
+
+
+class State(StrEnum):
+    waiting = "waiting"
+    running = "running"
+    done = "done"
+    failed = "failed"
+
+
+ANSWERED = frozenset({State.done, State.failed})
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A worker's right to answer a check, for as long as the lease is renewed."""
+
+    check_id: str
+    project_id: str
+    fence: int
+    lease_seconds: float
+
+
+@dataclass(frozen=True)
+class WorkOrder:
+    """What a worker needs to answer a check. The rows are detached: plain data."""
+
+    check: Check
+    files: dict[str, File]
+    models: dict[str, Model]
+    """Those that the question is about, by id; an adapter's base among them."""
+
+
+def ask(session: Session, project_id: str, question: Question) -> Check:
+    """The check of this question, made if it is new. Send a hint after the commit where it is not answered.
+
+    One that failed through nobody's fault is begun anew. The caller holds the files and models that it is about.
+    """
+    row = {
+        "id": new_id("check"),
+        "project_id": project_id,
+        "kind": question.kind,
+        "digest": question.digest,
+        "about": question.about,
+        "question": question.body,
+        "state": State.waiting.value,
+    }
+    made = insert(Check).values(row).on_conflict_do_nothing(index_elements=["project_id", "digest"])
+    session.execute(made)
+    mine = (Check.project_id == project_id) & (Check.digest == question.digest)
+    again = mine & (Check.state == State.failed) & (Check.error["kind"].astext == "infrastructure")
+    session.execute(update(Check).where(again).values(state=State.waiting.value, error=null(), fruitless_attempts=0))
+    return session.scalars(select(Check).where(mine)).one()
+
+
+def find(session: Session, project_id: str, question: Question) -> Check | None:
+    """The check of this question, if it was ever asked."""
+    mine = (Check.project_id == project_id) & (Check.digest == question.digest)
+    return session.scalars(select(Check).where(mine)).one_or_none()
+
+
+def read(session: Session, check_id: str) -> Check | None:
+    """The check as it is now; None where it was removed."""
+    return session.get(Check, check_id)
+
+
+def forget(session: Session, about: str) -> None:
+    """Removes what is known about a file or model that goes. A worker that is at it finds its fence stale."""
+    session.execute(delete(Check).where(Check.about.contains([about])))
+
+
+# -- the workers' side -------------------------------------------------------------------------------
+
+
+def claim(session: Session, *, worker_id: str, lease_seconds: float) -> Claim | None:
+    """Takes the question that has waited longest, or None; what another worker is claiming is skipped."""
+    waiting_longest = (
+        select(Check)
+        .where(Check.state == State.waiting)
+        .order_by(Check.created_at, Check.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    check = session.scalars(waiting_longest).one_or_none()
+    if check is None:
+        return None
+    check.state = State.running.value
+    fences.take(session, check, worker_id, lease_seconds)
+    return Claim(check.id, check.project_id, check.fence, lease_seconds)
+
+
+def renew(session: Session, claim: Claim) -> None:
+    """Another `lease_seconds`. StaleFence when the check is gone, or no longer this claim's; so below, too."""
+    fences.renew(session, Check, claim.check_id, claim.fence, claim.lease_seconds)
+
+
+def work_order(session: Session, claim: Claim) -> WorkOrder:
+    check = _held(session, claim)
+    files = session.scalars(select(File).where(File.id.in_(check.about)))
+    models = session.scalars(select(Model).where(Model.id.in_(check.about)))
+    return WorkOrder(check, {file.id: file for file in files}, {model.id: model for model in models})
+
+
+def finish(session: Session, claim: Claim, result: Json) -> None:
+    """The question is answered. A file that nothing can be done with has the status `error` from then on."""
+    _lock_files(session, claim)
+    check = _held(session, claim)
+    _end(session, check, State.done)
+    check.result = storable(result)
+    damage = check.result.get("damage") if check.kind == "file" else None
+    if damage is not None:
+        (file_id,) = check.about
+        marked = update(File).where(File.id == file_id)
+        session.execute(marked.values(status="error", status_details=damage["message"]))
+
+
+def fail(session: Session, claim: Claim, failure: Failure, *, max_attempts: int) -> None:
+    """There is no answer. Through infrastructure: another worker tries; otherwise the failure is the answer."""
+    _settle(session, _held(session, claim), failure, max_attempts)
+
+
+def hand_back(session: Session, claim: Claim) -> None:
+    """The worker drains: somebody else answers. Does not count as a fruitless attempt."""
+    _end(session, _held(session, claim), State.waiting)
+
+
+def reconcile(session: Session, *, max_attempts: int) -> list[str]:
+    """Frees the checks whose lease ran out, and returns the ids of those that wait again."""
+    waiting = []
+    for check in fences.lapsed(session, Check):
+        message = f"Worker {check.worker_id} was not heard of any more."
+        lost = Failure(kind="infrastructure", code="worker_lost", message=message)
+        if _settle(session, check, lost, max_attempts):
+            waiting.append(check.id)
+    return waiting
+
+
+def waiting(session: Session) -> int:
+    """How many checks a worker could claim."""
+    return session.scalar(select(func.count()).where(Check.state == State.waiting)) or 0
+
+
+def _lock_files(session: Session, claim: Claim) -> None:
+    """In the order in which the deletion of a file takes them: the file, then its checks."""
+    about = session.scalar(select(Check.about).where(Check.id == claim.check_id)) or []
+    session.execute(select(File.id).where(File.id.in_(about)).order_by(File.id).with_for_update())
+
+
+def _held(session: Session, claim: Claim) -> Check:
+    return fences.held(session, Check, claim.check_id, claim.fence)
+
+
+def _settle(session: Session, check: Check, failure: Failure, max_attempts: int) -> bool:
+    """Ends an attempt that brought no answer; True when the check waits for another one."""
+    check.fruitless_attempts += 1
+    if failure.kind == "infrastructure" and check.fruitless_attempts < max_attempts:
+        _end(session, check, State.waiting)
+        return True
+    _end(session, check, State.failed)
+    check.error = storable(failure.model_dump())
+    return False
+
+
+def _end(session: Session, check: Check, state: State) -> None:
+    fences.release(check)
+    check.state = state.value
+    check.finished_at = session.scalar(dpo_now().select()) if state in ANSWERED else None
+    session.flush()

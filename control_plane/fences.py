@@ -1,0 +1,61 @@
+"""A lease and its fence, on a row of any table: how work is taken, kept, reported on, and found when it is lost.
+
+A claim raises the row's fence and sets its lease by PostgreSQL's clock. Whoever reports later names the fence;
+one that is not the row's any more changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from control_plane.database import dpo_now
+from control_plane.errors import StaleFence
+from control_plane.tables import Leased
+
+L = TypeVar("L", bound=Leased)
+
+
+def take(session: Session, row: Leased, worker_id: str, lease_seconds: float) -> None:
+    """Makes the row, which the caller has locked, the worker's for `lease_seconds`."""
+    row.fence += 1
+    row.worker_id = worker_id
+    row.lease_until = session.scalar(select(dpo_now() + timedelta(seconds=lease_seconds)))
+    session.flush()
+
+
+def renew(session: Session, table: type[Leased], row_id: str, fence: int, lease_seconds: float) -> None:
+    """Another `lease_seconds` from now. StaleFence when the row is no longer this claim's."""
+    renewed = session.execute(
+        update(table)
+        .where(table.id == row_id, table.fence == fence, table.lease_until.is_not(None))
+        .values(lease_until=dpo_now() + timedelta(seconds=lease_seconds))
+        .returning(table.id)
+    )
+    if renewed.one_or_none() is None:
+        raise StaleFence(f"{row_id} is not attempt {fence}'s any more: stop its processes.")
+
+
+def held(session: Session, table: type[L], row_id: str, fence: int) -> L:
+    """The row, locked, for a report on it. StaleFence when it is no longer this claim's, or gone."""
+    query = select(table).where(table.id == row_id).with_for_update().execution_options(populate_existing=True)
+    row = session.scalars(query).one_or_none()
+    if row is None or row.fence != fence or row.lease_until is None:
+        raise StaleFence(f"{row_id} is not attempt {fence}'s any more; nothing of it is stored.")
+    return row
+
+
+def lapsed(session: Session, table: type[L]) -> Sequence[L]:
+    """The rows whose lease ran out, locked; those that somebody else is looking after are left to them."""
+    query = select(table).where(table.lease_until < dpo_now()).order_by(table.id).with_for_update(skip_locked=True)
+    return session.scalars(query).all()
+
+
+def release(row: Leased) -> None:
+    """Nobody works on the row any more. Its fence stays, so that the next claim's is higher."""
+    row.lease_until = None
+    row.worker_id = None

@@ -1,0 +1,46 @@
+"""The questions that a check may ask, with ids instead of paths (`dpo_core.questions` has them with paths)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from control_plane.tables import File, Json, Model
+from dpo_core.questions import ANSWERS
+
+Kind = Literal["file", "model_file", "preview", "estimate"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, and about what."""
+
+    kind: Kind
+    body: Json
+    files: tuple[File, ...] = ()
+    models: tuple[Model, ...] = ()
+    """With the base of each adapter."""
+
+    @property
+    def about(self) -> list[str]:
+        """Ids of the files and models, each once."""
+        return list(dict.fromkeys([*(file.id for file in self.files), *(model.id for model in self.models)]))
+
+    @property
+    def digest(self) -> str:
+        """The same for the same question about the same bytes, answered by the same software."""
+        facts: dict[str, Any] = {
+            "answers": ANSWERS,
+            "kind": self.kind,
+            "body": self.body,
+            "files": [(file.id, file.sha256) for file in self.files],
+            "models": [(it.id, it.path, it.storage_prefix, it.facts) for it in self.models],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def about_file(file: File) -> Question:
+    """What the file holds: asked of every file after its upload."""
+    return Question("file", {"file": file.id}, (file,))

@@ -1,0 +1,89 @@
+"""What is known of a data file once all of its rows were read. The API serves these models as they are."""
+
+from __future__ import annotations
+
+from dpo_core.prepare_report import Lengths, ReportFinding
+from dpo_core.spec import StrictModel
+
+
+class Problem(StrictModel):
+    """Rows that can't be used, by what is wrong with them."""
+
+    code: str
+    title: str
+    message: str
+    """What is wrong with the first of the rows, and what to do."""
+
+    count: int
+    lines: list[int]
+    """The first 100 of them."""
+
+
+class Damage(StrictModel):
+    """Why the file as a whole can't be used."""
+
+    code: str
+    message: str
+    line: int
+    """Where reading ended."""
+
+
+class LengthBias(StrictModel):
+    """How often the longer answer is the chosen one. Far above 0.5, a model may learn length instead of quality."""
+
+    share: float
+    """Of the pairs whose answers differ in length."""
+
+    low: float
+    high: float
+    """The share's 95 % interval (Wilson)."""
+
+    pairs: int
+    """Pairs whose answers differ in length."""
+
+    equal: int
+    """Pairs whose answers are equally long."""
+
+
+class Statistics(StrictModel):
+    """Of the rows that can be used. Lengths are in characters; from 65,536 on, percentiles are within 1 %."""
+
+    turns: Lengths
+    """Messages of prompt and (chosen) answer together."""
+
+    prompt_characters: Lengths
+    chosen_characters: Lengths | None
+    rejected_characters: Lengths | None
+    completion_characters: Lengths | None
+    prompts: int
+    """Different prompts, by their normalised text."""
+
+    system_turns: int
+    """Rows with a system turn."""
+
+    tools: int
+    """Rows that offer, call or answer for tools."""
+
+    reasoning: int
+    """Rows with thinking text beside an answer."""
+
+    length_bias: LengthBias | None
+
+
+class FileReport(StrictModel):
+    """Of all rows, whichever method they are for."""
+
+    rows: int
+    pairs: int
+    """Good rows for method `dpo`."""
+
+    examples: int
+    """Good rows for method `supervised`."""
+
+    problems: list[Problem]
+    damage: Damage | None
+    findings: list[ReportFinding]
+    """Rows that can be used, but that the user should know of."""
+
+    statistics: Statistics | None
+    """None where no row can be used."""

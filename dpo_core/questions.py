@@ -1,0 +1,22 @@
+"""What `dpo_core.check` may be asked: `spec.json` of a check's run directory, with paths instead of ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from dpo_core.spec import StrictModel
+
+ANSWERS = 1
+"""Raised with every change of what an answer says: answers of an earlier version are not given any more."""
+
+
+class FileQuestion(StrictModel):
+    """What the file holds: a FileReport."""
+
+    kind: Literal["file"] = "file"
+    file: Path
+
+
+class CheckSpec(StrictModel):
+    question: FileQuestion

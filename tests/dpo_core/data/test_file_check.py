@@ -1,0 +1,70 @@
+"""Reports on files of every kind: made ones with each finding, and the real ones with the defects that are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dpo_core.data.file_check import check_file
+from dpo_core.data.file_report import FileReport
+from tests.makers import real_data, write_rows
+
+PAIR = {"prompt": "What is 1+1?", "chosen": "2", "rejected": "3"}
+EXAMPLE = {"prompt": "What is 1+1?", "completion": "2"}
+
+
+def lines_by_code(report: FileReport) -> dict[str, list[int]]:
+    return {found.code: found.lines for found in (*report.problems, *report.findings)}
+
+
+def test_rows_of_both_methods_in_one_file(tmp_path: Path) -> None:
+    report = check_file(
+        write_rows(tmp_path / "a.jsonl", [PAIR, EXAMPLE, EXAMPLE | {"prompt": "x"}, PAIR | {"prompt": "y"}])
+    )
+    assert (report.rows, report.pairs, report.examples, report.problems) == (4, 2, 2, [])
+    assert report.statistics is not None
+    assert report.statistics.prompts == 3
+
+
+def test_problems_and_findings_by_line(tmp_path: Path) -> None:
+    rows = [PAIR, PAIR | {"prompt": "x"}, PAIR, {**PAIR, "chosen": "3", "rejected": "2"}, PAIR | {"chosen": " "}, [1]]
+    report = check_file(write_rows(tmp_path / "a.jsonl", rows))
+    assert (report.rows, report.pairs) == (6, 4)
+    assert lines_by_code(report) == {
+        "empty_answer": [5],
+        "not_an_object": [6],
+        "duplicate_row": [3],
+        "opposite_labels": [4],
+    }
+    assert all(problem.title and problem.count == 1 for problem in report.problems)
+
+
+def test_a_file_without_a_good_row_has_no_statistics(tmp_path: Path) -> None:
+    report = check_file(write_rows(tmp_path / "a.jsonl", [{"a": 1}]))
+    assert (report.rows, report.pairs, report.statistics, report.damage) == (1, 0, None, None)
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    damage = check_file(tmp_path / "empty.jsonl").damage
+    assert damage is not None and damage.code == "empty_file"
+
+
+def test_the_known_defects_of_a_real_file() -> None:
+    report = check_file(real_data("hh-rlhf/harmless-base_test.jsonl.gz"))
+    found = lines_by_code(report)
+    assert report.rows == 2312
+    assert found["empty_answer"] == [87, 517, 926, 1104]
+    assert found["prompts_differ"] == [1255, 1689, 1951, 1953, 2037]
+    assert found["repeated_role"] == [668, 764, 1320, 1850], "five more are among the bad rows"
+    assert report.statistics is not None
+    assert report.statistics.turns.longest == 36
+    bias = report.statistics.length_bias
+    assert bias is not None and bias.low < bias.share < bias.high
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "examples"),
+    [("orca/validation.jsonl", 284, 0), ("piqa/piqa_validation_pairs.jsonl", 1838, 0)],
+)
+def test_real_files_are_recognised(name: str, pairs: int, examples: int) -> None:
+    report = check_file(real_data(name))
+    assert (report.pairs, report.examples, report.problems) == (pairs, examples, [])

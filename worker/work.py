@@ -1,0 +1,233 @@
+"""One leased piece of work, from its claim to its end: fetch → run → sweep → report → clear away.
+
+The supervisor calls `tick` often and `beat` at every heartbeat, always from the one thread that also forks.
+What may take long (fetching inputs, clearing away) runs on a pool, so that no lease runs out meanwhile.
+Whatever takes the lease away leads to `abandon`: kill, report nothing, clear away.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session
+
+from control_plane.database import Database
+from control_plane.errors import StaleFence
+from control_plane.settings import Settings
+from control_plane.storage import Storage
+from dpo_core.run_directory import Failure
+from worker.folders import RunFolders
+from worker.launch import Kind, Programs, launch, trainer_environment
+from worker.slots import Slots
+from worker.sweep import sweep
+from worker.verdict import Ending, failure_of, how_it_ended
+
+logger = logging.getLogger(__name__)
+
+DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
+"""PostgreSQL doesn't answer: tried again until the lease runs out."""
+LEASE_MARGIN = 0.2
+"""The share of a lease that is left for killing the processes before somebody else may start."""
+RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What all the work of a worker shares."""
+
+    settings: Settings
+    database: Database
+    storage: Storage
+    folders: RunFolders
+    slots: Slots
+    programs: Programs
+    pool: ThreadPoolExecutor
+
+
+class Work(ABC):
+    """`over` once nothing of it is left: no process, no slot, no run directory."""
+
+    def __init__(
+        self, tools: Tools, *, row_id: str, fence: int, kind: Kind, gpus: int, lease_seconds: float, claimed_at: float
+    ) -> None:
+        """`claimed_at`: the monotonic second before the claim was sent; the lease is counted from there."""
+        self.id = row_id
+        self.kind = kind
+        self.over = False
+        self._fence = fence
+        self._tools = tools
+        self._run = tools.folders.make(row_id, fence)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._failure: Failure | None = None
+        self._holding = True
+        self._stopping = False
+        self._kill_at = float("inf")
+        self._not_before = 0.0
+        self._lease_seconds = lease_seconds
+        self._hold_until(claimed_at + lease_seconds)
+        self._slot_ids = tools.slots.take(gpus)
+        self._task: Future[None] | None = None
+        self._step: Callable[[], None] = self._fetching
+
+    # -- what a kind of work fills in ----------------------------------------------------------------
+
+    @abstractmethod
+    def _fetch(self) -> None:
+        """On the pool: brings the inputs and spec.json into the run directory."""
+
+    @abstractmethod
+    def _renew(self, session: Session) -> None:
+        """Renews the lease. StaleFence when the row is no longer ours; so below, too."""
+
+    @abstractmethod
+    def _report(self, session: Session, ending: Ending) -> None:
+        """Tells PostgreSQL how the work ended."""
+
+    @abstractmethod
+    def _relay(self) -> None:
+        """Brings what the program wrote since the last call into the database."""
+
+    def _publish(self) -> bool:
+        """Publishes more of what the program left; False once nothing is left to publish."""
+        return False
+
+    def _clear(self) -> None:
+        """On the pool: removes the run directory."""
+        self._tools.folders.remove(self._run)
+
+    @property
+    def _busy(self) -> bool:
+        """Whether something still runs on the pool."""
+        return self._task is not None and not self._task.done()
+
+    # -- what the supervisor calls -------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Goes on as far as it can without waiting."""
+        now = time.monotonic()
+        if self._holding and now > self._deadline:
+            self.abandon("its lease could not be renewed in time")
+        if now >= self._not_before:
+            self._guarded(self._step, "supervising the run")
+
+    def beat(self) -> None:
+        """Renews the lease, in PostgreSQL and then in the run directory, and relays what the program wrote."""
+        if self._holding:
+            self._guarded(self._renew_and_relay, "renewing the lease and relaying metrics")
+
+    def stop(self, seconds: float) -> None:
+        """Asks the program for a checkpoint, if it makes any, and its end; after `seconds` it is killed."""
+        self._stopping = True
+        self._kill_at = min(self._kill_at, time.monotonic() + seconds)
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def abandon(self, reason: str) -> None:
+        """The work is no longer ours: kills, reports nothing."""
+        logger.warning("%s: attempt %d is given up: %s", self.id, self._fence, reason)
+        self._holding = False
+        self._step = self._sweeping
+
+    def _guarded(self, work: Callable[[], None], doing: str) -> None:
+        """Runs `work`; an error ends this attempt at most, never the supervisor."""
+        try:
+            work()
+        except StaleFence:
+            self.abandon("it was cancelled or removed, or is another worker's now")
+        except DATABASE_AWAY as error:
+            logger.warning("%s: PostgreSQL doesn't answer, trying again: %s", self.id, error)
+            self._not_before = time.monotonic() + RETRY_SECONDS
+        except Exception as error:
+            logger.exception("%s: error while %s", self.id, doing)
+            self._not_before = time.monotonic() + RETRY_SECONDS
+            if self._failure is None:
+                self._failure = failure_of(error, doing)
+                self._step = self._sweeping
+            elif self._holding:
+                self.abandon("its failure could not be reported; its lease will run out")
+
+    def _renew_and_relay(self) -> None:
+        sent = time.monotonic()
+        with self._tools.database.transaction() as session:
+            self._renew(session)
+        self._hold_until(sent + self._lease_seconds)
+        self._relay()
+
+    def _hold_until(self, lease_end: float) -> None:
+        """Supervisor and processes stop a little before the lease ends, each by its own watch."""
+        self._deadline = lease_end - LEASE_MARGIN * self._lease_seconds
+        self._run.renew_lease(self._deadline - time.monotonic())
+
+    # -- the steps -----------------------------------------------------------------------------------
+
+    def _fetching(self) -> None:
+        if self._task is None:
+            self._task = self._tools.pool.submit(self._fetch)
+        if not self._task.done():
+            return
+        error = self._task.exception()
+        if isinstance(error, DATABASE_AWAY):
+            self._task = None
+        if error is not None:
+            raise error
+        if not self._stopping:
+            command = self._tools.programs.command(self.kind, self._run)
+            environment = trainer_environment(os.environ, self._run, self._tools.slots.device, self._slot_ids)
+            self._process = launch(command, environment, self._run)
+            logger.info("%s: attempt %d runs as process %d", self.id, self._fence, self._process.pid)
+        self._step = self._running
+
+    def _running(self) -> None:
+        if self._process is not None and self._process.poll() is None and time.monotonic() < self._kill_at:
+            self._publish()
+        else:
+            self._step = self._sweeping
+
+    def _sweeping(self) -> None:
+        """Slots come back as soon as no process is left."""
+        if self._process is not None:
+            self._process.poll()
+            if not sweep(self._run, self._process.pid if self._process.returncode is None else None):
+                return
+        self._tools.slots.give_back(self._slot_ids)
+        self._slot_ids = []
+        self._step = self._publishing_rest if self._holding else self._leaving
+
+    def _publishing_rest(self) -> None:
+        if self._failure is None:
+            self._relay()
+            if self._publish():
+                return
+        self._step = self._reporting
+
+    def _reporting(self) -> None:
+        ending = self._failure or how_it_ended(self._run, self._process, stopping=self._stopping)
+        with self._tools.database.transaction() as session:
+            self._report(session, ending)
+        self._holding = False
+        said = ending.message if isinstance(ending, Failure) else ending
+        logger.info("%s: attempt %d is over: %s", self.id, self._fence, said)
+        self._step = self._leaving
+
+    def _leaving(self) -> None:
+        if not self._busy:
+            self._task = self._tools.pool.submit(self._clear)
+            self._step = self._clearing
+
+    def _clearing(self) -> None:
+        if self._task is None or not self._task.done():
+            return
+        error = self._task.exception()
+        if error is not None:
+            logger.error("%s: %s could not be cleared away: %s", self.id, self._run.path, error)
+        self.over = True
