@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """Tokens before the two sequences differ."""
+def common_prefix(first: Sequence[int] | str, second: Sequence[int] | str) -> int:
+    """Tokens (of texts: characters) before the two sequences differ."""
     limit = min(len(first), len(second))
     if first[:limit] == second[:limit]:
         return limit

@@ -2,36 +2,27 @@
 
 A whole conversation is rendered and tokenized once. The prompt, with the opening of the assistant's turn,
 is tokenized too, and the split is the longest common prefix of the two in *tokens*: a split in text would
-tokenize the answer apart from what stands before it, as the model never sees it.
+tokenize the answer apart from what stands before it, as the model never sees it. The model's later turns in
+an answer of several turns are found likewise.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from dpo_core.data import tokenizer as tokenizer_files
+from dpo_core.data.encoder import Encoder
+from dpo_core.data.findings import FINDINGS, FindingCode, of_answer, of_prompt, writes_before
 from dpo_core.data.prefix import common_prefix
 from dpo_core.data.problems import Finding, Tally
-from dpo_core.data.records import Example, Pair, Text, TokenExample, TokenPair
+from dpo_core.data.records import Example, JsonText, Message, Pair, Text, TokenExample, TokenPair
+from dpo_core.data.spans import end_of_answer, silent_spans
 from dpo_core.data.template import ChatTemplate, TemplateRefusal, Variable
-from dpo_core.data.turns import as_turns
-from dpo_core.errors import user_error
+from dpo_core.data.texts import Answered, RowTexts, opening, row_texts
 from dpo_core.spec import ModelSource, TrainingSpec
-
-FINDINGS = {
-    "no_end_of_turn": "The answer doesn't end with a token that stops generation, so the model won't learn to stop. "
-    "Correct the chat template, or name the template's last token in generation_config.json (`eos_token_id`).",
-    "doubled_end_of_turn": "The answer ended with its end-of-turn token twice; the second was removed.",
-    "doubled_bos": "The text began with the begin-of-text token twice; the second was removed.",
-    "generation_prompt_differs": "What the chat template writes to open an answer is not what it writes before a given "
-    "answer; the tokens that differ are learned with the answer.",
-    "answer_changed": "The chat template left out or changed some of the answer's text (thinking text, often).",
-    "turn_changed": "The chat template left out or changed the text of a turn of the prompt.",
-    "special_token_in_text": "The row's own text holds a special token, which is read as one.",
-    "date_in_template": "The chat template writes today's date, so the same row renders differently tomorrow. "
-    "Give the date in `chat_template_kwargs`.",
-}
 
 
 class Renderer:
@@ -51,12 +42,16 @@ class Renderer:
         source = chat_template or tokenizer_files.chat_template(folder)
         self.template = None if source is None else ChatTemplate(source, {**named, **(variables or {})})
         self.end_tokens = tokenizer_files.end_tokens(folder, self.tokenizer)
+        self._ends = frozenset(self.end_tokens)
+        self._end_texts = [text for end in self.end_tokens if (text := self.tokenizer.id_to_token(end)) is not None]
         self._bos = self.tokenizer.token_to_id(named["bos_token"]) if "bos_token" in named else None
         added = self.tokenizer.encode("", add_special_tokens=True).ids
         self.plain_start = added[:1] if self.template is None and added[:1] == [self._bos] else []
         """What begins every plain text; a chat template writes its own begin-of-text token."""
+        self.encoder = Encoder(self.tokenizer, self._sample_opening())
         special = [token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special]
         self._special = re.compile("|".join(map(re.escape, special)) or "(?!)")
+        self._blank: dict[int, bool] = {}
         self._seen = Tally()
 
     @classmethod
@@ -66,104 +61,188 @@ class Renderer:
         folder = model.path if own else model.base_path
         return cls(folder or model.path, training.chat_template, dict(training.chat_template_kwargs))
 
+    def pairs(self, rows: Sequence[Pair]) -> list[TokenPair | TemplateRefusal]:
+        """Both sequences of each pair, uncut, or why the template can't render it. Quicker than one by one.
+
+        Raises:
+            RunError: a row has turns and there is no chat template.
+        """
+        return [it if isinstance(it, TemplateRefusal) else _token_pair(*it) for it in self._sequences(rows)]
+
+    def examples(self, rows: Sequence[Example]) -> list[TokenExample | TemplateRefusal]:
+        """The sequence of each supervised example, likewise."""
+        return [it if isinstance(it, TemplateRefusal) else it[0] for it in self._sequences(rows)]
+
     def pair(self, pair: Pair) -> TokenPair:
-        """Both sequences of a pair, uncut, from one rendering of the prompt.
+        """Both sequences of one pair.
 
         Raises:
             RunError: the row has turns and there is no chat template.
             TemplateRefusal: the template can't render the row.
         """
-        opening = self.prompt(pair.prompt)
-        chosen, chosen_prompt = self._sequence(pair.line, pair.prompt, pair.chosen, opening)
-        rejected, rejected_prompt = self._sequence(pair.line, pair.prompt, pair.rejected, opening)
-        return TokenPair(pair.line, chosen, rejected, chosen_prompt, rejected_prompt)
+        (made,) = self.pairs([pair])
+        if isinstance(made, TemplateRefusal):
+            raise made
+        return made
 
     def example(self, example: Example) -> TokenExample:
-        """The sequence of a supervised example, uncut. Raises what `pair` raises."""
-        opening = self.prompt(example.prompt)
-        return TokenExample(example.line, *self._sequence(example.line, example.prompt, example.completion, opening))
+        """The sequence of one supervised example. Raises what `pair` raises."""
+        (made,) = self.examples([example])
+        if isinstance(made, TemplateRefusal):
+            raise made
+        return made
 
-    def prompt(self, prompt: Text) -> list[int]:
+    def prompt(self, prompt: Text, tools: JsonText | None = None, variables: JsonText | None = None) -> list[int]:
         """Ids after which the model writes its answer. Raises what `pair` raises."""
-        if self.template is None:
-            return self._encode(_plain(prompt))[0]
-        return self._encode(self.template.render(as_turns(prompt, "user"), add_generation_prompt=True))[0]
+        return self._ids(self.encoder.encode([[opening(self.template, prompt, tools, variables)]])[0][0])
 
     def take_findings(self) -> list[Finding]:
         """What was noticed since the last call, with the rows."""
         found, self._seen = self._seen.findings(), Tally()
         return sorted(found, key=lambda finding: finding.code)
 
-    def _note(self, code: str, line: int) -> None:
-        self._seen.add(code, line, FINDINGS[code])
+    def _sample_opening(self) -> str | None:
+        """A prompt's end as the template writes it; None where there is no template, or it takes no such prompt."""
+        try:
+            return None if self.template is None else opening(self.template, "a")
+        except TemplateRefusal:
+            return None
 
-    def _sequence(self, line: int, prompt: Text, answer: Text, opening: list[int]) -> tuple[list[int], int]:
-        """Ids of prompt and answer, and how many of them are the prompt's."""
-        text = self._conversation(line, prompt, answer)
-        tokens, doubled = self._encode(text)
-        cut = common_prefix(tokens, opening)
-        if doubled:
-            self._note("doubled_bos", line)
-        if cut < len(opening) and self.template is not None:
-            self._note("generation_prompt_differs", line)
+    def _sequences(self, rows: Sequence[Pair | Example]) -> Iterator[list[TokenExample] | TemplateRefusal]:
+        """For each row the sequences of its answers."""
+        written: list[RowTexts | TemplateRefusal] = []
+        for row in rows:
+            try:
+                written.append(row_texts(self.template, row))
+            except TemplateRefusal as refusal:
+                written.append(refusal)
+        ids = iter(self.encoder.encode([texts.all for texts in written if isinstance(texts, RowTexts)]))
+        for texts in written:
+            if isinstance(texts, TemplateRefusal):
+                yield texts
+                continue
+            try:
+                yield self._row(texts, iter(next(ids)))
+            except TemplateRefusal as refusal:
+                yield refusal
+
+    def _row(self, texts: RowTexts, ids: Iterator[list[int]]) -> list[TokenExample]:
+        """The sequences of a row's answers from the ids of its texts, in their order; notes what is odd."""
+        start = self._ids(next(ids))
+        found = set(self._of_prompt(texts))
+        sequences = []
+        for answer in texts.answers:
+            whole = next(ids)
+            gaps = [(self._ids(next(ids)), self._ids(next(ids))) for _ in answer.gaps]
+            tokens = self._ids(whole)
+            if len(tokens) < len(self.plain_start) + len(whole):
+                found.add("doubled_bos")
+            if self._has_special(answer.turns[answer.prompt :]):
+                found.add("special_token_in_text")
+            if self.template is not None:
+                self._refuse_end_inside(answer)
+                found |= set(self._of_answer(texts, answer))
+                found |= set(check_openings(texts, answer, tokens, [start, *(told for told, _ in gaps)]))
+            sequences.append(self._sequence(texts.row.line, tokens, start, gaps, found))
+        for code in sorted(found):
+            self._seen.add(code, texts.row.line, FINDINGS[code])
+        return sequences
+
+    def _sequence(
+        self,
+        line: int,
+        tokens: list[int],
+        start: list[int],
+        gaps: list[tuple[list[int], list[int]]],
+        found: set[FindingCode],
+    ) -> TokenExample:
+        """Divides a conversation where the model's turns begin and end."""
         # The first token of all carries no loss, whatever it is: nothing stands before it that could predict it.
-        cut = max(cut, 1)
-        tokens = self._end_answer(line, tokens, cut)
-        if cut >= len(tokens):
-            raise TemplateRefusal("its answer has no tokens once it is rendered")
-        return tokens, cut
-
-    def _conversation(self, line: int, prompt: Text, answer: Text) -> str:
-        """The text of prompt and answer, with what may be odd about it noted."""
-        turns = (*as_turns(prompt, "user"), *as_turns(answer, "assistant"))
-        if any(self._special.search(turn.content) for turn in turns):
-            self._note("special_token_in_text", line)
-        if self.template is None:
-            return _plain(prompt) + _plain(answer)
-        text = self.template.render(turns, add_generation_prompt=False)
-        if self.template.wrote_date:
-            self._note("date_in_template", line)
-        if turns[-1].content.strip() not in text:
-            self._note("answer_changed", line)
-        if any(turn.content.strip() not in text for turn in turns[:-1]):
-            self._note("turn_changed", line)
-        return text
-
-    def _encode(self, text: str) -> tuple[list[int], bool]:
-        """Ids of a rendered text, and whether a second begin-of-text token was removed."""
-        tokens = self.plain_start + self.tokenizer.encode(text, add_special_tokens=False).ids
-        if self._bos is None or tokens[:2] != [self._bos, self._bos]:
-            return tokens, False
-        while tokens[1:2] == [self._bos]:
-            tokens = tokens[1:]
-        return tokens, True
-
-    def _end_answer(self, line: int, tokens: list[int], cut: int) -> list[int]:
-        """Cuts what stands after the end of the answer's turn: nobody ever generates it."""
+        prompt = max(common_prefix(tokens, start), 1)
+        silent = silent_spans(tokens, prompt, gaps, self._ends)
         if self.template is None:
             tokens = tokens + self.end_tokens[:1]
-        ends = [index for index in range(cut, len(tokens)) if tokens[index] in self.end_tokens]
-        after = tokens[ends[-1] + 1 :] if ends else tokens
-        if not ends or self.tokenizer.decode(after, skip_special_tokens=False).strip():
-            self._note("no_end_of_turn", line)
-            return tokens
-        last = ends[-1]
-        while last > cut and tokens[last - 1] == tokens[last]:
-            self._note("doubled_end_of_turn", line)
-            last -= 1
-        return tokens[: last + 1]
+        end = end_of_answer(tokens, silent[-1][1] if silent else prompt, self._ends, self._is_blank)
+        if end is None:
+            found.add("no_end_of_turn")
+        else:
+            if end[0] < end[1]:
+                found.add("doubled_end_of_turn")
+            tokens = tokens[: end[0]]  # nobody ever generates what stands behind it
+        if prompt >= len(tokens):
+            raise TemplateRefusal("its answer has no tokens once it is rendered")
+        return TokenExample(line, tokens, prompt, silent)
+
+    def _of_prompt(self, texts: RowTexts) -> Iterator[FindingCode]:
+        answer = texts.answers[0]
+        prompt = answer.turns[: answer.prompt]
+        if texts.has_date:
+            yield "date_in_template"
+        if self._has_special(prompt):
+            yield "special_token_in_text"
+        if self.template is not None:
+            yield from of_prompt(texts.opening, prompt, texts.row.tools, partial(texts.write, opens=True))
+
+    def _of_answer(self, texts: RowTexts, answer: Answered) -> Iterator[FindingCode]:
+        yield from of_answer(
+            answer.text, answer.turns, answer.prompt, texts.row.tools, partial(texts.write, opens=False)
+        )
+        if writes_before(answer.text, texts.opening, answer.turns[answer.prompt]):
+            yield "text_before_answer"
+
+    def _has_special(self, turns: Sequence[Message]) -> bool:
+        return any(self._special.search(turn.content) or self._special.search(turn.reasoning or "") for turn in turns)
+
+    def _refuse_end_inside(self, answer: Answered) -> None:
+        """Raises TemplateRefusal if the text of an answer's turn, not the last, ends it before its end."""
+        for turn in answer.turns[answer.prompt : -1]:
+            for text in (turn.content, turn.reasoning or "", turn.tool_calls or ""):
+                if turn.role == "assistant" and any(end in text for end in self._end_texts):
+                    raise TemplateRefusal("the text of a turn of its answer holds the token that ends a turn")
+
+    def _ids(self, encoded: list[int]) -> list[int]:
+        """With what begins every plain text, and without a second begin-of-text token."""
+        tokens = self.plain_start + encoded
+        if self._bos is not None and tokens[:1] == [self._bos]:
+            while tokens[1:2] == [self._bos]:
+                tokens = tokens[1:]
+        return tokens
+
+    def _is_blank(self, token: int) -> bool:
+        if token not in self._blank:
+            self._blank[token] = not self.tokenizer.decode([token], skip_special_tokens=False).strip()
+        return self._blank[token]
 
 
-def _plain(text: Text) -> str:
-    """The text of a string row, for a model without a chat template.
+def check_openings(
+    texts: RowTexts, answer: Answered, tokens: list[int], openings: Sequence[list[int]]
+) -> Iterator[FindingCode]:
+    """Whether the conversation goes on behind each opening of a turn of the model's.
 
     Raises:
-        RunError: the row has turns.
+        TemplateRefusal: what stands before the opening differs already, so where the turn begins can't be told.
     """
-    if isinstance(text, str):
-        return text
-    message = (
-        "The rows are conversations, but the model has no chat template to render them with. "
-        "Give one in `training.chat_template`, or start from a chat model, or use plain `prompt` and answer strings."
+    starts = [(answer.prompt, texts.opening), *((gap.turns, gap.opening) for gap in answer.gaps)]
+    for (turns, text), ids in zip(starts, openings, strict=True):
+        if tokens[: len(ids)] == ids:
+            continue
+        before = texts.write(answer.turns[:turns], texts.row.tools, opens=False)
+        # Some templates write more behind the last turn of all: what counts is what comes before the opening, too.
+        if not answer.text.startswith(text[: common_prefix(before, text)]):
+            raise TemplateRefusal(
+                "the chat template writes earlier turns differently once an answer follows, so where the answer "
+                "begins can't be told (give another `chat_template`)"
+            )
+        yield "generation_prompt_differs"
+
+
+def _token_pair(chosen: TokenExample, rejected: TokenExample) -> TokenPair:
+    return TokenPair(
+        chosen.line,
+        chosen.tokens,
+        rejected.tokens,
+        chosen.prompt,
+        rejected.prompt,
+        chosen.silent,
+        rejected.silent,
     )
-    raise user_error("no_chat_template", message, param="training.chat_template")

@@ -18,7 +18,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from dpo_core.data.records import Message
+from dpo_core.data.records import JsonText, Message
 from dpo_core.errors import user_error
 
 Variable = str | int | float | bool
@@ -26,6 +26,10 @@ Variable = str | int | float | bool
 
 class TemplateRefusal(Exception):
     """A chat template, or what it made of one row, can't be used; the message says why."""
+
+
+RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
+"""What a conversation itself gives to the template, so that its variables may not."""
 
 
 class ChatTemplate:
@@ -36,9 +40,9 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, variables: Mapping[str, Variable]) -> None:
-        self._variables = dict(variables)
+        self._variables = {"documents": None, **variables}
         self.wrote_date = False
-        """Whether any rendering asked for today's date, which makes the same row different tomorrow."""
+        """Whether a rendering since this was last reset asked for today's date."""
         try:
             self._template = self._environment().from_string(source)
         except TemplateSyntaxError as error:
@@ -47,19 +51,30 @@ class ChatTemplate:
             )
             raise user_error("invalid_chat_template", message, param="training.chat_template") from error
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        tools: JsonText | None = None,
+        variables: JsonText | None = None,
+    ) -> str:
         """The conversation's text; `add_generation_prompt` ends it with the opening of the assistant's turn.
 
+        `variables` are the row's own, and stand before those of every rendering.
+
         Raises:
-            TemplateRefusal: the template raised an error for these messages.
+            TemplateRefusal: the template raised an error for these messages, or a variable has a reserved name.
         """
+        own: dict[str, object] = {} if variables is None else json.loads(variables)
+        if taken := RESERVED & own.keys():
+            raise TemplateRefusal(f"its own `{min(taken)}` stands among the variables of the chat template")
         try:
             return self._template.render(
-                messages=[{"role": message.role, "content": message.content} for message in messages],
-                tools=None,
-                documents=None,
+                messages=[_as_dict(message) for message in messages],
+                tools=None if tools is None else json.loads(tools),
                 add_generation_prompt=add_generation_prompt,
-                **self._variables,
+                **{**self._variables, **own},
             )
         except Exception as error:  # a template may fail in any way Python can
             raise TemplateRefusal(f"the chat template fails on it: {error}") from error
@@ -78,6 +93,20 @@ class ChatTemplate:
     def _strftime_now(self, form: str) -> str:
         self.wrote_date = True
         return datetime.now().strftime(form)
+
+
+def _as_dict(message: Message) -> dict[str, object]:
+    """As `apply_chat_template` hands it over: what isn't given is absent, not None."""
+    given: dict[str, object] = {"role": message.role, "content": message.content}
+    if message.reasoning is not None:
+        given["reasoning_content"] = message.reasoning
+    if message.tool_calls is not None:
+        given["tool_calls"] = json.loads(message.tool_calls)
+    if message.tool_call_id is not None:
+        given["tool_call_id"] = message.tool_call_id
+    if message.name is not None:
+        given["name"] = message.name
+    return given
 
 
 class GenerationBlock(Extension):

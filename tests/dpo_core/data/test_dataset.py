@@ -41,7 +41,8 @@ def test_problems_are_kept_beside_the_items(folder: Path, tmp_path: Path) -> Non
 
 
 def test_a_row_that_the_template_refuses_is_a_problem(folder: Path, tmp_path: Path) -> None:
-    template = "{% if messages[0].content == 'r' %}{{ raise_exception('no r') }}{% endif %}{{ messages[-1].content }}"
+    refuses = "{% if messages[0].content == 'r' %}{{ raise_exception('no r') }}{% endif %}"
+    template = refuses + "{{ messages | map(attribute='content') | join }}{{ '>' if add_generation_prompt }}"
     rows = [{"prompt": prompt, "chosen": "a b", "rejected": "c d"} for prompt in "qr"]
     data = load(write_rows(tmp_path / "f.jsonl", rows), ReadOptions("dpo"), Renderer(folder, template), None)
     (problem,) = data.problems.findings()
@@ -50,7 +51,6 @@ def test_a_row_that_the_template_refuses_is_a_problem(folder: Path, tmp_path: Pa
     assert [(finding.code, finding.count) for finding in data.findings] == [
         ("generation_prompt_differs", 1),
         ("no_end_of_turn", 1),
-        ("turn_changed", 1),
     ]
 
 
