@@ -76,6 +76,9 @@ class Run(BaseModel):
     """How often its training was begun; 0 before the first time, 1 for a job that trained in one go."""
     best: BestCheckpoint | None
     """The best checkpoint so far by validation; None without validation data."""
+    sweep_id: str | None
+    waits_for: str | None
+    """The job of the same sweep that reads the files, or measures the reference, before this one."""
     priority: str
     gpus: int
     training: dict[str, Any]
@@ -179,6 +182,8 @@ def _run(job: Job, state: State, finish: int | None) -> Run:
         eta=finish,
         attempt=job.training_attempts,
         best=BestCheckpoint.model_validate({"model": best_name(job.result_name), **job.best}) if job.best else None,
+        sweep_id=job.sweep_id,
+        waits_for=job.waits_for,
         priority=next(name for name, number in PRIORITIES.items() if number == job.priority),
         gpus=job.gpus,
         training=job.training,

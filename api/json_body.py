@@ -12,17 +12,22 @@ from api.services import ServicesOf
 from control_plane.errors import InvalidRequest, TooLarge
 
 
-async def json_body_of(request: Request, services: ServicesOf, _: CallerOf) -> object:
-    """The parsed body; nothing is read of a caller without a key.
-
-    Raises TooLarge above the setting max_json_bytes, and InvalidRequest for what is no JSON.
-    """
+async def body_of(request: Request, services: ServicesOf, _: CallerOf) -> bytes:
+    """The body's bytes; nothing is read of a caller without a key. Raises TooLarge above the setting max_json_bytes."""
     limit = services.settings.max_json_bytes
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit:
             raise TooLarge(f"The JSON body is larger than {limit:,} bytes; data belongs into files (POST /v1/files).")
+    return bytes(body)
+
+
+BodyOf = Annotated[bytes, Depends(body_of)]
+
+
+def parsed(body: BodyOf) -> object:
+    """Raises InvalidRequest for what is no JSON."""
     try:
         value: object = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
         _refuse_unstorable(value)
@@ -33,7 +38,13 @@ async def json_body_of(request: Request, services: ServicesOf, _: CallerOf) -> o
     return value
 
 
-JsonBody = Annotated[object, Depends(json_body_of)]
+def parsed_if_any(body: BodyOf) -> object:
+    """As `parsed`; without a body an empty object."""
+    return parsed(body) if body else {}
+
+
+JsonBody = Annotated[object, Depends(parsed)]
+OptionalJsonBody = Annotated[object, Depends(parsed_if_any)]
 
 
 def _no_constant(name: str) -> NoReturn:

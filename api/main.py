@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from api import errors, file_reports, files, health, jobs, models
+from api import errors, file_reports, files, health, jobs, models, sweeps
 from api.edge import Edge
 from api.services import Services
 from control_plane.database import Database
@@ -53,7 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = services
     errors.install(app)
     app.add_middleware(Edge)
-    for part in (files, file_reports, jobs, models, health):
+    for part in (files, file_reports, jobs, sweeps, models, health):
         app.include_router(part.router)
-    app.openapi()["components"]["schemas"].update(jobs.request_schema())  # FastAPI keeps the document it made
+    app.openapi()["components"]["schemas"].update(sweeps.request_schema())  # FastAPI keeps the document it made
     return app

@@ -51,7 +51,7 @@ class ModelDeleted(BaseModel):
 def list_models(services: ServicesOf, caller: CallerOf) -> ListOf[ModelObject]:
     with services.database.transaction() as session:
         found = models.list_models(session, caller.project_id)
-        return list_of([_shape(model) for model in found], has_more=False)
+        return list_of([model_object(model) for model in found], has_more=False)
 
 
 @router.get(
@@ -79,7 +79,7 @@ def download_archive(project: str, name: str, services: ServicesOf, caller: Call
 @router.get("/{model_id:path}", summary="Read a model's facts")
 def retrieve_model(model_id: str, services: ServicesOf, caller: CallerOf) -> ModelObject:
     with services.database.transaction() as session:
-        return _shape(models.get(session, caller.project_id, model_id))
+        return model_object(models.get(session, caller.project_id, model_id))
 
 
 @router.delete("/{model_id:path}", summary="Delete a checkpoint")
@@ -90,7 +90,7 @@ def delete_model(model_id: str, services: ServicesOf, caller: CallerOf) -> Model
     return ModelDeleted(id=model_id)
 
 
-def _shape(model: Model) -> ModelObject:
+def model_object(model: Model) -> ModelObject:
     return ModelObject(
         id=model.id,
         created=int(model.created_at.timestamp()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -19,6 +20,15 @@ from control_plane.tables import Checkpoint, Event, File, Job, Metric, Model, Pr
 from dpo_core.spec import TrainingSpec
 
 
+@dataclass(frozen=True)
+class SweepPlace:
+    """Which job of a sweep one is."""
+
+    sweep_id: str
+    number: int
+    """0 for the first."""
+
+
 def create(session: Session, project_id: str, request: JobRequest, *, repeatable: Repeatable | None = None) -> Job:
     """A new job, or the one that this same request made before. Send a hint after the commit.
 
@@ -26,9 +36,17 @@ def create(session: Session, project_id: str, request: JobRequest, *, repeatable
     field, and what to do.
     """
     repeatable = repeatable or Repeatable()
-    earlier = find_earlier(session, project_id, request, repeatable)
+    body = request.model_dump(mode="json", exclude_unset=True)
+    earlier = find_earlier(session, project_id, body, repeatable)
     if earlier is not None:
         return earlier
+    job = add(session, project_id, request)
+    remember(session, project_id, body, repeatable, job.id)
+    return job
+
+
+def add(session: Session, project_id: str, request: JobRequest, place: SweepPlace | None = None) -> Job:
+    """As `create`, without a look at earlier ones; in a sweep where there is a `place`."""
     spec = training_spec(request)
     start = _model(session, project_id, request.model, "model")
     if spec.reference not in ("start", "none"):
@@ -36,8 +54,16 @@ def create(session: Session, project_id: str, request: JobRequest, *, repeatable
     _file(session, project_id, request.training_file, spec, "training_file")
     if request.validation_file is not None:
         _file(session, project_id, request.validation_file, spec, "validation_file")
-    job = _add(session, project_id, request, spec, start)
-    remember(session, project_id, request, repeatable, job.id)
+    job = _row(session.get_one(Project, project_id), request, spec, start)
+    if place is not None:
+        job.sweep_id, job.sweep_place = place.sweep_id, place.number
+    session.add(job)
+    session.flush()
+    session.refresh(job)
+    events.add(session, job, code="job_created", message=f"Created fine-tuning job: {job.id}")
+    message = f"Validating training file: {job.training_file_id}"
+    events.add(session, job, code="validating_files", message=message)
+    _warn_if_too_large(session, job)
     return job
 
 
@@ -144,12 +170,11 @@ def _file(session: Session, project_id: str, file_id: str, spec: TrainingSpec, p
     return file
 
 
-def _add(session: Session, project_id: str, request: JobRequest, spec: TrainingSpec, start: Model) -> Job:
+def _row(project: Project, request: JobRequest, spec: TrainingSpec, start: Model) -> Job:
     job_id = new_id("ftjob")
-    project = session.get_one(Project, project_id)
-    job = Job(
+    return Job(
         id=job_id,
-        project_id=project_id,
+        project_id=project.id,
         state=State.validating.value,
         priority=PRIORITIES[request.priority],
         method=spec.method,
@@ -164,14 +189,6 @@ def _add(session: Session, project_id: str, request: JobRequest, spec: TrainingS
         training=spec.model_dump(mode="json"),
         result_name=result_name(project.name, start.id, request.suffix, job_id),
     )
-    session.add(job)
-    session.flush()
-    session.refresh(job)
-    events.add(session, job, code="job_created", message=f"Created fine-tuning job: {job.id}")
-    message = f"Validating training file: {job.training_file_id}"
-    events.add(session, job, code="validating_files", message=message)
-    _warn_if_too_large(session, job)
-    return job
 
 
 def _warn_if_too_large(session: Session, job: Job) -> None:

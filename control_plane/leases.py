@@ -107,11 +107,11 @@ def waiting(session: Session) -> int:
 
 
 def _to_validate() -> ColumnElement[bool]:
-    return (Job.state == State.validating) & Job.lease_until.is_(None)
+    return (Job.state == State.validating) & Job.lease_until.is_(None) & Job.waits_for.is_(None)
 
 
 def _to_train() -> ColumnElement[bool]:
-    return Job.state == State.queued
+    return (Job.state == State.queued) & Job.waits_for.is_(None)
 
 
 def _not_behind_a_starving_job(session: Session, free: int, total: int) -> ColumnElement[bool]:

@@ -87,9 +87,42 @@ def delete(session: Session, project_id: str, model_id: str) -> None:
     for checkpoint in session.scalars(select(Checkpoint).where(Checkpoint.model_id == model_id)):
         session.delete(checkpoint)
     session.flush()
-    shared = select(Model.id).where(Model.storage_prefix == model.storage_prefix, Model.deleted_at.is_(None))
-    if model.storage_prefix is not None and session.scalars(shared).first() is None:
-        removals.note(session, model.storage_prefix)
+    _note_if_nameless(session, model.storage_prefix)
+
+
+def give_name(session: Session, name: str, job: Job, sources: Sequence[str]) -> Model:
+    """Another name for the first of the finished job's models `sources` that is still there. Its bytes stay until all
+    their names are deleted.
+
+    A name that stood for another checkpoint stands for this one from now on. Conflict while something needs the model
+    that has the name, and when no source is left.
+    """
+    row = {"id": name, "project_id": job.project_id, "kind": "checkpoint", "form": "full"}
+    session.execute(insert(Model).values(row).on_conflict_do_nothing(index_elements=["id"]))
+    # In the order of `delete`: the name, then whose bytes it stands for and is to stand for.
+    model = session.get_one(Model, name, with_for_update=True, populate_existing=True)
+    makers = {job.id, model.job_id or job.id}
+    session.execute(select(Job.id).where(Job.id.in_(makers)).order_by(Job.id).with_for_update())
+    there = select(Model).where(Model.id.in_(sources), Model.deleted_at.is_(None))
+    found = {source.id: source for source in session.scalars(there.execution_options(populate_existing=True))}
+    source = next((found[source] for source in sources if source in found), None)
+    if source is None:
+        raise Conflict(f"{' and '.join(sources)} are deleted, so there is nothing to give the name {name} to.")
+    _refuse_if_needed(session, model)
+    former = model.storage_prefix
+    for fact in ("form", "base_id", "storage_prefix", "job_id", "step", "facts"):
+        setattr(model, fact, getattr(source, fact))
+    model.deleted_at = None
+    session.flush()
+    _note_if_nameless(session, former)
+    return model
+
+
+def _note_if_nameless(session: Session, storage_prefix: str | None) -> None:
+    """Bytes go with the last model that stands for them."""
+    named = select(Model.id).where(Model.storage_prefix == storage_prefix, Model.deleted_at.is_(None))
+    if storage_prefix is not None and session.scalars(named).first() is None:
+        removals.note(session, storage_prefix)
 
 
 def unregister_base(session: Session, model_id: str) -> Model:

@@ -26,11 +26,10 @@ def shard_key(claim: Claim, group: str, name: str) -> str:
 
 def take(session: Session, job: Job) -> list[ReferenceShard]:
     """What the job's project knows under its reference; counts as used now."""
-    group = (job.resolved or {}).get("reference_group")
-    if group is None:
+    if job.reference_group is None:
         return []
     _lock(session, job.project_id)
-    mine = (ReferenceShard.project_id == job.project_id) & (ReferenceShard.group == group)
+    mine = (ReferenceShard.project_id == job.project_id) & (ReferenceShard.group == job.reference_group)
     session.execute(update(ReferenceShard).where(mine).values(last_used_at=dpo_now()))
     return list(session.scalars(select(ReferenceShard).where(mine).order_by(ReferenceShard.key)))
 
@@ -47,6 +46,15 @@ def store(session: Session, claim: Claim, *, key: str, group: str, size: int, sh
     session.merge(ReferenceShard(key=key, **shard))
     session.flush()
     _evict(session, job.project_id, limit)
+
+
+def complete(session: Session, claim: Claim) -> None:
+    """All that the job needs was measured and stored: jobs of its sweep that wait for it may begin.
+
+    Raises:
+        StaleFence: the job is no longer this claim's; nothing changes.
+    """
+    leases.held(session, claim).reference_measured = True
 
 
 def drop(session: Session, claim: Claim, shards: Iterable[ReferenceShard]) -> None:

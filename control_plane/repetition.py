@@ -1,8 +1,10 @@
-"""A create request that comes twice makes one job.
+"""A create request that comes twice makes one job, or one sweep.
 
 Two cases. A client sends an `Idempotency-Key`: the same key with the same body is the same job, for
 good. Or OpenAI's client repeats a POST by itself after a lost answer, with no key; such a request
 differs only in its retry count, so the same API key and body within a short window is the same job.
+
+A sweep is known by its first job. Its body holds lists where a job's can't, so neither is taken for the other.
 """
 
 from __future__ import annotations
@@ -18,8 +20,7 @@ from sqlalchemy.orm import Session
 
 from control_plane.database import dpo_now
 from control_plane.errors import InvalidRequest
-from control_plane.job_requests import JobRequest
-from control_plane.tables import IdempotencyKey, Job
+from control_plane.tables import IdempotencyKey, Job, Json
 
 RETRY_WINDOW = timedelta(minutes=10)
 
@@ -34,13 +35,13 @@ class Repeatable:
     """Whether the client says that it sent this before (`x-stainless-retry-count` above 0)."""
 
 
-def find_earlier(session: Session, project_id: str, request: JobRequest, repeatable: Repeatable) -> Job | None:
-    """The job that this request made before, if it did.
+def find_earlier(session: Session, project_id: str, body: Json, repeatable: Repeatable) -> Job | None:
+    """The job that a request with this body made before, if it did.
 
     Until the transaction ends, the same request waits here, so that two at once make one job.
     InvalidRequest for an Idempotency-Key that was used with another body.
     """
-    key = _key(request, repeatable)
+    key = _key(body, repeatable)
     if key is None:
         return None
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"{project_id} {key}", 0))))
@@ -52,7 +53,7 @@ def find_earlier(session: Session, project_id: str, request: JobRequest, repeata
     known = session.scalars(query).one_or_none()
     if known is None:
         return None
-    if known.request_hash != _body_hash(request):
+    if known.request_hash != _body_hash(body):
         raise InvalidRequest(
             f"The Idempotency-Key {repeatable.idempotency_key!r} was used with another body; use a new key.",
             param="Idempotency-Key",
@@ -61,12 +62,12 @@ def find_earlier(session: Session, project_id: str, request: JobRequest, repeata
     return session.get_one(Job, known.job_id)
 
 
-def remember(session: Session, project_id: str, request: JobRequest, repeatable: Repeatable, job_id: str) -> None:
+def remember(session: Session, project_id: str, body: Json, repeatable: Repeatable, job_id: str) -> None:
     """Lets `find_earlier` find this job when the request comes again."""
-    key = _key(request, repeatable)
+    key = _key(body, repeatable)
     if key is None:
         return
-    row = {"project_id": project_id, "key": key, "request_hash": _body_hash(request), "job_id": job_id}
+    row = {"project_id": project_id, "key": key, "request_hash": _body_hash(body), "job_id": job_id}
     statement = insert(IdempotencyKey).values(row)
     latest = {"job_id": job_id, "created_at": dpo_now()}
     session.execute(
@@ -74,15 +75,14 @@ def remember(session: Session, project_id: str, request: JobRequest, repeatable:
     )
 
 
-def _key(request: JobRequest, repeatable: Repeatable) -> str | None:
+def _key(body: Json, repeatable: Repeatable) -> str | None:
     if repeatable.idempotency_key is not None:
         return f"key:{sha256(repeatable.idempotency_key.encode()).hexdigest()}"
     if repeatable.api_key_id is not None:
-        return f"retry:{sha256(f'{repeatable.api_key_id} {_body_hash(request)}'.encode()).hexdigest()}"
+        return f"retry:{sha256(f'{repeatable.api_key_id} {_body_hash(body)}'.encode()).hexdigest()}"
     return None
 
 
-def _body_hash(request: JobRequest) -> str:
+def _body_hash(body: Json) -> str:
     """Equal for requests that say the same, whatever the order of their fields."""
-    body = request.model_dump(mode="json", exclude_unset=True)
     return sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -152,6 +152,7 @@ def finish_validation(session: Session, claim: Claim, prepared: Json) -> None:
     job = leases.held(session, claim)
     attempts.end(session, job, "succeeded")
     job.resolved = storable(prepared)
+    job.reference_group = prepared.get("reference_group")
     job.fruitless_attempts = 0
     move(session, job, State.queued, code="files_validated", message="Files validated, moving job to queued state.")
 

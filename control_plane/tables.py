@@ -10,6 +10,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 
 from control_plane.database import dpo_now
+from control_plane.sweep_order import waits_for
 
 Json = dict[str, Any]
 
@@ -31,6 +32,7 @@ class Base(DeclarativeBase):
         Json: JSONB,
         list[str]: JSONB,
         list[int]: JSONB,
+        list[Json]: JSONB,
     }
 
 
@@ -128,17 +130,32 @@ class Attempt(Base):
     error: Mapped[Json | None]
 
 
+class Sweep(Created, Base):
+    """One request for many jobs, which differ in the training fields that were given as lists."""
+
+    __tablename__ = "sweeps"
+    __table_args__ = (Index(None, "project_id", "id"), UniqueConstraint("result_name"))
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    axes: Mapped[list[Json]]
+    """`field` and `values` of each; the last one varies fastest from job to job."""
+    result_name: Mapped[str]
+    """The model id of the job that is promoted."""
+
+
 class Job(Created, Leased, Base):
     __tablename__ = "jobs"
     __table_args__ = (
         Index(None, "project_id", "id"),
         Index(None, "state", "priority", "created_at"),
+        Index(None, "sweep_id", "sweep_place"),
         UniqueConstraint("result_name"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
-    state: Mapped[str]
+    state: Mapped[str] = mapped_column()
     priority: Mapped[int] = mapped_column(server_default="0")
     """-1 low, 0 normal, 1 high."""
     method: Mapped[str]
@@ -155,6 +172,10 @@ class Job(Created, Leased, Base):
     """dpo_core's TrainingSpec as asked for, with "auto" where the user left the choice."""
     resolved: Mapped[Json | None]
     """What validation chose: dpo_core.prepare's `prepared.json`."""
+    reference_group: Mapped[str | None] = mapped_column()
+    """Which cached log-probabilities are of its reference, out of `resolved`."""
+    reference_measured: Mapped[bool] = mapped_column(server_default="false")
+    """Whether all that it needs of them were brought into storage."""
     result_name: Mapped[str]
     """The model id the job will publish; `-step-N` is added for a checkpoint."""
     progress: Mapped[Json] = mapped_column(server_default="{}")
@@ -168,6 +189,9 @@ class Job(Created, Leased, Base):
     trained_tokens: Mapped[int | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    sweep_id: Mapped[str | None] = mapped_column(ForeignKey("sweeps.id"))
+    sweep_place: Mapped[int | None] = mapped_column()
+    """0 for the sweep's first job."""
     training_attempts: Mapped[int] = column_property(
         select(func.count())
         .where(Attempt.job_id == id, Attempt.kind == "train")
@@ -175,6 +199,10 @@ class Job(Created, Leased, Base):
         .scalar_subquery()
     )
     """How often it was claimed to be trained, as PostgreSQL counts them; the fence counts every claim and cancel."""
+    waits_for: Mapped[str | None] = column_property(
+        waits_for(sweep_id=sweep_id, sweep_place=sweep_place, state=state, reference_group=reference_group)
+    )
+    """The job of its sweep that it can't be claimed before, as PostgreSQL sees it: see sweep_order.py."""
 
 
 class Check(Created, Leased, Base):

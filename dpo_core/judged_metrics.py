@@ -22,6 +22,9 @@ BETTER: dict[str, dict[str, Direction]] = {
 }
 """By method. The others are neither good nor bad by themselves: both rewards of a good run may fall."""
 
+COMPARED = {"dpo": "rewards/accuracies", "supervised": "loss"}
+"""By what jobs of one method are compared: a preference loss depends on β and on which one it is, accuracy doesn't."""
+
 NEEDS_VALIDATION = (
     "`early_stopping` judges by validation data, and there is none. Give a validation file, or a "
     "`validation_fraction` above 0 of a training file that has enough rows."

@@ -82,9 +82,10 @@ class Publisher:
 
     def _waiting(self) -> list[Callable[[], None]]:
         """What is still to be published; the reference was measured before the first checkpoint was made."""
+        complete = [self._shards.complete] if self._shards.to_complete else []  # asked before shards are looked for
         shards = [partial(self._shards.publish, path) for path in self._shards.waiting()]
         checkpoints = [pair for pair in self._run.complete_checkpoints() if pair[1].step not in self._published]
-        return [*shards, *(partial(self._publish, folder, manifest) for folder, manifest in checkpoints)]
+        return [*shards, *complete, *(partial(self._publish, folder, manifest) for folder, manifest in checkpoints)]
 
     def _settle(self, error: BaseException | None) -> None:
         """Storage gets some tries; every other error is the caller's."""

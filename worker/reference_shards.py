@@ -30,6 +30,7 @@ class ReferenceShards:
         self._run = run
         self._limit = limit
         self._done: set[Path] = set()
+        self._completed = False
 
     def fetch(self, order: WorkOrder) -> Path | None:
         """Brings what the project knows under the job's reference below `input/`; None if nothing is to be looked for.
@@ -48,6 +49,14 @@ class ReferenceShards:
             with self._database.transaction() as session:
                 reference_cache.drop(session, self._claim, damaged)
         return folder if len(damaged) < len(shards) else None
+
+    @property
+    def to_complete(self) -> bool:
+        """Whether the trainer has all values, and PostgreSQL doesn't know yet. Shards that wait still go first."""
+        if self._completed or self._claim.kind == "validate":
+            return False
+        status = self._run.status()
+        return status is not None and status.total_steps is not None  # known once training begins
 
     def waiting(self) -> list[Path]:
         """Shards that the trainer has written and that are not in storage yet, oldest first."""
@@ -80,6 +89,16 @@ class ReferenceShards:
             raise
         self._done.add(path)
         removals.carry_out(self._database, self._storage)
+
+    def complete(self) -> None:
+        """Makes known that the job's reference is measured, for the jobs of its sweep.
+
+        Raises:
+            StaleFence: the job is no longer ours; nothing is made known.
+        """
+        with self._database.transaction() as session:
+            reference_cache.complete(session, self._claim)
+        self._completed = True
 
     def _fetched(self, shard: ReferenceShard, folder: Path) -> bool:
         """Whether the shard lies in `folder` now, with the bytes that were stored."""

@@ -26,7 +26,7 @@ def store(database: Database, claim: Claim, number: int, *, limit: int = 1000, g
 def taken(database: Database, job_id: str, group: str | None = GROUP) -> list[str]:
     with database.transaction() as session:
         job = session.get_one(Job, job_id)
-        job.resolved = {"training": {}, "reference_group": group}
+        job.reference_group = group
         return [shard.key for shard in reference_cache.take(session, job)]
 
 

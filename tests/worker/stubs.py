@@ -63,6 +63,13 @@ class World:
 
     def job(self, text: str = "{}\n", **request: object) -> str:
         """Makes a job over a file with `text`."""
+        file_id = self.file(text)
+        with self.database.transaction() as session:
+            body = {"model": "base/tiny", "training_file": file_id, **request}
+            return jobs.create(session, self.project_id, read_request(body)).id
+
+    def file(self, text: str) -> str:
+        """The id of a new file with `text`."""
         file_id = new_id("file")
         with self.storage.writer(file_key(file_id)) as sink:
             sink.write(text.encode())
@@ -77,8 +84,7 @@ class World:
                 storage_key=file_key(file_id),
                 file_id=file_id,
             )
-            body = {"model": "base/tiny", "training_file": file_id, **request}
-            return jobs.create(session, self.project_id, read_request(body)).id
+        return file_id
 
     def row(self, job_id: str) -> Job:
         with self.database.transaction() as session:
