@@ -95,7 +95,8 @@ def list_jobs(
     rows = []
     for job in found:
         step, total = progress(job)
-        state = (job.model_extra or {})["run"]["state"]
+        run = (job.model_extra or {})["run"]
+        state = f"{run['state']} after {run['waits_for']}" if run["waits_for"] else run["state"]
         rows.append((job.id, job.status, state, f"{step}/{total or '?'}", job.model, job.fine_tuned_model or ""))
     show(("job", "status", "state", "steps", "from", "model"), rows)
 

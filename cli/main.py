@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import jobs, keys, models
+from cli import jobs, keys, models, sweeps
 from cli.data_folder import DataFolder, default_data
 from cli.errors import CommandFailed
 from cli.settings import clear_settings
@@ -24,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(sweeps.app, name="sweep")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 

@@ -1,8 +1,9 @@
-"""`dpo submit`: uploads data and makes a job."""
+"""`dpo submit` and `dpo sweep submit`: upload data and make a job, or a sweep."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from cli.client import connected
 from cli.errors import CommandFailed
 from cli.job_view import event_line
 from control_plane.job_requests import read_request, training_spec
+from control_plane.sweep_requests import read_sweep
 from dpo_core.spec import Method
 
 Json = dict[str, Any]
@@ -28,17 +30,20 @@ ELSEWHERE = {"epochs": "n_epochs", "learning_rate": "learning_rate_multiplier"}
 
 @dataclass(frozen=True)
 class Flags:
-    """What the command line says about the job; None leaves it to the spec file, or to the service."""
+    """What the command line says about the job; None leaves it to the spec file, or to the service.
+
+    For a sweep, lists are values to try.
+    """
 
     model: str
     method: Method | None = None
     suffix: str | None = None
     gpus: int | None = None
-    loss: str | None = None
-    beta: float | None = None
-    epochs: int | None = None
-    learning_rate: float | None = None
-    batch_size: int | None = None
+    loss: str | list[str] | None = None
+    beta: float | list[float] | None = None
+    epochs: int | list[int] | None = None
+    learning_rate: float | list[float] | None = None
+    batch_size: int | list[int] | None = None
     skip_bad_rows: float | None = None
     lora: bool = False
 
@@ -57,16 +62,28 @@ class Flags:
 def submit(file: Path, validation: Path | None, spec: Path | None, flags: Flags, console: Console) -> str:
     """Makes a job of the files, and returns its id. Raises CommandFailed, and leaves no file behind then."""
     body = request_body(read_spec(spec) if spec else {}, flags)
+    return _send(file, validation, body, _create, console)
+
+
+def submit_sweep(file: Path, validation: Path | None, spec: Path | None, flags: Flags, console: Console) -> str:
+    """As `submit`, for a sweep: lists of `training` are values to try."""
+    body = request_body(read_spec(spec) if spec else {}, flags, check=read_sweep)
+    return _send(file, validation, body, _create_sweep, console)
+
+
+def _send(
+    file: Path, validation: Path | None, body: Json, create: Callable[[OpenAI, Json], str], console: Console
+) -> str:
     paths = {"training_file": file} | ({"validation_file": validation} if validation else {})
     for path in paths.values():
         _require_file(path)
     uploaded: Json = {}
     with connected() as client:
-        client.models.retrieve(flags.model)
+        client.models.retrieve(body["model"])
         try:
             for field, path in paths.items():
                 uploaded[field] = upload(client, path, console)
-            return _create(client, body | uploaded)
+            return create(client, body | uploaded)
         except APIStatusError:
             for file_id in uploaded.values():
                 client.files.delete(file_id)
@@ -87,6 +104,11 @@ def _create(client: OpenAI, body: Json) -> str:
     own = {name: value for name, value in body.items() if name not in ("model", "training_file")}
     job = client.fine_tuning.jobs.create(model=body["model"], training_file=body["training_file"], extra_body=own)
     return job.id
+
+
+def _create_sweep(client: OpenAI, body: Json) -> str:
+    made: Any = client.post("/fine_tuning/sweeps", cast_to=object, body=body)
+    return str(made["id"])
 
 
 def upload(client: OpenAI, path: Path, console: Console) -> str:
@@ -118,13 +140,18 @@ def read_spec(path: Path) -> Json:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def request_body(spec: Json, flags: Flags) -> Json:
-    """The job's request: `spec` where `flags` say nothing. It is a dpo job unless one of them says otherwise.
+def check_job(body: Json) -> None:
+    """Raises InvalidRequest."""
+    training_spec(read_request(body))
 
-    Raises InvalidRequest for a field that does not exist, or a value that can't be.
+
+def request_body(spec: Json, flags: Flags, check: Callable[[Json], object] = check_job) -> Json:
+    """The request: `spec` where `flags` say nothing. Its method is dpo unless one of them says otherwise.
+
+    Raises InvalidRequest for a field that does not exist, or a value that can't be; `check` does for the whole body.
     """
     placeholders = {"model": flags.model, "training_file": "-"}
-    read_request({**spec, **placeholders})  # the shapes are right from here on
+    read_request({**_with_one_value(spec), **placeholders})  # the shapes are right from here on
     body = {**deepcopy(spec), "model": flags.model}
     training = body["training"] = body.get("training") or {}
     chosen = flags.training()
@@ -140,8 +167,17 @@ def request_body(spec: Json, flags: Flags) -> Json:
     if flags.gpus is not None:
         body["resources"] = {**(body.get("resources") or {}), "gpus": flags.gpus}
     _set_method(body, flags.method)
-    training_spec(read_request({**body, **placeholders}))
+    check({**body, **placeholders})
     return body
+
+
+def _with_one_value(spec: Json) -> Json:
+    """`spec` with the first value of each list in `training`."""
+    training = spec.get("training")
+    if not isinstance(training, dict):
+        return spec
+    first = {name: value[0] if isinstance(value, list) and value else value for name, value in training.items()}
+    return {**spec, "training": first}
 
 
 def _places(body: Json) -> list[Json]:

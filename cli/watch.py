@@ -110,7 +110,11 @@ class _Watcher:
             self._newest_event = event.id
 
     def _awaited(self, job: FineTuningJob) -> str:
-        gpus = (job.model_extra or {})["run"]["gpus"]
+        run = (job.model_extra or {})["run"]
+        gpus = run["gpus"]
+        if run["waits_for"]:
+            shared = "read the data" if job.status == "validating_files" else "measured the reference"
+            return f"waiting until {run['waits_for']} of the same sweep has {shared}"
         if job.status == "validating_files":
             return "waiting until a worker has read and checked the data"
         if job.status == "running":
