@@ -63,7 +63,7 @@ def make_run(
         device=device,
     )
     directory = RunDirectory(folder)
-    directory.create(spec.model_copy(update={"training": prepare(spec).training}))
+    directory.create(spec.model_copy(update={"training": prepare(spec, directory.tokens).training}))
     return directory
 
 

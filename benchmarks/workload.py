@@ -15,15 +15,19 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from benchmarks.lengths import PairLengths
 from benchmarks.shape import Shape, write_model
+
+if TYPE_CHECKING:
+    from dpo_core.data.records import TokenItem
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -92,15 +96,11 @@ def apart(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> 
 
 
 def _build_real(workload: Workload, root: Path, count: int) -> None:
-    from dpo_core.data.dataset import load
-    from dpo_core.data.options import ReadOptions
-    from dpo_core.data.render import Renderer
-
     workload.folder.mkdir(parents=True)
     write_model(workload.shape, workload.model, seed=SEED)
     for file in (root / MINIMIND).glob("tokenizer*"):
         shutil.copyfile(file, workload.model / file.name)
-    good = load(root / HH_RLHF, ReadOptions("dpo"), Renderer(workload.model), workload.max_length).items
+    good = _items(workload, root / HH_RLHF)
     taken = {item.line for item in random.Random(SEED).sample(good, count)}
     with gzip.open(root / HH_RLHF, "rt", encoding="utf-8") as rows:
         workload.pairs.write_text("".join(row for number, row in enumerate(rows, start=1) if number in taken))
@@ -148,15 +148,22 @@ def _write_tokenizer(vocabulary: int, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
+def _items(workload: Workload, file: Path) -> Sequence[TokenItem]:
+    """The rows of a file as the product itself renders and cuts them."""
+    from dpo_core.data.dataset import load
+    from dpo_core.data.options import ReadOptions
+    from dpo_core.data.render import Renderer
+
+    table = workload.folder / f"{file.name}.safetensors"
+    return load([file], ReadOptions("dpo"), partial(Renderer, workload.model), workload.max_length, table)
+
+
 def _write_tokens(workload: Workload) -> None:
     """The token ids that the product itself makes of the pairs, in the order in which it trains on them."""
     from dpo_core.batches import Sampler
-    from dpo_core.data.dataset import load
-    from dpo_core.data.options import ReadOptions
     from dpo_core.data.records import TokenPair
-    from dpo_core.data.render import Renderer
 
-    items = load(workload.pairs, ReadOptions("dpo"), Renderer(workload.model), workload.max_length).items
+    items = _items(workload, workload.pairs)
     sampler = Sampler(len(items), workload.batch_size, SEED)
     rows = []
     for step in range(sampler.steps_per_epoch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,8 +10,9 @@ from torch import Tensor
 from dpo_core import reference, ways
 from dpo_core.adapters import what_it_keeps
 from dpo_core.batches import Sampler
-from dpo_core.data.dataset import load_splits
+from dpo_core.data.pairs import Joined
 from dpo_core.data.records import TokenItem, TokenPair
+from dpo_core.data.run_data import load_splits, make_tables
 from dpo_core.engine import Engine, World
 from dpo_core.models import Start, load_start
 from dpo_core.objective import Objective, Packer, Preference, Score, Supervised
@@ -35,7 +36,7 @@ class Loaded:
         """Raises Stopped when `stop` becomes true while the reference is measured."""
         self.run, self.directory, self.world = run, directory, world
         self.settings = Settings.of(run)
-        items, held_out = load_splits(run)
+        items, held_out = self.splits()
         self.sampler = Sampler(len(items), self.settings.batch_size, run.training.seed)
         self.total_steps = total_steps(
             len(items), self.settings.batch_size, self.settings.epochs, run.training.max_steps
@@ -43,7 +44,7 @@ class Loaded:
         self.recorder = Recorder(directory, world.rank == 0, self.total_steps)
         dtype = torch.bfloat16 if self.settings.bfloat16 else torch.float32
         held_out_places = range(len(items), len(items) + len(held_out))
-        self.pairs = [item for item in [*items, *held_out] if isinstance(item, TokenPair)]
+        self.pairs: Sequence[TokenPair] = Joined(items, held_out) if run.training.method == "dpo" else ()
         self.needed = [*self.sampler.visited(self.total_steps), *held_out_places]
         self.reference_pass = ReferencePass(run, directory, world, self.recorder, stop)
         # Another reference model is measured and freed before the policy takes the memory.
@@ -57,6 +58,13 @@ class Loaded:
         self.packer = self.packer_for(self.engine.scorer, self.engine.score)
         self.frozen = self.freeze_reference(frozen)
         self.training, self.validation = self.objectives(items, held_out)
+
+    def splits(self) -> tuple[Sequence[TokenItem], Sequence[TokenItem]]:
+        """Rank 0 makes the tables where nobody did before; all ranks map them."""
+        if self.world.rank == 0:
+            make_tables(self.run, self.directory.tokens)
+        self.world.barrier()
+        return load_splits(self.run, self.directory.tokens)
 
     def packer_for(self, scorer: Scorer, score: Score) -> Packer:
         """Settles the way in which a model's forward passes are packed, and says where it is not the one asked for."""
@@ -98,7 +106,9 @@ class Loaded:
     def measure_reference(self, score: Score, packer: Packer) -> Tensor:
         return self.reference_pass.log_probabilities(score, packer, self.pairs, self.needed)
 
-    def objectives(self, items: list[TokenItem], held_out: list[TokenItem]) -> tuple[Objective, Objective | None]:
+    def objectives(
+        self, items: Sequence[TokenItem], held_out: Sequence[TokenItem]
+    ) -> tuple[Objective, Objective | None]:
         packer, training = self.packer, self.run.training
         if self.frozen is None:
             return Supervised(items, packer), Supervised(held_out, packer) if held_out else None

@@ -34,6 +34,9 @@ class Facts:
     lengths: Lengths
     device: DeviceFacts
 
+    weight: float = 1.0
+    """How often an item is seen in an epoch, on average over the files; 1 where they have no weights."""
+
     has_validation_file: bool = False
 
 
@@ -80,7 +83,8 @@ def resolve(spec: TrainingSpec, facts: Facts) -> Resolution:
         "max_length", spec.max_length, choose_max_length(spec, facts.lengths, facts.model.context_length)
     )
     fraction = settle("validation_fraction", spec.validation_fraction, _validation_fraction(facts))
-    train_items = facts.items if facts.has_validation_file else facts.items - round(fraction * facts.items)
+    kept = facts.items if facts.has_validation_file else facts.items - round(fraction * facts.items)
+    train_items = round(kept * facts.weight)
     epochs = settle("epochs", spec.epochs, _epochs(spec))
     batch_size = settle("batch_size", spec.batch_size, _batch_size(spec, train_items, epochs))
     _refuse_impossible(spec, facts, max_length, batch_size, train_items)
@@ -229,7 +233,8 @@ def _refuse_impossible(spec: TrainingSpec, facts: Facts, max_length: int, batch_
             f"Give at most {facts.model.context_length}, or `auto`."
         )
         raise user_error("max_length_too_large", message, param="training.max_length")
-    if spec.early_stopping is not None and not facts.has_validation_file and train_items == facts.items:
+    held_out = round(facts.items * facts.weight) - train_items
+    if spec.early_stopping is not None and not facts.has_validation_file and not held_out:
         raise user_error("early_stopping_without_validation", NEEDS_VALIDATION, param="training.early_stopping")
     if batch_size > train_items > 0:
         message = (

@@ -15,14 +15,20 @@ IN_COMMON = {
 """What one row or several do, for findings whose message is about the first of the rows only."""
 
 
-def announce(directory: RunDirectory, prepared: Prepared) -> None:
-    """Appends an event for what was read, and one for everything odd about it."""
-    for event in _events(prepared):
+def announce(directory: RunDirectory, prepared: Prepared, tables_found: int = 0) -> None:
+    """Appends an event for what was read, and one for everything odd about it.
+
+    `tables_found`: how many parts of the data were rendered and tokenized before.
+    """
+    for event in _events(prepared, tables_found):
         directory.append_event(event)
 
 
-def _events(prepared: Prepared) -> Iterator[Event]:
+def _events(prepared: Prepared, tables_found: int) -> Iterator[Event]:
     report = prepared.report
+    if tables_found:
+        message = "The rows were rendered and tokenized before, for the same files and model, and are used as they are."
+        yield Event(code="tokens_found", message=message, data={"tables": tables_found})
     message = (
         f"{report.rows} rows checked: {report.train_items} to train on, {report.validation_items} to validate with, "
         f"{prepared.total_steps} steps."
@@ -45,35 +51,44 @@ def _events(prepared: Prepared) -> Iterator[Event]:
 
 def _rows_left_out(prepared: Prepared) -> Iterator[Event]:
     report = prepared.report
-    for file in ("training", "validation"):
-        if problems := [problem for problem in report.problems if problem.file == file]:
-            yield _bad_rows(file, problems)
+    files = dict.fromkeys((problem.file, problem.name) for problem in report.problems)
+    for file, name in files:
+        yield _bad_rows(file, name, [it for it in report.problems if (it.file, it.name) == (file, name)])
     if report.dropped:
+        where = f" ({lines_in_words(report.dropped_lines, report.dropped)})" if not report.files else ""
         message = (
-            f"Left out, as longer than max_length {prepared.training.max_length}: {rows_in_words(report.dropped)} "
-            f"({lines_in_words(report.dropped_lines, report.dropped)}). The longest of all rows has "
+            f"Left out, as longer than max_length {prepared.training.max_length}: {rows_in_words(report.dropped)}"
+            f"{where}. The longest of all rows has "
             f"{report.lengths.longest} tokens: with max_length at that none would be left out."
         )
         yield Event(level="warn", code="rows_dropped", message=message)
 
 
-def _bad_rows(file: str, problems: list[ReportProblem]) -> Event:
+def _bad_rows(file: str, name: str | None, problems: list[ReportProblem]) -> Event:
     count = sum(problem.count for problem in problems)
-    lines = [f"Left out of the {file} file, as `training.skip_bad_rows` allows: {rows_in_words(count)}."]
+    whose = _named(f"the {file} file", name)
+    lines = [f"Left out of {whose}, as `training.skip_bad_rows` allows: {rows_in_words(count)}."]
     lines += [problem_in_words(it.code, it.message, it.count, it.lines) for it in problems]
     found = [problem.model_dump(include={"code", "count", "lines"}) for problem in problems]
-    data = {"file": file, "count": count, "problems": found}
+    data = {"file": file, "name": name, "count": count, "problems": found}
     return Event(level="warn", code="bad_rows_skipped", message="\n".join(lines), data=data)
+
+
+def _named(file: str, name: str | None) -> str:
+    return file if name is None else f"{file} {name}"
 
 
 def _oddities(report: Report) -> Iterator[Event]:
     for found in report.findings:
         rows, lines = rows_in_words(found.count), lines_in_words(found.lines, found.count)
+        where = f"{lines} of {found.name}" if found.name else lines
+        if found.file == "validation":
+            where = f"{lines} of the validation file"
         if found.code in IN_COMMON:
-            message = f"{rows} {IN_COMMON[found.code][found.count > 1]} ({lines}). {found.message}"
+            message = f"{rows} {IN_COMMON[found.code][found.count > 1]} ({where}). {found.message}"
         else:
-            message = f"{rows} ({lines}): {found.message}"
-        data = {"count": found.count, "lines": found.lines}
+            message = f"{rows} ({where}): {found.message}"
+        data = {"file": found.file, "name": found.name, "count": found.count, "lines": found.lines}
         yield Event(level="warn", code=found.code, message=message, data=data)
     for warning in report.warnings:
         yield Event(level="warn", code="unusual_value", message=warning)

@@ -6,8 +6,12 @@ Light to import: the supervisor reads it too.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any, Literal
+
+from pydantic import Field
 
 from dpo_core.run_directory import RunDirectory
 from dpo_core.spec import StrictModel, TrainingSpec
@@ -31,17 +35,27 @@ class Lengths(StrictModel):
     longest: int
 
     @classmethod
-    def of(cls, lengths: Sequence[int]) -> Lengths:
-        """Nearest-rank percentiles: the smallest length that at least so many percent don't exceed."""
-        if not lengths:
+    def of(cls, counts: Mapping[int, int]) -> Lengths:
+        """`counts`: how many sequences have each length.
+
+        Nearest-rank percentiles: the smallest length that at least so many percent don't exceed.
+        """
+        if not counts:
             return cls(mean=0.0, p50=0, p90=0, p99=0, longest=0)
-        ordered = sorted(lengths)
-        p50, p90, p99 = (ordered[math.ceil(len(ordered) * percent / 100) - 1] for percent in (50, 90, 99))
-        return cls(mean=sum(ordered) / len(ordered), p50=p50, p90=p90, p99=p99, longest=ordered[-1])
+        ordered = sorted(counts)
+        up_to = list(accumulate(counts[length] for length in ordered))
+        ranks = (math.ceil(up_to[-1] * percent / 100) for percent in (50, 90, 99))
+        p50, p90, p99 = (ordered[bisect_left(up_to, rank)] for rank in ranks)
+        mean = sum(length * count for length, count in counts.items()) / up_to[-1]
+        return cls(mean=mean, p50=p50, p90=p90, p99=p99, longest=ordered[-1])
 
 
 class ReportFinding(StrictModel):
-    """Rows of the training file that are trained on, but that the user should know of."""
+    """Rows that are used, but that the user should know of."""
+
+    file: Literal["training", "validation"] = "training"
+    name: str | None = None
+    """The file's id, where there are several."""
 
     code: str
     message: str
@@ -56,6 +70,9 @@ class ReportProblem(StrictModel):
     """Bad rows that were left out."""
 
     file: Literal["training", "validation"]
+    name: str | None = None
+    """The file's id, where there are several."""
+
     code: str
     title: str
     message: str
@@ -66,7 +83,21 @@ class ReportProblem(StrictModel):
     """The first 100 of them."""
 
 
+class ReportFile(StrictModel):
+    """One of several training files."""
+
+    name: str
+    weight: float
+    rows: int
+    pairs: int
+    bad: int
+    dropped: int
+    truncated: int
+
+
 class Report(StrictModel):
+    """ "The training file" is all of them, where there are several; line numbers are then in what names the file."""
+
     rows: int
     """Rows of the training file."""
 
@@ -89,6 +120,9 @@ class Report(StrictModel):
     """Rows of the training file whose prompt was shortened."""
 
     lengths: Lengths
+    files: list[ReportFile] = Field(default_factory=list)
+    """Where there are several training files."""
+
     findings: list[ReportFinding]
     warnings: list[str]
     """What is allowed but probably not meant."""

@@ -21,21 +21,25 @@ PARENT_PID = "DPO_PARENT_PID"
 
 
 def arm_parent_death(sig: signal.Signals = signal.SIGKILL) -> None:
-    """Asks the kernel to send `sig` when the thread that forked us ends (PR_SET_PDEATHSIG, prctl(2)).
+    """`die_with` the process that DPO_PARENT_PID names, if any. Raises what that raises."""
+    expected = os.environ.get(PARENT_PID)
+    if expected is not None:
+        die_with(int(expected), sig)
+
+
+def die_with(parent: int, sig: signal.Signals = signal.SIGKILL) -> None:
+    """Asks the kernel to send `sig` when the thread of `parent` that forked us ends (PR_SET_PDEATHSIG, prctl(2)).
 
     The parent may have died before the call: then nothing would ever be sent, so the signal is raised at once.
 
     Raises:
         OSError: the kernel refused.
     """
-    expected = os.environ.get(PARENT_PID)
-    if expected is None:
-        return
     set_parent_death_signal = 1
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(set_parent_death_signal, int(sig), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) was refused")
-    if os.getppid() != int(expected):
+    if os.getppid() != parent:
         os.kill(os.getpid(), sig)
 
 

@@ -37,9 +37,9 @@ def pair_key(pair: TokenPair) -> bytes:
     return digest.digest()
 
 
-def in_canonical_order(pairs: Mapping[bytes, TokenPair]) -> dict[bytes, TokenPair]:
-    """Pairs by key, the longest first, then by key: wherever they stand in the data."""
-    return dict(sorted(pairs.items(), key=lambda item: (-item[1].length, item[0])))
+def in_canonical_order(lengths: Mapping[bytes, int]) -> list[bytes]:
+    """Keys of pairs, the longest first, then by key: wherever the pairs stand in the data."""
+    return sorted(lengths, key=lambda key: (-lengths[key], key))
 
 
 def canonical_batches(ordered: Sequence[TokenPair], budget: int) -> list[slice]:

@@ -17,6 +17,7 @@ from threading import Thread
 import torch
 from torch import Tensor
 
+from dpo_core.data.pairs import Picked
 from dpo_core.data.records import TokenPair
 from dpo_core.engine import World
 from dpo_core.errors import RunError
@@ -95,13 +96,19 @@ class ReferencePass:
             Stopped: `stop` was true on some rank.
             RunError: kind `divergence`; a value is not finite.
         """
-        keys = [pair_key(item) for item in items]
-        ordered = in_canonical_order({keys[index]: items[index] for index in needed})
-        known = self.known(list(ordered))
-        self.complete(known, ordered, score, packer)
+        keys, first, lengths = list[bytes](), dict[bytes, int](), dict[bytes, int]()
+        for index in needed:
+            item = items[index]
+            keys.append(pair_key(item))
+            first.setdefault(keys[-1], index)
+            lengths[keys[-1]] = item.length
+        ordered = in_canonical_order(lengths)
+        known = self.known(ordered)
+        self.complete(known, ordered, Picked(items, [first[key] for key in ordered]), score, packer)
         places = {key: place for place, key in enumerate(ordered)}
-        unknown = torch.full((2, 1), torch.nan, dtype=torch.float64)
-        return torch.cat([known, unknown], dim=1)[:, [places.get(key, len(places)) for key in keys]]
+        values = torch.full((2, len(items)), torch.nan, dtype=torch.float64)
+        values[:, list(needed)] = known[:, [places[key] for key in keys]]
+        return values
 
     def known(self, keys: list[bytes]) -> Tensor:
         """[2, K] from the cache, NaN where it says nothing. Rank 0 reads, so that all ranks know the same."""
@@ -133,9 +140,10 @@ class ReferencePass:
             raise ValueError("only rank 0 of a run with a reference keeps shards")
         return self.directory.reference / group
 
-    def complete(self, values: Tensor, ordered: dict[bytes, TokenPair], score: Score, packer: Packer) -> None:
+    def complete(
+        self, values: Tensor, keys: Sequence[bytes], pairs: Sequence[TokenPair], score: Score, packer: Packer
+    ) -> None:
         """Measures what is NaN in `values` [2, K], and tells how it goes."""
-        keys, pairs = list(ordered), list(ordered.values())
         missing = values[0].isnan()
         computed = int(missing.sum())
         found = len(pairs) - computed

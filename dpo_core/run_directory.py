@@ -144,6 +144,7 @@ class RunDirectory:
         self.processes = path / "processes"
         self.checkpoints = path / "checkpoints"
         self.reference = path / "reference"
+        self.tokens = path / "tokens"
 
     # -- the supervisor's side -------------------------------------------------------------------
 
@@ -183,6 +184,10 @@ class RunDirectory:
     def reference_shards(self) -> list[Path]:
         """Every shard of reference log-probabilities that is whole, oldest first."""
         return sorted(self.reference.glob("*/*.safetensors"))
+
+    def token_tables(self) -> list[Path]:
+        """Every token table that is whole."""
+        return sorted(self.tokens.glob("*.safetensors"))
 
     # -- the trainer's side ----------------------------------------------------------------------
 

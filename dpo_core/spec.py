@@ -33,6 +33,7 @@ Way = Literal["shared", "separate", "padded"]
 Offload = Literal["none", "optimizer", "parameters"]
 ScoredAnswers = Literal["best_worst", "all"]
 PositiveInt = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(gt=0, le=100)]
 
 
 class StrictModel(BaseModel):
@@ -254,6 +255,17 @@ class ModelSource(StrictModel):
     base_path: Path | None = None
 
 
+class WeighedFile(StrictModel):
+    """One of several training files."""
+
+    id: str
+    """What reports call it."""
+
+    path: Path
+    weight: Weight = 1.0
+    """How often each of its pairs is seen in an epoch: 0.5 is a seeded half of them, 2.5 twice and a seeded half."""
+
+
 class RunSpec(StrictModel):
     """`spec.json` of a run directory: everything one attempt needs, with paths instead of ids."""
 
@@ -270,6 +282,9 @@ class RunSpec(StrictModel):
     """A folder of reference log-probabilities that are known already (dpo_core/reference_cache.py)."""
 
     training_file: Path
+    training_files: list[WeighedFile] = Field(default_factory=list)
+    """Where there are several: all of them. `training_file` is one."""
+
     validation_file: Path | None = None
     ranks: PositiveInt = 1
     """Training processes; on CUDA one per GPU."""

@@ -1,232 +1,154 @@
-"""Files to token items: what `prepare` measures and the trainer trains on, by the same functions.
+"""Data files to one token table: what `prepare` measures and the trainer trains on.
 
-Imports no torch. Order is the file's order; shuffling is the trainer's.
+Order is the files' order; shuffling is the trainer's. Every core renders; memory does not grow with the files.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
-from dpo_core.data.formats import read_rows
+import numpy as np
+from numpy.typing import NDArray
+
+from dpo_core.data.facts import DataFacts, FileFacts
+from dpo_core.data.formats import RawRow, raw_rows
 from dpo_core.data.options import ReadOptions
-from dpo_core.data.problems import Finding, Tally, problem_in_words, rows_in_words, share_for
-from dpo_core.data.records import Example, FileProblem, Pair, RowProblem, Text, TokenExample, TokenItem, TokenPair
+from dpo_core.data.parallel import chunks, map_in_order
+from dpo_core.data.records import FileProblem
 from dpo_core.data.render import Renderer
+from dpo_core.data.rendering import Chunk, Rendering
 from dpo_core.data.repeats import Repeats
-from dpo_core.data.template import TemplateRefusal
-from dpo_core.data.truncate import fit_example, fit_pair, least_length
-from dpo_core.errors import user_error
-from dpo_core.spec import RunSpec, TrainingSpec
+from dpo_core.data.token_table import BLOCK_ROWS, Rows, TableWriter, TokenTable
 
-__all__ = ["Dataset", "TokenExample", "TokenItem", "TokenPair", "load", "load_splits", "prompt_key", "split"]
-
-FileName = Literal["training", "validation"]
+Limit = int | None | Callable[[Counter[int]], int]
+"""Tokens that a sequence may have: a number, no limit, or what follows from the lengths of all rows."""
 
 
-@dataclass(slots=True)
-class Dataset:
-    """One file, read, rendered and cut to length. `items` are all TokenPair (dpo) or all TokenExample (supervised)."""
+def load(
+    files: Sequence[Path],
+    options: ReadOptions,
+    renderer: Callable[[], Renderer],
+    limit: Limit,
+    table: Path,
+    *,
+    names: Sequence[str] = ("",),
+    processes: int | None = None,
+) -> TokenTable:
+    """Reads every row of `files` and writes their items to `table`; both callables are picklable.
 
-    items: list[TokenItem] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
-    """`prompt_key` of each item."""
-
-    dropped_lines: list[int] = field(default_factory=list)
-    """Rows that are too long even with the shortest prompt."""
-
-    least_dropped: tuple[int, int] | None = None
-    """The dropped row that is the shortest with its shortest prompt: its tokens, its line."""
-
-    truncated_lines: list[int] = field(default_factory=list)
-    """Rows whose prompt was shortened."""
-
-    problems: Tally = field(default_factory=Tally)
-    """Bad rows, by ProblemCode; none of them is in `items`."""
-
-    damage: FileProblem | None = None
-    """What ended the reading before the file's end."""
-
-    findings: list[Finding] = field(default_factory=list)
-    """Rows that are trained on, but that the user should know of."""
-
-    @property
-    def rows(self) -> int:
-        """Rows of the file, good and bad."""
-        return len(self.items) + len(self.dropped_lines) + self.problems.count
-
-
-def load(path: Path, options: ReadOptions, renderer: Renderer, max_length: int | None) -> Dataset:
-    """Reads every row of `path`; None for `max_length` keeps whole sequences.
+    `names` are the files' own, where there are several. `processes` is as many as there are cores.
 
     Raises:
-        RunError: the rows need a chat template that the model doesn't have.
-        OSError: the file can't be read.
+        RunError: the rows need a chat template that the model doesn't have, or a process was killed.
+        OSError: a file can't be read, or the disk is full.
     """
-    data, repeats, notes = Dataset(), Repeats(), Tally()
-    for row in read_rows(path, options):
-        if isinstance(row, FileProblem):
-            data.damage = row
-        elif isinstance(row, RowProblem):
-            data.problems.add(row.code, row.line, row.message)
-        elif _take(data, row, renderer, max_length):
-            for code, message in notes_on(row, repeats):
-                notes.add(code, row.line, message)
-    data.findings = notes.findings() + renderer.take_findings()
-    return data
+    rendering = Rendering(renderer, options, limit if isinstance(limit, int) else None)
+    with TableWriter(table) as writer:
+        facts = _render_all(files, rendering, writer, processes)
+        if callable(limit):
+            facts.max_length = limit(facts.lengths)
+            _cut(files, replace(rendering, max_length=facts.max_length), writer, facts, processes)
+        _look_for_repeats(writer.rows(), facts, names)
+        return writer.finish(facts)
 
 
-def _take(data: Dataset, row: Pair | Example, renderer: Renderer, max_length: int | None) -> bool:
-    """Puts a row where it belongs; whether that is among the items."""
-    try:
-        item, truncated = _fit(renderer, row, max_length)
-    except TemplateRefusal as refusal:
-        message = f"The row can't be rendered: {refusal}. Correct or remove the row."
-        data.problems.add("not_rendered", row.line, message)
-        return False
-    if isinstance(item, TokenPair) and item.chosen == item.rejected:
-        message = (
-            "The two answers are different texts, but the same tokens: the chat template or the tokenizer takes their "
-            "difference away. Correct or remove the row, or give another `chat_template`."
-        )
-        data.problems.add("equal_tokens", row.line, message)
-        return False
-    if item is None:
-        data.dropped_lines.append(row.line)
-        least = (least_length(renderer, row), row.line)
-        data.least_dropped = min(data.least_dropped or least, least)
-        return False
-    if truncated:
-        data.truncated_lines.append(row.line)
-    data.items.append(item)
-    data.keys.append(prompt_key(row.prompt))
-    return True
+def _render_all(files: Sequence[Path], rendering: Rendering, writer: TableWriter, processes: int | None) -> DataFacts:
+    facts = DataFacts([FileFacts() for _ in files], max_length=rendering.max_length)
+    for portion in map_in_order(rendering, _chunks(files), processes):
+        facts.files[portion.file].merge(portion.facts)
+        facts.lengths.update(portion.lengths)
+        facts.largest_token = max(facts.largest_token, int(portion.tokens.max(initial=-1)))
+        writer.add(portion.rows, portion.tokens, portion.silent)
+    return facts
 
 
-def notes_on(row: Pair | Example, repeats: Repeats) -> list[tuple[str, str]]:
-    """What the user should know of a row that is trained on: codes and messages."""
-    repeated = repeats.look(row)
-    found = [repeated] if repeated is not None else []
-    roles = [] if isinstance(row.prompt, str) else [turn.role for turn in row.prompt]
-    if any(role == after and role in ("user", "assistant") for role, after in pairwise(roles)):
-        message = "Two turns of one role follow each other in the prompt; the chat template takes them, so they stay."
-        found.append(("repeated_role", message))
-    return found
+def _chunks(files: Sequence[Path], lines: Sequence[NDArray[np.bool_]] | None = None) -> Iterator[Chunk]:
+    """The rows of all files; with `lines`, by file and line, only those that are true there."""
+    for number, path in enumerate(files):
+        rows: Iterator[RawRow | FileProblem] = iter(raw_rows(path))
+        if lines is not None:
+            wanted = lines[number]
+            rows = (row for row in rows if isinstance(row, RawRow) and row.line < len(wanted) and wanted[row.line])
+        for chunk in chunks(rows):
+            yield Chunk(number, chunk)
 
 
-def _fit(renderer: Renderer, row: Pair | Example, max_length: int | None) -> tuple[TokenItem | None, bool]:
-    if isinstance(row, Pair):
-        return fit_pair(renderer, row, max_length)
-    return fit_example(renderer, row, max_length)
-
-
-def prompt_key(prompt: Text) -> str:
-    """A digest of the normalised prompt: case-folded, runs of whitespace made one space."""
-    turns = [("user", prompt)] if isinstance(prompt, str) else [(turn.role, turn.content) for turn in prompt]
-    normal = "\n".join(f"{role} {' '.join(content.casefold().split())}" for role, content in turns)
-    return hashlib.blake2b(normal.encode(), digest_size=16).hexdigest()
-
-
-def split(data: Dataset, fraction: float, seed: int) -> tuple[list[TokenItem], list[TokenItem]]:
-    """Training and validation items; no normalised prompt is on both sides.
-
-    Prompts are taken in the order of a seeded digest until `fraction` of the items is held out, so the
-    choice depends on prompts and seed, not on the order of the file. The last prompt stays in training.
-    """
-    counts = Counter(data.keys)
-    wanted = round(fraction * len(data.items))
-    held_out: set[str] = set()
-    taken = 0
-    for key in sorted(counts, key=lambda key: hashlib.blake2b(f"{seed} {key}".encode()).digest())[:-1]:
-        if taken >= wanted:
-            break
-        held_out.add(key)
-        taken += counts[key]
-    keyed = list(zip(data.items, data.keys, strict=True))
-    return [item for item, key in keyed if key not in held_out], [item for item, key in keyed if key in held_out]
-
-
-def load_splits(run_spec: RunSpec) -> tuple[list[TokenItem], list[TokenItem]]:
-    """Training and validation items of a run whose `training` has no "auto" left.
-
-    Raises:
-        RunError: kind `user`; too many bad rows in a file, or nothing left to train on.
-        OSError: a file can't be read.
-    """
-    training = run_spec.training
-    if training.max_length == "auto":
-        raise ValueError("the training spec must be resolved before its data is loaded")
-    renderer = Renderer.for_run(run_spec.model, training)
-    data = load_tolerable(run_spec.training_file, "training", training, renderer, training.max_length)
-    validation = None
-    if run_spec.validation_file is not None:
-        validation = load_tolerable(run_spec.validation_file, "validation", training, renderer, training.max_length)
-    return divide(data, validation, training)
-
-
-def load_tolerable(
-    path: Path, name: FileName, training: TrainingSpec, renderer: Renderer, max_length: int | None
-) -> Dataset:
-    """`load`, with at most the share of bad rows that `training.skip_bad_rows` allows.
-
-    Raises:
-        RunError: kind `user`; there are more, or the file as a whole is no use.
-        OSError: the file can't be read.
-    """
-    data = load(path, ReadOptions.of(training), renderer, max_length)
-    refuse_problems(data, name, training.skip_bad_rows)
-    return data
-
-
-def divide(
-    data: Dataset, validation: Dataset | None, training: TrainingSpec
-) -> tuple[list[TokenItem], list[TokenItem]]:
-    """Training and validation items, by a resolved spec; what is held out only counts without a validation file.
-
-    Raises:
-        RunError: kind `user`; nothing is left to train on, or of the validation file.
-    """
-    _refuse_nothing_left(data, "training", training)
-    if validation is not None:
-        _refuse_nothing_left(validation, "validation", training)
-        return data.items, validation.items
-    if training.validation_fraction == "auto":
-        raise ValueError("the training spec must be resolved before its data is divided")
-    return split(data, training.validation_fraction, training.seed)
-
-
-def _refuse_nothing_left(data: Dataset, name: FileName, training: TrainingSpec) -> None:
-    if data.items:
+def _cut(
+    files: Sequence[Path], rendering: Rendering, writer: TableWriter, facts: DataFacts, processes: int | None
+) -> None:
+    """Makes the rows that are too long fit, each at the place it has already; they alone are parsed again."""
+    rows = writer.rows()
+    long = _too_long(rows, rendering.max_length or 0)
+    if not len(long):
         return
-    bad = f" {data.problems.count} more are bad." if data.problems.count else ""
-    if data.least_dropped is None:
-        raise ValueError("a file with no row that fits was not refused for its bad rows")
-    tokens, line = data.least_dropped
-    message = (
-        f"Nothing is left of the {name} file: {len(data.dropped_lines)} of its {data.rows} rows are longer than "
-        f"max_length ({training.max_length} tokens) even with the shortest prompt.{bad} The shortest, line {line}, "
-        f"needs {tokens} tokens: raise `training.max_length` to at least that, or shorten the answers."
-    )
-    raise user_error(f"no_{name}_rows", message, param="training.max_length")
+    lines = [_lines_of(rows[long], number) for number in range(len(files))]
+    slots = _Slots(rows, lines)
+    for portion in map_in_order(rendering, _chunks(files, lines), processes):
+        file = facts.files[portion.file]
+        for mine, theirs in zip(file.tallies()[::2], portion.facts.tallies()[::2], strict=True):
+            mine.merge(theirs.findings())  # what is notable about a row was noted when it was whole
+        file.drop(portion.facts.least_dropped)
+        slots.fill(writer.place(portion.rows, portion.tokens, portion.silent))
+    for number, file in enumerate(facts.files):
+        file.pairs = _count(rows, number)
 
 
-def refuse_problems(data: Dataset, name: FileName, tolerated: float) -> None:
-    """Raises RunError, kind `user`, if more than the share `tolerated` of a file's rows is bad, or all of them are."""
-    code, param, bad = f"invalid_{name}_file", f"{name}_file", data.problems.count
-    if data.damage is not None:
-        where = "" if data.damage.code == "empty_file" else f" Reading ended at line {data.damage.line}."
-        message = f"The {name} file can't be used. {data.damage.message}{where}"
-        raise user_error(code, message, param=param, line=data.damage.line)
-    if not bad or (bad < data.rows and bad <= tolerated * data.rows + 1e-9):
-        return
-    allowed = f", more than the share of {tolerated:g} that `training.skip_bad_rows` allows" if tolerated else ""
-    lines = [f"{bad:,} of {rows_in_words(data.rows)} {'is' if bad == 1 else 'are'} bad in the {name} file{allowed}."]
-    lines += [problem_in_words(it.code, it.message, it.count, it.lines) for it in data.problems.findings()]
-    if bad < data.rows:
-        share = share_for(bad, data.rows)
-        lines.append(f"To train without them, set `training.skip_bad_rows` to {share:g}: the share that may be bad.")
-    raise user_error(code, "\n".join(lines), param=param, line=data.problems.findings()[0].lines[0])
+def _too_long(rows: Rows, max_length: int) -> NDArray[np.int64]:
+    """Places of rows with a longer sequence."""
+    found = [np.empty(0, np.int64)]
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = rows[start : start + BLOCK_ROWS]
+        found.append(np.flatnonzero(np.maximum(block["chosen"], block["rejected"]) > max_length) + start)
+    return np.concatenate(found)
+
+
+def _lines_of(rows: Rows, file: int) -> NDArray[np.bool_]:
+    """Which lines of a file are among `rows`."""
+    lines = rows["known"]["line"][rows["known"]["file"] == file]
+    marked = np.zeros(lines.max(initial=-1) + 1, bool)
+    marked[lines] = True
+    return marked
+
+
+class _Slots:
+    """Places of the rows of some lines. They are emptied, and filled again with what is left of the same lines."""
+
+    def __init__(self, rows: Rows, lines: Sequence[NDArray[np.bool_]]) -> None:
+        self._rows = rows
+        emptied = [np.empty(0, np.int64)]
+        for start in range(0, len(rows), BLOCK_ROWS):
+            block = rows[start : start + BLOCK_ROWS]
+            file, line = block["known"]["file"], block["known"]["line"]
+            for number, wanted in enumerate(lines):
+                mine = np.flatnonzero((file == number) & (line < len(wanted)))
+                mine = mine[wanted[line[mine]]]
+                block["chosen"][mine] = 0
+                emptied.append(mine + start)
+        self._places = iter(np.concatenate(emptied))
+
+    def fill(self, rows: Rows) -> None:
+        """In the order of the files; a line has no more rows than it had."""
+        for row in rows:
+            place = next(place for place in self._places if _same_line(self._rows[place], row))
+            self._rows[place] = row
+
+
+def _same_line(one: np.void, other: np.void) -> bool:
+    return bool(one["known"]["file"] == other["known"]["file"] and one["known"]["line"] == other["known"]["line"])
+
+
+def _count(rows: Rows, file: int) -> int:
+    blocks = (rows[start : start + BLOCK_ROWS] for start in range(0, len(rows), BLOCK_ROWS))
+    return sum(int(((block["known"]["file"] == file) & (block["chosen"] > 0)).sum()) for block in blocks)
+
+
+def _look_for_repeats(rows: Rows, facts: DataFacts, names: Sequence[str]) -> None:
+    repeats = Repeats()
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = rows[start : start + BLOCK_ROWS]
+        repeats.add(np.ascontiguousarray(block["known"][block["chosen"] > 0]))
+    for file, findings in zip(facts.files, repeats.findings(names), strict=True):
+        file.findings.merge(findings)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpo_core.data.dataset import notes_on, prompt_key
+import numpy as np
+
 from dpo_core.data.file_report import Damage, FileReport, Problem
+from dpo_core.data.fingerprints import FINGERPRINT, Fingerprint, fingerprint
 from dpo_core.data.formats import RawRow, raw_rows, records
 from dpo_core.data.options import ReadOptions
+from dpo_core.data.parallel import chunks, map_in_order
 from dpo_core.data.problems import TITLES, Tally
 from dpo_core.data.records import Example, FileProblem, Pair, RowProblem
-from dpo_core.data.repeats import Repeats
+from dpo_core.data.rendering import REPEATED_ROLE, repeats_a_role
+from dpo_core.data.repeats import Array, Prompts, Repeats
 from dpo_core.data.statistics import Gathered
 from dpo_core.prepare_report import ReportFinding
 from dpo_core.spec import Method
@@ -33,64 +38,85 @@ class AnyMethod:
         return found
 
 
-def check_file(path: Path) -> FileReport:
-    """Every row of `path`, in words and numbers.
+@dataclass(slots=True)
+class Part:
+    """What is in some rows of a file."""
+
+    pairs: int = 0
+    examples: int = 0
+    problems: Tally = field(default_factory=Tally)
+    notes: Tally = field(default_factory=Tally)
+    damage: FileProblem | None = None
+    gathered: Gathered = field(default_factory=Gathered)
+    fingerprints: Array = field(default_factory=lambda: np.empty(0, FINGERPRINT))
+
+    def merge(self, other: Part) -> None:
+        """Takes in what is in other rows, but for their fingerprints."""
+        self.pairs += other.pairs
+        self.examples += other.examples
+        self.problems.merge(other.problems.findings())
+        self.notes.merge(other.notes.findings())
+        self.damage = self.damage or other.damage
+        self.gathered.merge(other.gathered)
+
+
+def check_file(path: Path, processes: int | None = None) -> FileReport:
+    """Every row of `path`, in words and numbers, read by `processes`: as many as there are cores.
 
     Raises:
+        RunError: kind `resource`; a process was killed.
         OSError: the file can't be read.
     """
-    check = _FileCheck()
-    for row in _rows(path):
-        check.add(row)
-    return check.report()
+    whole, repeats, prompts = Part(), Repeats(), Prompts()
+    for part in map_in_order(_start, chunks(raw_rows(path)), processes):
+        whole.merge(part)
+        repeats.add(part.fingerprints)
+        prompts.add(part.fingerprints)
+    different, repeated = prompts.take()
+    for findings in (*repeats.findings(), repeated):
+        whole.notes.merge(findings)
+    return _report(whole, different)
 
 
-def _rows(path: Path) -> Iterator[Pair | Example | RowProblem | FileProblem]:
+def _start() -> Callable[[Sequence[RawRow | FileProblem]], Part]:
     reader = AnyMethod()
-    for raw in raw_rows(path):
+    return lambda rows: _part(rows, reader)
+
+
+def _part(rows: Sequence[RawRow | FileProblem], reader: AnyMethod) -> Part:
+    part, fingerprints = Part(), list[Fingerprint]()
+    for raw in rows:
         if isinstance(raw, FileProblem):
-            yield raw
-        else:
-            yield from reader.records(raw)
+            part.damage = raw
+            continue
+        for row in reader.records(raw):
+            if isinstance(row, RowProblem):
+                part.problems.add(row.code, row.line, row.message)
+                continue
+            part.pairs += isinstance(row, Pair)
+            part.examples += isinstance(row, Example)
+            part.gathered.add(row)
+            fingerprints.append(fingerprint(row))
+            if repeats_a_role(row):
+                part.notes.add("repeated_role", row.line, REPEATED_ROLE)
+    part.fingerprints = np.array(fingerprints, FINGERPRINT)
+    return part
 
 
-class _FileCheck:
-    def __init__(self) -> None:
-        self._gathered = Gathered()
-        self._repeats = Repeats()
-        self._prompts: set[str] = set()
-        self._problems, self._notes = Tally(), Tally()
-        self._damage: FileProblem | None = None
-        self._pairs = self._examples = 0
-
-    def add(self, row: Pair | Example | RowProblem | FileProblem) -> None:
-        if isinstance(row, FileProblem):
-            self._damage = row
-        elif isinstance(row, RowProblem):
-            self._problems.add(row.code, row.line, row.message)
-        else:
-            self._pairs += isinstance(row, Pair)
-            self._examples += isinstance(row, Example)
-            self._gathered.add(row)
-            self._prompts.add(prompt_key(row.prompt))
-            for code, message in notes_on(row, self._repeats):
-                self._notes.add(code, row.line, message)
-
-    def report(self) -> FileReport:
-        good = self._pairs + self._examples
-        damage = self._damage
-        return FileReport(
-            rows=good + self._problems.count,
-            pairs=self._pairs,
-            examples=self._examples,
-            problems=[
-                Problem(code=it.code, title=TITLES[it.code], message=it.message, count=it.count, lines=it.lines)
-                for it in self._problems.findings()
-            ],
-            damage=Damage(code=damage.code, message=damage.message, line=damage.line) if damage else None,
-            findings=[
-                ReportFinding(code=it.code, message=it.message, count=it.count, lines=it.lines)
-                for it in self._notes.findings()
-            ],
-            statistics=self._gathered.statistics(prompts=len(self._prompts)) if good else None,
-        )
+def _report(whole: Part, prompts: int) -> FileReport:
+    good, damage = whole.pairs + whole.examples, whole.damage
+    return FileReport(
+        rows=good + whole.problems.count,
+        pairs=whole.pairs,
+        examples=whole.examples,
+        problems=[
+            Problem(code=it.code, title=TITLES[it.code], message=it.message, count=it.count, lines=it.lines)
+            for it in whole.problems.findings()
+        ],
+        damage=Damage(code=damage.code, message=damage.message, line=damage.line) if damage else None,
+        findings=[
+            ReportFinding(code=it.code, message=it.message, count=it.count, lines=it.lines)
+            for it in whole.notes.findings()
+        ],
+        statistics=whole.gathered.statistics(prompts=prompts) if good else None,
+    )

@@ -67,13 +67,22 @@ class Tally:
         if len(finding.lines) < LINES_KEPT:
             finding.lines.append(line)
 
+    def merge(self, others: Iterable[Finding]) -> None:
+        """Takes in what was found in other rows, whose lines may lie anywhere among these."""
+        for other in others:
+            finding = self._findings.setdefault(other.code, Finding(other.code, other.message))
+            if finding.lines and other.lines and other.lines[0] < finding.lines[0]:
+                finding.message = other.message
+            finding.count += other.count
+            finding.lines = sorted([*finding.lines, *other.lines])[:LINES_KEPT]
+
     @property
     def count(self) -> int:
         return sum(finding.count for finding in self._findings.values())
 
     def findings(self) -> list[Finding]:
         """By code in the order of their first rows."""
-        return list(self._findings.values())
+        return sorted(self._findings.values(), key=lambda finding: finding.lines[0])
 
 
 def rows_in_words(count: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from dpo_core.data.file_report import LengthBias, Statistics
 from dpo_core.data.records import Example, Message, Pair, Text
@@ -45,7 +45,7 @@ class Histogram:
     def lengths(self) -> Lengths:
         """Nearest-rank percentiles, as `Lengths.of`."""
         if not self.count:
-            return Lengths.of([])
+            return Lengths.of({})
         p50, p90, p99 = (self._percentile(percent) for percent in (50, 90, 99))
         return Lengths(mean=self._sum / self.count, p50=p50, p90=p90, p99=p99, longest=self._largest)
 
@@ -97,6 +97,15 @@ class Gathered:
         self.system += any(turn.role == "system" for turn in turns)
         self.tools += row.tools is not None or any(turn.tool_calls or turn.role == "tool" for turn in turns)
         self.reasoning += any(turn.reasoning is not None for turn in turns)
+
+    def merge(self, other: Gathered) -> None:
+        """Takes in what was gathered of other rows of the file."""
+        for each in fields(self):
+            mine, theirs = getattr(self, each.name), getattr(other, each.name)
+            if isinstance(mine, Histogram):
+                mine.merge(theirs)
+            else:
+                setattr(self, each.name, mine + theirs)
 
     def statistics(self, *, prompts: int) -> Statistics:
         """`prompts`: how many different ones there are."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
@@ -35,6 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_example_prepares_its_file(model: Path, example: str, file: str, rows: int, bad: int) -> None:
     training = TrainingSpec.model_validate(json.loads((EXAMPLES / example / "job.json").read_text())["training"])
     source = ModelSource(id="minimind", path=model)
-    report = prepare(RunSpec(job_id="job", training=training, model=source, training_file=real_data(file))).report
+    spec = RunSpec(job_id="job", training=training, model=source, training_file=real_data(file))
+    report = prepare(spec, Path(mkdtemp(dir=model.parent))).report
     assert (report.rows, report.bad, report.pairs) == (rows, bad, rows - bad)
     assert report.validation_items == pytest.approx(0.05 * report.pairs, abs=2)

@@ -37,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, RunDire
         model=ModelSource(id="default/long", path=model),
         training_file=write_rows(folder / "pairs.jsonl", [row(6000, 8000), row(9000, 14_000)]),
     )
-    prepared = prepare(spec)
+    prepared = prepare(spec, tmp_path_factory.mktemp("tokens"))
     directory = RunDirectory(folder / "run")
     directory.create(spec.model_copy(update={"training": prepared.training}))
     train_all([directory], ranks=1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -198,9 +199,9 @@ def test_what_is_allowed_but_odd_is_warned_of() -> None:
 
 
 def test_lengths_are_nearest_rank_percentiles() -> None:
-    assert Lengths.of(range(1, 201)) == Lengths(mean=100.5, p50=100, p90=180, p99=198, longest=200)
-    assert Lengths.of([7]) == Lengths(mean=7, p50=7, p90=7, p99=7, longest=7)
-    assert Lengths.of([]).longest == 0
+    assert Lengths.of(Counter(range(1, 201))) == Lengths(mean=100.5, p50=100, p90=180, p99=198, longest=200)
+    assert Lengths.of({7: 3}) == Lengths(mean=7, p50=7, p90=7, p99=7, longest=7)
+    assert Lengths.of({}).longest == 0
 
 
 def test_a_micro_batch_holds_the_longest_pair() -> None:

@@ -3,21 +3,23 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
-from dpo_core.data.dataset import load_splits
+from dpo_core.data.run_data import load_splits
 from dpo_core.errors import RunError
 from dpo_core.model_folder import check_lora_targets, model_facts, parameter_count
 from dpo_core.prepare import prepare, run
-from dpo_core.prepare_report import read_prepared
+from dpo_core.prepare_report import Prepared, read_prepared
 from dpo_core.run_directory import RunDirectory, read_lines
-from dpo_core.spec import LoraSpec, ModelSource, RunSpec, TrainingSpec
+from dpo_core.spec import LoraSpec, ModelSource, RunSpec, TrainingSpec, WeighedFile
 from tests.makers import make_tokenizer, write_preference_file, write_rows, write_supervised_file
 
 
@@ -32,6 +34,11 @@ def spec_of(model: Path, training_file: Path, validation_file: Path | None = Non
     )
 
 
+def prepared_of(spec: RunSpec, folder: Path) -> Prepared:
+    """With tables of its own."""
+    return prepare(spec, Path(mkdtemp(dir=folder)))
+
+
 def directory_of(path: Path, spec: RunSpec) -> RunDirectory:
     directory = RunDirectory(path)
     directory.create(spec)
@@ -44,9 +51,9 @@ def events(directory: RunDirectory) -> list[dict[str, object]]:
 
 def test_the_trainer_sees_the_rows_that_were_counted(tiny_model: Path, tmp_path: Path) -> None:
     spec = spec_of(tiny_model, write_preference_file(tmp_path / "t.jsonl", 400), epochs=3)
-    prepared = prepare(spec)
+    prepared = prepare(spec, tmp_path / "tokens")
     assert "auto" not in prepared.training.model_dump().values()
-    train, validation = load_splits(spec.model_copy(update={"training": prepared.training}))
+    train, validation = load_splits(spec.model_copy(update={"training": prepared.training}), tmp_path / "tokens")
     assert (len(train), len(validation)) == (prepared.report.train_items, prepared.report.validation_items) == (360, 40)
     assert prepared.training.batch_size == 16
     assert prepared.total_steps == 3 * 23
@@ -69,6 +76,56 @@ def test_a_run_that_succeeds(tiny_model: Path, tmp_path: Path) -> None:
     assert [event["code"] for event in events(directory)] == ["data_prepared"]
 
 
+def test_a_table_that_is_there_is_used_as_it_is(tiny_model: Path, tmp_path: Path) -> None:
+    spec = spec_of(tiny_model, write_preference_file(tmp_path / "t.jsonl", 40))
+    first, second = directory_of(tmp_path / "first", spec), directory_of(tmp_path / "second", spec)
+    assert run(first.path) == 0
+    shutil.copytree(first.tokens, second.tokens)
+    spec.training_file.unlink()
+    assert run(second.path) == 0
+    assert read_prepared(second) == read_prepared(first)
+    assert [event["code"] for event in events(first)] == ["data_prepared", "nothing_held_out"]
+    assert [event["code"] for event in events(second)] == ["tokens_found", "data_prepared", "nothing_held_out"]
+
+
+def test_validation_prompts_that_are_trained_on_are_counted_and_told(tiny_model: Path, tmp_path: Path) -> None:
+    rows: list[object] = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(20)]
+    validation = write_rows(tmp_path / "v.jsonl", [{"prompt": "new", "chosen": "a", "rejected": "b"}, *rows[:2]])
+    directory = directory_of(tmp_path / "run", spec_of(tiny_model, write_rows(tmp_path / "t.jsonl", rows), validation))
+    assert run(directory.path) == 0
+    (found,) = read_prepared(directory).report.findings
+    assert (found.code, found.file, found.count, found.lines) == ("prompt_in_training", "validation", 2, [2, 3])
+    event = events(directory)[-1]
+    assert (event["level"], event["code"]) == ("warn", "prompt_in_training")
+    assert str(event["message"]).startswith("2 rows (lines 2-3 of the validation file): The validation file asks what")
+
+
+def test_several_files_are_reported_by_name_and_counted_by_weight(tiny_model: Path, tmp_path: Path) -> None:
+    rows: list[object] = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(200)]
+    files = [
+        WeighedFile(id="file-a", path=write_rows(tmp_path / "a.jsonl", rows), weight=2.5),
+        WeighedFile(id="file-b", path=write_rows(tmp_path / "b.jsonl", [rows[7], {"prompt": "q"}]), weight=3),
+    ]
+    spec = spec_of(tiny_model, files[1].path, skip_bad_rows=0.5, validation_fraction=0, batch_size=1)
+    directory = directory_of(tmp_path / "run", spec.model_copy(update={"training_files": files}))
+    assert run(directory.path) == 0
+    prepared = read_prepared(directory)
+    report = prepared.report
+    assert [(file.name, file.weight, file.rows, file.pairs, file.bad) for file in report.files] == [
+        ("file-a", 2.5, 200, 200, 0),
+        ("file-b", 3.0, 2, 1, 1),
+    ]
+    assert (report.rows, report.pairs, report.train_items, prepared.total_steps) == (202, 201, 503, 503)
+    assert [(it.name, it.code, it.lines) for it in report.problems] == [("file-b", "missing_field", [2])]
+    assert [(it.name, it.code, it.lines) for it in report.findings] == [("file-b", "duplicate_row", [1])]
+    messages = [str(event["message"]) for event in events(directory)]
+    assert "Left out of the training file file-b, as" in messages[1]
+    assert (
+        "1 row repeats an earlier row (line 1 of file-b). Line 1 repeats an earlier row (line 8 of file-a)"
+        in messages[2]
+    )
+
+
 def test_a_bad_row_fails_the_run_by_its_number(tiny_model: Path, tmp_path: Path) -> None:
     rows: list[object] = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(20)]
     rows[16] = {"prompt": "q", "chosen": "a", "rejected": "a"}
@@ -88,7 +145,7 @@ def test_a_bad_row_fails_the_run_by_its_number(tiny_model: Path, tmp_path: Path)
 def test_a_bad_validation_file_says_which_file(tiny_model: Path, tmp_path: Path) -> None:
     validation = write_supervised_file(tmp_path / "v.jsonl", 2)
     with pytest.raises(RunError, match="validation file") as caught:
-        prepare(spec_of(tiny_model, write_preference_file(tmp_path / "t.jsonl", 20), validation))
+        prepared_of(spec_of(tiny_model, write_preference_file(tmp_path / "t.jsonl", 20), validation), tmp_path)
     assert caught.value.failure.code == "invalid_validation_file"
 
 
@@ -122,11 +179,12 @@ def test_skipped_rows_are_in_the_report_and_an_event(tiny_model: Path, tmp_path:
         ("validation", 2, [1, 3]),
         ("validation", 1, [2]),
     ]
-    _, skipped, skipped_in_validation = events(directory)
+    _, skipped, skipped_in_validation, _leak = events(directory)
     assert (skipped["code"], skipped["level"]) == ("bad_rows_skipped", "warn")
     assert "197, 199 and 50 more). Line 1: The answer in `rejected` is empty." in str(skipped["message"])
     assert skipped_in_validation["data"] == {
         "file": "validation",
+        "name": None,
         "count": 3,
         "problems": [
             {"code": "empty_answer", "count": 2, "lines": [1, 3]},
@@ -185,7 +243,7 @@ def test_a_tokenizer_of_another_model(tiny_model: Path, tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").symlink_to(tiny_model / "model.safetensors")
     with pytest.raises(RunError, match="knows only 100 tokens"):
-        prepare(spec_of(folder, write_preference_file(tmp_path / "t.jsonl", 20)))
+        prepared_of(spec_of(folder, write_preference_file(tmp_path / "t.jsonl", 20)), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +258,7 @@ def test_a_tokenizer_of_another_model(tiny_model: Path, tmp_path: Path) -> None:
 def test_a_lora_target_that_matches_nothing(tiny_model: Path, tmp_path: Path, targets: list[str], said: str) -> None:
     file = write_preference_file(tmp_path / "t.jsonl", 20)
     with pytest.raises(RunError, match=said) as caught:
-        prepare(spec_of(tiny_model, file, lora={"target_modules": targets}))
+        prepared_of(spec_of(tiny_model, file, lora={"target_modules": targets}), tmp_path)
     failure = caught.value.failure
     assert (failure.kind, failure.code) == ("user", "lora_target_modules")
     assert failure.param == "training.lora.target_modules"
@@ -209,7 +267,7 @@ def test_a_lora_target_that_matches_nothing(tiny_model: Path, tmp_path: Path, ta
 def test_lora_targets_by_their_last_part_or_more(tiny_model: Path, tmp_path: Path) -> None:
     file = write_preference_file(tmp_path / "t.jsonl", 20)
     targets = ["q_proj", "mlp.up_proj", "model.layers.0.self_attn.v_proj", "lm_head"]
-    assert prepare(spec_of(tiny_model, file, lora={"target_modules": targets})).training.lora is not None
+    assert prepared_of(spec_of(tiny_model, file, lora={"target_modules": targets}), tmp_path).training.lora is not None
     adapter = ModelSource(id="adapter", path=tmp_path, base_path=tiny_model)
     check_lora_targets(adapter, LoraSpec(target_modules=["its own stay"]))
 
@@ -218,14 +276,14 @@ def test_a_max_length_below_the_shortest_row(tiny_model: Path, tmp_path: Path) -
     """The least length that is named is the least that there is."""
     file = write_preference_file(tmp_path / "t.jsonl", 20)
     with pytest.raises(RunError, match=r"20 of its 20 rows are longer than max_length \(8 tokens\)") as caught:
-        prepare(spec_of(tiny_model, file, max_length=8))
+        prepared_of(spec_of(tiny_model, file, max_length=8), tmp_path)
     assert (caught.value.failure.code, caught.value.failure.param) == ("no_training_rows", "training.max_length")
     said = re.search(r"The shortest, line (\d+), needs (\d+) tokens: raise `training.max_length`", str(caught.value))
     assert said is not None
     line, least = map(int, said.groups())
     with pytest.raises(RunError, match="Nothing is left"):
-        prepare(spec_of(tiny_model, file, max_length=least - 1))
-    report = prepare(spec_of(tiny_model, file, max_length=least)).report
+        prepared_of(spec_of(tiny_model, file, max_length=least - 1), tmp_path)
+    report = prepared_of(spec_of(tiny_model, file, max_length=least), tmp_path).report
     assert report.pairs >= 1
     assert line not in report.dropped_lines
 

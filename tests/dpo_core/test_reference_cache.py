@@ -25,8 +25,9 @@ def pair_of(length: int, first: int = 0) -> TokenPair:
     return TokenPair(1, [first, *range(1, length)], [first, 1], 1, 1)
 
 
-def keyed(pairs: Sequence[TokenPair]) -> dict[bytes, TokenPair]:
-    return {pair_key(pair): pair for pair in pairs}
+def in_order(pairs: Sequence[TokenPair]) -> list[TokenPair]:
+    keyed = {pair_key(pair): pair for pair in pairs}
+    return [keyed[key] for key in in_canonical_order({key: pair.length for key, pair in keyed.items()})]
 
 
 def test_a_key_says_what_is_measured_and_nothing_else() -> None:
@@ -51,13 +52,13 @@ def test_a_key_says_what_is_measured_and_nothing_else() -> None:
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=60), st.randoms())
 def test_batches_depend_on_the_pairs_and_not_on_their_order(lengths: list[int], random: object) -> None:
     pairs = [pair_of(length, first) for first, length in enumerate(lengths)]
-    ordered = in_canonical_order(keyed(pairs))
+    ordered = in_order(pairs)
     shuffled = random.sample(pairs, len(pairs))  # type: ignore[attr-defined]
-    assert list(in_canonical_order(keyed(shuffled))) == list(ordered)
-    batches = canonical_batches(list(ordered.values()), budget=100)
+    assert in_order(shuffled) == ordered
+    batches = canonical_batches(ordered, budget=100)
     assert [place for batch in batches for place in range(batch.start, batch.stop)] == list(range(len(ordered)))
     for batch in batches:
-        inside = list(ordered.values())[batch]
+        inside = ordered[batch]
         assert len(inside) == 1 or 2 * len(inside) * max(pair.length for pair in inside) <= 100
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dpo_core.batches import Sampler
-from dpo_core.data.dataset import load_splits
+from dpo_core.data.run_data import load_splits
 from dpo_core.engine import World
 from dpo_core.recorder import Recorder
 from dpo_core.reference_cache import write_shard
@@ -92,7 +92,7 @@ def test_a_second_run_measures_nothing_and_starts_at_ln_2(runs: dict[str, RunDir
 
 def test_only_what_the_run_needs_is_measured(runs: dict[str, RunDirectory]) -> None:
     spec = runs["whole"].spec()
-    items, held_out = load_splits(spec)
+    items, held_out = load_splits(spec, runs["whole"].tokens)
     sampler = Sampler(len(items), BATCH, spec.training.seed)
     visited = {index for step in range(2) for index in sampler.batch(step)} | set(range(len(items), len(items) + PAIRS))
     known = frozen(runs["whole"]).isfinite()

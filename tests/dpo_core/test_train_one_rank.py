@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpo_core.data.dataset import load_splits
+from dpo_core.data.run_data import load_splits
 from dpo_core.packing import rows_of
 from dpo_core.run_directory import RunDirectory, read_lines
 from dpo_core.spec import ModelSource
@@ -122,7 +122,7 @@ def test_another_reference_model(runs: dict[str, RunDirectory], workshop: Worksh
 
     run = runs["other"]
     frozen = load_file(run.path / "reference.safetensors")["log_probabilities"]
-    items, held_out = load_splits(run.spec())
+    items, held_out = load_splits(run.spec(), run.tokens)
     assert frozen.shape == (2, len(items) + len(held_out))
     model = AutoModelForCausalLM.from_pretrained(workshop.folder / "other")
     measured = frozen[0, : len(items)].isfinite().nonzero().flatten().tolist()

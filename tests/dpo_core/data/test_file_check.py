@@ -36,6 +36,7 @@ def test_problems_and_findings_by_line(tmp_path: Path) -> None:
         "not_an_object": [6],
         "duplicate_row": [3],
         "opposite_labels": [4],
+        "repeated_prompt": [3, 4],
     }
     assert all(problem.title and problem.count == 1 for problem in report.problems)
 
@@ -68,3 +69,9 @@ def test_the_known_defects_of_a_real_file() -> None:
 def test_real_files_are_recognised(name: str, pairs: int, examples: int) -> None:
     report = check_file(real_data(name))
     assert (report.pairs, report.examples, report.problems) == (pairs, examples, [])
+
+
+def test_several_processes_report_the_same(tmp_path: Path) -> None:
+    rows: list[object] = [PAIR | {"prompt": f"{n % 90}", "ignored": "x" * 60_000} for n in range(100)]
+    file = write_rows(tmp_path / "a.jsonl", [*rows, {}])
+    assert check_file(file, processes=2) == check_file(file, processes=1)

@@ -1,0 +1,123 @@
+"""Work on a stream of chunks with every core: results in order, a bounded number of chunks in memory.
+
+No child outlives this process, however it ends: the kernel kills them when it dies (dpo_core/process.py).
+Call it from a thread that outlives the work, because the death signal is tied to the thread that forks.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain, islice
+from typing import Any, Generic, TypeVar
+
+from dpo_core.data.formats import RawRow
+from dpo_core.data.records import FileProblem
+from dpo_core.errors import RunError
+from dpo_core.process import die_with
+from dpo_core.run_directory import Failure
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+CHUNK_BYTES = 2**20
+"""Of rows in one chunk: a second's work or two, so that a run that is stopped does not wait long."""
+
+CHUNKS_ALONE = 3
+"""So many are worked through here: to start the other processes would take longer."""
+
+
+def chunks(rows: Iterable[RawRow | FileProblem]) -> Iterator[list[RawRow | FileProblem]]:
+    """Neighbours in lists of about CHUNK_BYTES; never an empty list."""
+    chunk: list[RawRow | FileProblem] = []
+    size = 0
+    for row in rows:
+        chunk.append(row)
+        size += len(row.content) if isinstance(row, RawRow) and isinstance(row.content, bytes) else 0
+        if size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def map_in_order(
+    start: Callable[[], Callable[[Given], Made]], given: Iterable[Given], processes: int | None = None
+) -> Iterator[Made]:
+    """`start()` once in every process, and what it returns on each of `given`; all of them are picklable.
+
+    `processes` is as many as there are cores. Few chunks, or one process, are worked through in this one. An
+    exception of the work is raised here.
+
+    Raises:
+        RunError: kind `resource`; a process was killed.
+    """
+    processes = len(os.sched_getaffinity(0)) if processes is None else processes
+    remaining = iter(given)
+    first = list(islice(remaining, CHUNKS_ALONE + 1))
+    everything = chain(first, remaining)
+    if processes == 1 or len(first) <= CHUNKS_ALONE:
+        yield from map(start(), everything)
+        return
+    pool = ProcessPoolExecutor(
+        processes,
+        # not fork: what this process has of threads and locks would come along
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(os.getpid(), _Once(start)),
+    )
+    try:
+        yield from _submitted(pool, everything, at_once=2 * processes)
+    except BrokenProcessPool as broken:
+        message = (
+            "A process that read the data was killed, probably because the host's memory was short. Run fewer jobs at "
+            "once on this host, or give it more memory."
+        )
+        raise RunError(Failure(kind="resource", code="reader_killed", message=message)) from broken
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _submitted(pool: ProcessPoolExecutor, given: Iterable[Given], at_once: int) -> Iterator[Any]:
+    waiting: deque[Future[Any]] = deque()
+    for chunk in given:
+        waiting.append(pool.submit(_work, chunk))
+        if len(waiting) == at_once:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+class _Once(Generic[Given, Made]):
+    """Starts with the first chunk: an exception then goes the way of all others, and is not lost in a log."""
+
+    def __init__(self, start: Callable[[], Callable[[Given], Made]]) -> None:
+        self._start = start
+        self._started: Callable[[Given], Made] | None = None
+
+    def __call__(self, chunk: Given) -> Made:
+        if self._started is None:
+            self._started = self._start()
+        return self._started(chunk)
+
+
+# A pool has no other place for what each of its processes keeps from task to task.
+_worker: Callable[[Any], Any]
+
+
+def _begin(parent: int, worker: Callable[[Any], Any]) -> None:
+    """In every process of the pool, before its first chunk."""
+    global _worker  # noqa: PLW0603
+    die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to handle
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores among themselves
+    _worker = worker
+
+
+def _work(chunk: Any) -> Any:
+    return _worker(chunk)

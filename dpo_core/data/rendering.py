@@ -1,0 +1,148 @@
+"""One chunk of raw rows to token items and facts, in whatever process: what `dataset.load` does in parallel."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpo_core.data.facts import FileFacts
+from dpo_core.data.fingerprints import Fingerprint, fingerprint
+from dpo_core.data.formats import RawRow, records
+from dpo_core.data.options import ReadOptions
+from dpo_core.data.records import Example, FileProblem, Pair, RowProblem, TokenItem, TokenPair
+from dpo_core.data.render import Renderer
+from dpo_core.data.template import TemplateRefusal
+from dpo_core.data.token_table import ROW, Rows
+from dpo_core.data.truncate import fit_example, fit_pair, least_length
+
+REPEATED_ROLE = "Two turns of one role follow each other in the prompt; the chat template takes them, so they stay."
+EQUAL_TOKENS = (
+    "The two answers are different texts, but the same tokens: the chat template or the tokenizer takes their "
+    "difference away. Correct or remove the row, or give another `chat_template`."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some rows of one file, as they come from it."""
+
+    file: int
+    rows: Sequence[RawRow | FileProblem]
+
+
+@dataclass(slots=True)
+class Portion:
+    """What became of a chunk. Arrays as in `dpo_core.data.token_table`, counted from their own beginning."""
+
+    file: int
+    facts: FileFacts = field(default_factory=FileFacts)
+    lengths: Counter[int] = field(default_factory=Counter)
+    """Of the pairs, uncut."""
+
+    rows: Rows = field(default_factory=lambda: np.empty(0, ROW))
+    tokens: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, "<i4"))
+    silent: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 2), "<i4"))
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """What `map_in_order` starts in each process."""
+
+    renderer: Callable[[], Renderer]
+    options: ReadOptions
+    max_length: int | None
+
+    def __call__(self) -> Callable[[Chunk], Portion]:
+        """Raises what making the renderer raises."""
+        renderer = self.renderer()
+        return lambda chunk: render(chunk, renderer, self.options, self.max_length)
+
+
+def render(chunk: Chunk, renderer: Renderer, options: ReadOptions, max_length: int | None) -> Portion:
+    """Parses, renders and tokenizes rows, and cuts them to `max_length`; None keeps whole sequences.
+
+    Raises:
+        RunError: the rows need a chat template that the model doesn't have.
+    """
+    portion, facts, made = Portion(chunk.file), FileFacts(), list[tuple[TokenItem, Fingerprint]]()
+    for raw in chunk.rows:
+        if isinstance(raw, FileProblem):
+            facts.damage = raw
+            continue
+        facts.rows += 1
+        for row in records(raw, options):
+            if isinstance(row, RowProblem):
+                facts.problems.add(row.code, row.line, row.message)
+            elif (item := _fitted(row, renderer, max_length, facts, portion.lengths)) is not None:
+                made.append((item, fingerprint(row, chunk.file)))
+                if repeats_a_role(row):
+                    facts.findings.add("repeated_role", row.line, REPEATED_ROLE)
+    facts.pairs = len(made)
+    facts.findings.merge(renderer.take_findings())
+    portion.facts = facts
+    portion.rows, portion.tokens, portion.silent = arrays(made)
+    return portion
+
+
+def _fitted(
+    row: Pair | Example, renderer: Renderer, max_length: int | None, facts: FileFacts, lengths: Counter[int]
+) -> TokenItem | None:
+    """The row's item; None where it has none, which `facts` then say."""
+    try:
+        item: TokenItem | None = renderer.pair(row) if isinstance(row, Pair) else renderer.example(row)
+        if item is None or _equal(item, facts):
+            return None
+        lengths[item.length] += 1
+        if max_length is None or item.length <= max_length:
+            return item
+        fit = fit_pair(renderer, row, max_length) if isinstance(row, Pair) else fit_example(renderer, row, max_length)
+    except TemplateRefusal as refusal:
+        message = f"The row can't be rendered: {refusal}. Correct or remove the row."
+        facts.problems.add("not_rendered", row.line, message)
+        return None
+    item, _ = fit
+    if item is None:
+        facts.fitting.add("dropped", row.line, "")
+        facts.drop((least_length(renderer, row), row.line))
+        return None
+    if _equal(item, facts):
+        return None
+    facts.fitting.add("truncated", row.line, "")
+    return item
+
+
+def _equal(item: TokenItem, facts: FileFacts) -> bool:
+    """Whether a pair's answers are the same to the model: then there is nothing to prefer."""
+    if not isinstance(item, TokenPair) or item.chosen != item.rejected:
+        return False
+    facts.problems.add("equal_tokens", item.line, EQUAL_TOKENS)
+    return True
+
+
+def repeats_a_role(row: Pair | Example) -> bool:
+    roles = [] if isinstance(row.prompt, str) else [turn.role for turn in row.prompt]
+    return any(role == after and role in ("user", "assistant") for role, after in pairwise(roles))
+
+
+def arrays(
+    made: Sequence[tuple[TokenItem, Fingerprint]],
+) -> tuple[Rows, NDArray[np.int32], NDArray[np.int32]]:
+    """Rows, tokens and silent spans of items and what their rows are known by."""
+    rows, tokens, silent = [], list[int](), list[tuple[int, int]]()
+    for item, known in made:
+        if isinstance(item, TokenPair):
+            both, prompts = (item.chosen, item.rejected), (item.chosen_prompt, item.rejected_prompt)
+            spans = item.chosen_silent, item.rejected_silent
+        else:
+            both, prompts, spans = (item.tokens, []), (item.prompt, 0), (item.silent, ())
+        begin = len(tokens), len(silent)
+        rows.append((known, begin[0], *map(len, both), *prompts, begin[1], *map(len, spans)))
+        for sequence, ranges in zip(both, spans, strict=True):
+            tokens += sequence
+            silent += ranges
+    return np.array(rows, ROW), np.array(tokens, "<i4"), np.array(silent, "<i4").reshape(-1, 2)
