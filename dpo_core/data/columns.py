@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
-from dpo_core.data.turns import BadRow, Row, names_in_words
+from dpo_core.data.fields import BadRow, Row, names_in_words, shown
 
 COLUMNS = (
     "prompt",
+    "instruction",
     "input",
     "system",
     "history",
@@ -49,7 +50,7 @@ def rename(row: Row, columns: Mapping[str, str]) -> Row:
     for field, column in columns.items():
         if column not in row:
             close = difflib.get_close_matches(column, list(row), n=1)
-            way = f"`{close[0]}` is there" if close else f"it has {names_in_words(row)}"
+            way = f"{shown(close[0])} is there" if close else f"it has {names_in_words(row)}"
             message = (
                 f"`columns` says that `{field}` is `{column}`, which the row doesn't have; {way}. Correct `columns`."
             )

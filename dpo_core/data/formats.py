@@ -1,28 +1,48 @@
-"""Reads a JSONL data file row by row, plain or gzip; the shapes that a row may have are in `dpo_core.data.rows`.
+"""Reads a data file row by row: JSONL, a JSON array, CSV or Parquet; the first three plain, gzip or zstd.
 
-Nothing in a file can stop the reader: every line becomes a record or a RowProblem with its number, and
-what is wrong with the file as a whole becomes a FileProblem.
+What a file is, its first bytes tell, never its name. Nothing in a file can stop the reader: every row becomes a
+record or a RowProblem with its line, and what is wrong with the file as a whole becomes a FileProblem.
+The shapes that a row may have are in `dpo_core.data.rows`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import NoReturn
 
+from dpo_core.data import json_array, parquet_rows
 from dpo_core.data.columns import rename
+from dpo_core.data.csv_rows import Cells, csv_rows, delimiter_of, unfold
+from dpo_core.data.fields import BadRow, Row
+from dpo_core.data.json_values import RepeatedField, decode
 from dpo_core.data.options import ReadOptions
 from dpo_core.data.records import Example, FileProblem, Pair, RowProblem
 from dpo_core.data.rows import parse_row
-from dpo_core.data.turns import BadRow
-from dpo_core.data.unpack import BadPackage, Lines, open_lines
+from dpo_core.data.unpack import BUFFER_BYTES, GZIP_MAGIC, ZSTD_MAGIC, BadFile, open_stream
 
-MAX_LINE_BYTES = 8 * 1024 * 1024
-"""A longer line is refused unread, so that memory stays bounded."""
+MAX_ROW_BYTES = 8 * 1024 * 1024
+"""A longer row is refused unread, so that memory stays bounded."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+OTHER_FORMATS = {
+    b"PK\x03\x04": "a ZIP archive (an Excel file is one, too)",
+    b"BZh": "packed with bzip2",
+    b"\xfd7zXZ": "packed with xz",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format 3": "a SQLite database",
+    b"%PDF": "a PDF",
+    parquet_rows.ENCRYPTED_MAGIC: "an encrypted Parquet file",
+    parquet_rows.MAGIC: "a Parquet file that was packed once more",
+    GZIP_MAGIC: "packed twice",
+    ZSTD_MAGIC: "packed twice",
+}
+"""What else people send, by the first bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,28 +50,27 @@ class RawRow:
     """A row that is cut out of its file, and not looked into yet; picklable."""
 
     line: int
-    content: bytes | RowProblem
-    """JSON text; or what is wrong with a row that can't be cut out."""
+    content: bytes | Cells | RowProblem
+    """JSON text, or the cells of a CSV row; or what is wrong with a row that can't be cut out."""
 
 
 def raw_rows(path: Path) -> Iterator[RawRow | FileProblem]:
     """Cuts a file into rows, cheaply and in constant memory.
 
-    UTF-8, one JSON object a line; gzip, a byte order mark, CRLF and blank lines are accepted. A FileProblem
-    comes last: the file has no row, or is gzip and can't be unpacked to its end.
+    `line` is where a row begins, in a Parquet file the number of the row. A FileProblem comes last: the file has no
+    row, is of no known kind, or can't be read to its end.
 
     Raises:
         OSError: the file can't be opened or read.
     """
-    number, empty = 0, True
-    with open_lines(path) as file:
-        try:
-            for number, line in _lines(file):
-                empty = False
-                yield RawRow(number, line)
-        except BadPackage as bad:
-            yield FileProblem(number + 1, bad.code, bad.message)
-            return
+    line, empty = 0, True
+    try:
+        for line, content in _contents(path):
+            empty = False
+            yield RawRow(line, _too_long(line) if content is None else content)
+    except BadFile as bad:
+        yield FileProblem(bad.line or line + 1, bad.code, bad.message)
+        return
     if empty:
         yield FileProblem(1, "empty_file", "The file has no rows. Write one JSON object per line.")
 
@@ -61,10 +80,16 @@ def records(raw: RawRow, options: ReadOptions) -> list[Pair | Example | RowProbl
     if isinstance(raw.content, RowProblem):
         return [raw.content]
     try:
-        row = rename(_decode(raw.content, raw.line), options.columns)
-        return [parse_row(row, options.method, raw.line)]
+        if isinstance(raw.content, dict):
+            row: Row = unfold(rename(raw.content, options.columns))
+        else:
+            row = rename(_decode(raw.content, raw.line), options.columns)
+        return list(parse_row(row, options, raw.line))
     except BadRow as bad:
-        return [RowProblem(raw.line, bad.code, bad.field, bad.message)]
+        return [_in_the_files_words(RowProblem(raw.line, bad.code, bad.field, bad.message), options)]
+    except RecursionError:
+        message = "The JSON is nested too deeply. Flatten or remove the row."
+        return [RowProblem(raw.line, "not_json", None, message)]
 
 
 def read_rows(path: Path, options: ReadOptions) -> Iterator[Pair | Example | RowProblem | FileProblem]:
@@ -80,56 +105,92 @@ def read_rows(path: Path, options: ReadOptions) -> Iterator[Pair | Example | Row
             yield from records(raw, options)
 
 
-def _lines(file: Lines) -> Iterator[tuple[int, bytes | RowProblem]]:
-    """Lines that aren't blank, without their ends, with 1-based numbers."""
+def _contents(path: Path) -> Iterator[tuple[int, bytes | Cells | RowProblem | None]]:
+    """The rows that a file's kind makes of it; None for one that is too long."""
+    with open_stream(path) as file:
+        head = file.peek()
+        if head.startswith(parquet_rows.MAGIC) and isinstance(file.raw, FileIO):
+            yield from parquet_rows.parquet_rows(path, MAX_ROW_BYTES)
+            return
+        _refuse_other_formats(head)
+        if head.startswith(BYTE_ORDER_MARK):
+            file.read(len(BYTE_ORDER_MARK))
+            head = head[len(BYTE_ORDER_MARK) :]
+        if head.lstrip()[:1] == b"[":
+            yield from json_array.elements(file, MAX_ROW_BYTES)
+        elif head.lstrip()[:1] != b"{" and (delimiter := delimiter_of(head)) is not None:
+            yield from csv_rows(file, delimiter, MAX_ROW_BYTES)
+        else:
+            yield from _json_lines(file)
+
+
+def _refuse_other_formats(head: bytes) -> None:
+    for magic, what in OTHER_FORMATS.items():
+        if head.startswith(magic):
+            message = f"The file is {what}. Send JSONL, a JSON array or CSV (plain, gzip or zstd), or Parquet."
+            raise BadFile("not_data", message, 1)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head[:2]:
+        raise BadFile("not_utf8", "The file is UTF-16 text, or none at all. Save it as UTF-8.", 1)
+
+
+def _json_lines(file: BufferedReader) -> Iterator[tuple[int, bytes | None]]:
+    """Lines that aren't blank, without their ends; None: a line longer than the limit."""
     number = 0
-    while line := file.readline(MAX_LINE_BYTES + 1):
+    while line := file.readline(MAX_ROW_BYTES + 1):
         number += 1
-        if number == 1:
-            line = line.removeprefix(BYTE_ORDER_MARK)
-        if len(line) > MAX_LINE_BYTES:
-            _skip_rest_of_line(file, line)
-            message = f"The line is longer than {MAX_LINE_BYTES // 2**20} MiB. Shorten or remove the row."
-            yield number, RowProblem(number, "line_too_long", None, message)
+        if len(line) > MAX_ROW_BYTES:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(BUFFER_BYTES)
+            yield number, None
         elif line.strip():
             # An error in the line counts its columns, and an end of line would begin another one.
             yield number, line.rstrip(b"\r\n")
 
 
-def _skip_rest_of_line(file: Lines, line: bytes) -> None:
-    while line and not line.endswith(b"\n"):
-        line = file.readline(MAX_LINE_BYTES)
+def _too_long(line: int) -> RowProblem:
+    message = f"The row is longer than {MAX_ROW_BYTES // 2**20} MiB. Shorten or remove it."
+    return RowProblem(line, "line_too_long", None, message)
 
 
 def _decode(raw: bytes, number: int) -> dict[str, object]:
     try:
-        row = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        row = decode(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
-        message = f"Byte {error.start + 1} of the line is not UTF-8. Save the file as UTF-8 text, plain or gzip."
+        message = f"Byte {error.start + 1} of the row is not UTF-8. Save the file as UTF-8 text."
         raise BadRow("not_utf8", None, message) from None
     except json.JSONDecodeError as error:
-        raise BadRow("not_json", None, _json_hint(raw, number, error)) from None
-    except RecursionError:
-        raise BadRow("not_json", None, "The JSON is nested too deeply. Flatten or remove the row.") from None
+        raise BadRow("not_json", None, _json_hint(number, error)) from None
+    except RepeatedField as error:
+        message = f"Not clear: {error}. Keep the one that is meant."
+        raise BadRow("duplicate_field", error.name, message) from None
     except ValueError as error:  # NaN, Infinity, or an integer with thousands of digits
         raise BadRow("not_json", None, f"Not valid JSON: {error}. Correct the value.") from None
     if not isinstance(row, dict):
         kind = "a JSON array" if isinstance(row, list) else "a single JSON value"
-        raise BadRow("not_an_object", None, f"The line is {kind}, not an object. Write one object {{...}} per line.")
+        raise BadRow("not_an_object", None, f"The row is {kind}, not an object. Write one object {{...}} per row.")
     return row
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _json_hint(raw: bytes, number: int, error: json.JSONDecodeError) -> str:
-    if number == 1 and raw.lstrip().startswith(b"["):
-        return "The file looks like one JSON array over several lines. Write one JSON object per line (JSONL)."
+def _json_hint(number: int, error: json.JSONDecodeError) -> str:
+    """What is wrong, and where: a row of a JSON array may have several lines."""
+    where = f"column {error.colno}" if error.lineno == 1 else f"line {number + error.lineno - 1}, column {error.colno}"
     if error.msg.startswith("Unterminated string"):
-        what = f"the text that begins at column {error.colno} has no end; the line is cut off, or a quote is missing"
+        what = f"the text that begins at {where} has no end; the row is cut off, or a quote is missing"
     elif error.pos >= len(error.doc.rstrip()):
-        what = f"the line is cut off after column {len(error.doc)}"
+        what = f"the row is cut off after column {len(error.doc)}"
+        if error.doc.strip() in ("{", "}"):
+            return f"Not valid JSON: {what}. Write each object on one line, or all of them into one array [...]."
     else:
-        what = f"{error.msg} at column {error.colno}"
+        what = f"{error.msg.removesuffix(' at')} at {where}"
     return f"Not valid JSON: {what}. Write one complete JSON object per line."
+
+
+def _in_the_files_words(problem: RowProblem, options: ReadOptions) -> RowProblem:
+    """With the names of the file's own columns, where `columns` names them."""
+    for name, column in options.columns.items():
+        ours = rf"\b{re.escape(name)}(?=[.\[]|\Z)"
+        if problem.field is not None and re.match(ours, problem.field):
+            field = column + problem.field[len(name) :]
+            message = re.sub(rf"`{re.escape(name)}(?=[`.\[])", f"`{column}".replace("\\", r"\\"), problem.message)
+            return replace(problem, field=field, message=message)
+    return problem

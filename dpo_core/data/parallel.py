@@ -17,7 +17,7 @@ from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 
 from dpo_core.data.formats import RawRow
-from dpo_core.data.records import FileProblem
+from dpo_core.data.records import FileProblem, RowProblem
 from dpo_core.errors import RunError
 from dpo_core.process import die_with
 from dpo_core.run_directory import Failure
@@ -38,12 +38,19 @@ def chunks(rows: Iterable[RawRow | FileProblem]) -> Iterator[list[RawRow | FileP
     size = 0
     for row in rows:
         chunk.append(row)
-        size += len(row.content) if isinstance(row, RawRow) and isinstance(row.content, bytes) else 0
+        size += _size(row)
         if size >= CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
     if chunk:
         yield chunk
+
+
+def _size(row: RawRow | FileProblem) -> int:
+    """Of the text in a row, roughly in bytes."""
+    if isinstance(row, FileProblem) or isinstance(row.content, RowProblem):
+        return 0
+    return len(row.content) if isinstance(row.content, bytes) else sum(map(len, row.content.values()))
 
 
 def map_in_order(

@@ -73,21 +73,30 @@ ProblemCode = Literal[
     "bad_answer_role",
     "bad_prompt_end",
     "bad_role",
+    "bad_score",
     "bad_text",
+    "bad_tool_call",
     "bad_transcript",
+    "cells_missing",
+    "duplicate_field",
     "empty_answer",
     "empty_prompt",
     "equal_answers",
+    "equal_scores",
     "equal_tokens",
     "line_too_long",
     "many_turns",
     "missing_field",
     "not_an_object",
+    "not_csv",
     "not_json",
     "not_rendered",
     "not_utf8",
     "prompt_in_answer",
     "prompts_differ",
+    "too_few_answers",
+    "too_many_answers",
+    "two_systems",
     "unknown_format",
     "unpaired",
     "unsupported_content",
@@ -109,12 +118,31 @@ class RowProblem:
     message: str
 
 
+FileProblemCode = Literal[
+    "bad_header",
+    "damaged_gzip",
+    "damaged_parquet",
+    "damaged_zstd",
+    "empty_file",
+    "not_data",
+    "not_utf8",
+    "parquet_too_large",
+    "row_too_long",
+    "text_after_array",
+    "truncated_array",
+    "truncated_gzip",
+    "truncated_zstd",
+    "unpacks_too_large",
+]
+"""Why a whole file can't be used; the message has the words."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileProblem:
-    """Why a whole file can't be used, whatever its rows are. `line` is where reading ended."""
+    """Why a whole file can't be used, or not to its end, whatever its rows are. `line` is where reading ended."""
 
     line: int
-    code: Literal["empty_file", "damaged_gzip", "truncated_gzip", "unpacks_too_large"]
+    code: FileProblemCode
     message: str
 
 

@@ -11,7 +11,7 @@ from dpo_core.data.formats import read_rows
 from dpo_core.data.options import ReadOptions
 from dpo_core.data.records import Example, FileProblem, Message, Pair, RowProblem
 from dpo_core.spec import Method
-from tests.makers import real_data, write_preference_file, write_rows, write_supervised_file
+from tests.makers import write_preference_file, write_rows, write_supervised_file
 
 Record = Pair | Example | RowProblem | FileProblem
 USER = {"role": "user", "content": "q"}
@@ -96,7 +96,6 @@ def explicit(**change: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("row", "code", "field", "hint"),
     [
-        ([1], "not_an_object", None, "array"),
         ("text", "not_an_object", None, "object"),
         ({"prompt": "q", "choosen": "good", "rejected": "bad"}, "missing_field", "chosen", "Rename it to `chosen`"),
         ({"prompt": "q", "chosen": "good"}, "missing_field", "rejected", "Add it"),
@@ -105,10 +104,11 @@ def explicit(**change: object) -> dict[str, object]:
         (OPENAI | {"input": {"message": [USER]}}, "missing_field", "input.messages", "Rename it to `messages`"),
         (OPENAI | {"input": "q"}, "wrong_type", "input", "object"),
         (explicit(prompt=7), "wrong_type", "prompt", "a number"),
-        (explicit(chosen={"a": 1}), "wrong_type", "chosen", "an object"),
+        (explicit(prompt={"a": 1}), "wrong_type", "prompt", "an object"),
+        (explicit(chosen={"a": 1}), "missing_field", "chosen.role", "missing"),
         (explicit(chosen=[]), "wrong_type", "chosen", "empty list"),
         (explicit(chosen=["text"]), "wrong_type", "chosen[0]", "object"),
-        (explicit(prompt=[{"role": "human", "content": "q"}]), "bad_role", "prompt[0].role", "user"),
+        (explicit(prompt=[{"role": "judge", "content": "q"}]), "bad_role", "prompt[0].role", "user"),
         (explicit(prompt=[{"role": ["user"], "content": "q"}]), "bad_role", "prompt[0].role", "user"),
         (explicit(prompt=[{"role": "user"}]), "missing_field", "prompt[0].content", "Add it"),
         (transcripts("good", "good "), "equal_answers", "rejected", "equal"),
@@ -129,16 +129,24 @@ def explicit(**change: object) -> dict[str, object]:
         (explicit(rejected="good "), "equal_answers", "rejected", "equal"),
         (explicit(chosen=[USER]), "bad_answer_role", "chosen", "assistant"),
         (explicit(chosen=[USER, GOOD]), "prompt_in_answer", "chosen", "prompt"),
-        (explicit(chosen=[GOOD, GOOD]), "many_turns", "chosen", "not supported yet"),
-        (explicit(chosen=[GOOD | {"tool_calls": [{}]}]), "unsupported_field", "chosen[0].tool_calls", "not supported"),
-        (explicit(tools=[{"name": "f"}]), "unsupported_field", "tools", "not supported"),
-        (OPENAI | {"input": {"messages": [USER], "tools": [{}]}}, "unsupported_field", "input.tools", "not supported"),
-        (explicit(prompt=[{"role": "user", "content": [{"type": "image_url"}]}]), "unsupported_content", None, "text"),
+        (explicit(chosen=[GOOD, GOOD]), "many_turns", "chosen", "speaks twice"),
+        (explicit(chosen=[GOOD | {"refusal": "No."}]), "unsupported_field", "chosen[0].refusal", "`content`"),
+        (explicit(image="cat.png"), "unsupported_content", "image", "holds an image"),
+        (explicit(chosen=[GOOD | {"audio": {"id": "a"}}]), "unsupported_content", "chosen[0].audio", "holds sound"),
+        (
+            explicit(prompt=[{"role": "user", "content": [{"type": "image_url"}]}]),
+            "unsupported_content",
+            None,
+            "an image",
+        ),
+        (explicit(prompt=[{"role": "user", "content": [{"type": "x"}]}]), "unsupported_content", None, "type `x`"),
+        (explicit(chosen="a\0b"), "bad_text", "chosen", "NUL"),
         (explicit(chosen="\ud83d"), "bad_text", "chosen", "surrogate"),
         ({"messages": [USER, GOOD], "label": True}, "unpaired", "label", "unpaired"),
         ({"prompt": "q", "completion": "good", "label": False}, "unpaired", "label", "unpaired"),
         ({"messages": [USER, GOOD]}, "wrong_method", None, "`supervised`"),
-        ({"question": "q", "answer": "a"}, "unknown_format", None, "`question`, `answer`"),
+        ({"question": "q", "answer": "a"}, "wrong_method", None, "`supervised`"),
+        ({"text": "q", "\n\0" * 99: "a"}, "unknown_format", None, "`text`, `\\x0a\\x00"),
         ({}, "unknown_format", None, "none"),
     ],
 )
@@ -189,7 +197,7 @@ ROW = b'{"prompt": "q", "chosen": "good", "rejected": "bad"}'
     ("line", "code", "hint"),
     [
         (b"{", "not_json", "cut off after column 1."),
-        (b'{"prompt": "q", "cho\r', "not_json", "begins at column 17 has no end; the line is cut off"),
+        (b'{"prompt": "q", "cho\r', "not_json", "begins at column 17 has no end; the row is cut off"),
         (ROW[:-1], "not_json", f"cut off after column {len(ROW) - 1}."),
         (b'{"prompt": "q" "chosen": "a"}', "not_json", "Expecting ',' delimiter at column 16."),
         (b'{"prompt": NaN}', "not_json", "NaN"),
@@ -197,6 +205,8 @@ ROW = b'{"prompt": "q", "chosen": "good", "rejected": "bad"}'
         (b'{"prompt": ' + b"9" * 5000 + b"}", "not_json", "digits"),
         (b'{"a": ' + b"[" * 100_000, "not_json", "nested too deeply"),
         (b'{"prompt": "\xff"}', "not_utf8", "Byte 13"),
+        (b'{"prompt": "a\0b"}', "not_json", "Invalid control character at column 14"),
+        (b'{"prompt": "a", "prompt": "b"}', "duplicate_field", 'field "prompt" twice'),
     ],
 )
 def test_a_bad_line_stops_nothing(tmp_path: Path, line: bytes, code: str, hint: str) -> None:
@@ -266,36 +276,40 @@ def test_a_file_without_rows(tmp_path: Path, content: bytes) -> None:
     assert problem.code == "empty_file"
 
 
-def test_a_json_array_is_named_as_one(tmp_path: Path) -> None:
-    first = raw(tmp_path, b"[\n" + ROW + b",\n" + ROW + b"\n]\n")[0]
+@pytest.mark.parametrize(
+    ("content", "code", "hint"),
+    [
+        ("prompt,chosen,rejected\n".encode("utf-16"), "not_utf8", "UTF-16"),
+        ("prompt,chosen,rejected\n".encode("utf-16-be"), "not_utf8", "UTF-16"),
+        (json.dumps({"prompt": "q"}).encode("utf-32-le"), "not_utf8", "Save it as UTF-8"),
+        (b"\0" * 1000, "not_utf8", "UTF-8"),
+        (b"PK\x03\x04" + bytes(100), "not_data", "Excel"),
+        (gzip.compress(gzip.compress(b"{}")), "not_data", "packed twice"),
+        (gzip.compress(b"PAR1" + bytes(100)), "not_data", "Parquet file that was packed"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path: Path, content: bytes, code: str, hint: str) -> None:
+    (problem,) = raw(tmp_path, content)
+    assert isinstance(problem, FileProblem)
+    assert (problem.line, problem.code) == (1, code)
+    assert hint in problem.message
+
+
+def test_an_object_over_several_lines_is_no_row(tmp_path: Path) -> None:
+    first = raw(tmp_path, json.dumps({"prompt": "q"}, indent=1).encode())[0]
     assert isinstance(first, RowProblem)
-    assert "JSON array" in first.message
+    assert (first.line, first.code) == (1, "not_json")
+    assert "Write each object on one line" in first.message
 
 
 @pytest.mark.parametrize("end", [b"\n", b""])
 def test_a_line_over_the_limit_is_skipped(tmp_path: Path, end: bytes) -> None:
-    records = raw(tmp_path, b"x" * (2 * formats.MAX_LINE_BYTES + 10) + end + (ROW if end else b""))
+    records = raw(tmp_path, b"x" * (2 * formats.MAX_ROW_BYTES + 10) + end + (ROW if end else b""))
     assert isinstance(records[0], RowProblem)
     assert (records[0].code, records[0].line) == ("line_too_long", 1)
     assert [(type(record), record.line) for record in records[1:]] == ([(Pair, 2)] if end else [])
 
 
 def test_a_line_at_the_limit_is_read(tmp_path: Path) -> None:
-    line = ROW + b" " * (formats.MAX_LINE_BYTES - len(ROW) - 1) + b"\n"
+    line = ROW + b" " * (formats.MAX_ROW_BYTES - len(ROW) - 1) + b"\n"
     assert [type(record) for record in raw(tmp_path, line + ROW)] == [Pair, Pair]
-
-
-def test_real_files() -> None:
-    orca = list(read_rows(real_data("orca/validation.jsonl"), ReadOptions("dpo")))
-    assert len(orca) == 284
-    assert all(isinstance(record, Pair) for record in orca)
-    piqa = list(read_rows(real_data("piqa/piqa_validation_pairs.jsonl"), ReadOptions("dpo")))
-    assert len(piqa) == 1838
-    assert all(isinstance(record, Pair) for record in piqa)
-
-
-def test_real_unpaired_rows_are_refused(tmp_path: Path) -> None:
-    rows = json.loads(real_data("llama-factory/kto_en_demo.json").read_bytes())
-    records = list(read_rows(write_rows(tmp_path / "kto.jsonl", rows), ReadOptions("dpo")))
-    assert {record.code for record in records if isinstance(record, RowProblem)} == {"unpaired"}
-    assert len(records) == 300

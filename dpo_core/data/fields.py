@@ -1,0 +1,57 @@
+"""The fields of a row: what is there, what is missing, and the words to say so."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from dpo_core.data.records import ProblemCode
+
+Row = Mapping[str, object]
+
+
+class BadRow(Exception):
+    """Becomes a RowProblem once the line number is known."""
+
+    def __init__(self, code: ProblemCode, field: str | None, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.field = field
+        self.message = message
+
+
+def require(given: Row, name: str, prefix: str = "") -> object:
+    """The field's value. BadRow where it is missing or null, with the name that was probably meant."""
+    value = given.get(name)
+    if value is not None:
+        return value
+    if name in given:
+        message = f"`{prefix}{name}` is null. Give it a value, or remove the row."
+    elif close := difflib.get_close_matches(name, list(given), n=1):
+        message = f"`{prefix}{name}` is missing; {shown(close[0])} is there. Rename it to `{name}`."
+    else:
+        message = f"`{prefix}{name}` is missing. Add it, or remove the row."
+    raise BadRow("missing_field", prefix + name, message)
+
+
+def first_of(given: Row, names: tuple[str, ...]) -> str | None:
+    """The first of several names for the same thing that the row has, whatever its value."""
+    return next((name for name in names if name in given), None)
+
+
+def shown(value: object) -> str:
+    """A value of the file for a message: in backticks, short, and without what a terminal or a database can't take."""
+    text = value if isinstance(value, str) else repr(value)
+    short = text if len(text) <= 60 else text[:57] + "..."
+    return "`" + "".join(sign if sign.isprintable() else f"\\x{ord(sign):02x}" for sign in short) + "`"
+
+
+def names_in_words(row: Row) -> str:
+    """The names of a row's fields, at most eight."""
+    return ", ".join(shown(name) for name in list(row)[:8]) or "none"
+
+
+def kind_of(value: object) -> str:
+    """What a JSON value is, in words."""
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
