@@ -14,6 +14,7 @@ from cli.errors import CommandFailed
 from cli.settings import clear_settings
 from control_plane.errors import ServiceError
 from control_plane.settings import DatabaseSettings, Settings
+from dpo_core.spec import Method, ScoredAnswers
 
 GRACEFUL_SECONDS = 10
 
@@ -64,6 +65,36 @@ def up(
     from cli.up import up
 
     up(DataFolder(data or default_data()), port=port, cpu_slots=cpu_slots)
+
+
+@app.command()
+def validate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A data file, in any form that a job takes.")],
+    *,
+    model: Annotated[Path, typer.Option(help="A model's folder: tokenizer and chat template are read, no weights.")],
+    method: Annotated[Method, typer.Option(help="What the file is for.")] = "dpo",
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--columns", metavar="FIELD=COLUMN", help="The file's own name of a field; as often as needed."),
+    ] = None,
+    scored_answers: Annotated[
+        ScoredAnswers, typer.Option(help="Which pairs are made of N scored answers to one prompt.")
+    ] = "best_worst",
+    max_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens.", min=1)] = None,
+    lines: Annotated[
+        str | None, typer.Option(metavar="3,17", help="Rows to show, by line.", show_default="the first 3")
+    ] = None,
+) -> None:
+    """Show what MODEL will see of FILE, and what is wrong with its rows; 1 is the exit code if any is bad."""
+    from rich.console import Console
+
+    from cli.validate import columns_of, lines_of, validate
+    from dpo_core.data.options import ReadOptions
+
+    options = ReadOptions(method, columns_of(columns or []), scored_answers)
+    console = Console(soft_wrap=True, highlight=False)
+    if not validate(file, model, options, max_length=max_length, lines=lines_of(lines), console=console):
+        raise typer.Exit(1)
 
 
 app.command("submit")(jobs.submit)

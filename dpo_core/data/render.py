@@ -62,16 +62,16 @@ class Renderer:
         return cls(folder or model.path, training.chat_template, dict(training.chat_template_kwargs))
 
     def pairs(self, rows: Sequence[Pair]) -> list[TokenPair | TemplateRefusal]:
-        """Both sequences of each pair, uncut, or why the template can't render it. Quicker than one by one.
+        """Both sequences of each pair, uncut, or why the template can't render it. Much quicker than one by one.
 
         Raises:
             RunError: a row has turns and there is no chat template.
         """
-        return [it if isinstance(it, TemplateRefusal) else _token_pair(*it) for it in self._sequences(rows)]
+        return [it if isinstance(it, TemplateRefusal) else _pair(*it) for it in self._rows(rows)]
 
     def examples(self, rows: Sequence[Example]) -> list[TokenExample | TemplateRefusal]:
         """The sequence of each supervised example, likewise."""
-        return [it if isinstance(it, TemplateRefusal) else it[0] for it in self._sequences(rows)]
+        return [it if isinstance(it, TemplateRefusal) else it[0] for it in self._rows(rows)]
 
     def pair(self, pair: Pair) -> TokenPair:
         """Both sequences of one pair.
@@ -80,17 +80,12 @@ class Renderer:
             RunError: the row has turns and there is no chat template.
             TemplateRefusal: the template can't render the row.
         """
-        (made,) = self.pairs([pair])
-        if isinstance(made, TemplateRefusal):
-            raise made
-        return made
+        return _pair(*self._sequences_of(pair))
 
     def example(self, example: Example) -> TokenExample:
         """The sequence of one supervised example. Raises what `pair` raises."""
-        (made,) = self.examples([example])
-        if isinstance(made, TemplateRefusal):
-            raise made
-        return made
+        (sequence,) = self._sequences_of(example)
+        return sequence
 
     def prompt(self, prompt: Text, tools: JsonText | None = None, variables: JsonText | None = None) -> list[int]:
         """Ids after which the model writes its answer. Raises what `pair` raises."""
@@ -108,7 +103,13 @@ class Renderer:
         except TemplateRefusal:
             return None
 
-    def _sequences(self, rows: Sequence[Pair | Example]) -> Iterator[list[TokenExample] | TemplateRefusal]:
+    def _sequences_of(self, row: Pair | Example) -> list[TokenExample]:
+        (made,) = self._rows([row])
+        if isinstance(made, TemplateRefusal):
+            raise made
+        return made
+
+    def _rows(self, rows: Sequence[Pair | Example]) -> Iterator[list[TokenExample] | TemplateRefusal]:
         """For each row the sequences of its answers."""
         written: list[RowTexts | TemplateRefusal] = []
         for row in rows:
@@ -236,7 +237,7 @@ def check_openings(
         yield "generation_prompt_differs"
 
 
-def _token_pair(chosen: TokenExample, rejected: TokenExample) -> TokenPair:
+def _pair(chosen: TokenExample, rejected: TokenExample) -> TokenPair:
     return TokenPair(
         chosen.line,
         chosen.tokens,

@@ -9,8 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from dpo_core.data.records import Example, Message, Pair, Text, TokenExample, TokenPair
+from dpo_core.data.records import Example, Message, Pair, Text, TokenExample, TokenItem, TokenPair
 from dpo_core.data.render import Renderer
+
+
+def fit(renderer: Renderer, row: Pair | Example, max_length: int | None) -> tuple[TokenItem | None, bool]:
+    """`fit_pair` or `fit_example`."""
+    if isinstance(row, Pair):
+        return fit_pair(renderer, row, max_length)
+    return fit_example(renderer, row, max_length)
 
 
 def fit_pair(renderer: Renderer, pair: Pair, max_length: int | None) -> tuple[TokenPair | None, bool]:

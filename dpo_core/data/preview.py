@@ -1,0 +1,199 @@
+"""Some rows of a file as the model will see them: every token, what it is for, and what was cut away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from dpo_core.data.formats import RawRow, raw_rows, records
+from dpo_core.data.options import ReadOptions
+from dpo_core.data.prefix import common_prefix
+from dpo_core.data.records import Example, FileProblem, Pair, RowProblem, Spans, TokenItem, TokenPair
+from dpo_core.data.render import Renderer
+from dpo_core.data.template import TemplateRefusal
+from dpo_core.data.truncate import fit, least_length, shorter_prompts
+from dpo_core.spec import StrictModel
+
+ROWS = 3
+"""So many are shown where no line is asked for."""
+
+TokenRole = Literal["prompt", "learned", "silent"]
+
+
+class PreviewToken(StrictModel):
+    id: int
+    text: str
+    """What the token adds to the text: of a character that is several tokens, the last one has it."""
+
+    role: TokenRole
+    """`learned` carries loss; `prompt` and `silent` (results of tools, inside an answer) don't."""
+
+
+class PreviewSequence(StrictModel):
+    answer: Literal["chosen", "rejected", "completion"]
+    tokens: list[PreviewToken]
+    learned: int
+    """Tokens that carry loss."""
+
+
+class PreviewCut(StrictModel):
+    """What `max_length` took away from the prompt."""
+
+    tokens: int
+    turns: list[int]
+    """Places in the row's prompt, from 0; none where a plain text lost its beginning."""
+
+
+class Remark(StrictModel):
+    """A problem, for which the row can't be used, or a finding."""
+
+    code: str
+    field: str | None = None
+    message: str
+
+
+class PreviewRow(StrictModel):
+    """A pair or an example; a row that can't be used has no sequences."""
+
+    line: int
+    sequences: list[PreviewSequence] = Field(default_factory=list)
+    shared: int = 0
+    """Tokens that both answers begin with: they are computed once."""
+
+    cut: PreviewCut | None = None
+    findings: list[Remark] = Field(default_factory=list)
+    problems: list[Remark] = Field(default_factory=list)
+
+
+class Preview(StrictModel):
+    rows: list[PreviewRow]
+    missing_lines: list[int]
+    """Lines that were asked for and hold no row."""
+
+
+def preview(
+    path: Path,
+    renderer: Renderer,
+    options: ReadOptions,
+    *,
+    lines: Sequence[int] = (),
+    max_length: int | None = None,
+) -> Preview:
+    """The rows on `lines`, or the first ROWS of the file.
+
+    Raises:
+        RunError: the rows need a chat template that the model doesn't have.
+        OSError: the file can't be read.
+    """
+    renderer.take_findings()
+    rows: list[PreviewRow] = []
+    for raw in _asked(path, lines):
+        if isinstance(raw, FileProblem):
+            rows.append(PreviewRow(line=raw.line, problems=[Remark(code=raw.code, message=raw.message)]))
+            continue
+        for row in records(raw, options):
+            if isinstance(row, RowProblem):
+                remark = Remark(code=row.code, field=row.field, message=row.message)
+                rows.append(PreviewRow(line=row.line, problems=[remark]))
+            else:
+                rows.append(preview_row(row, renderer, max_length))
+    return Preview(rows=rows, missing_lines=sorted(set(lines) - {row.line for row in rows}))
+
+
+def _asked(path: Path, lines: Sequence[int]) -> Iterator[RawRow | FileProblem]:
+    """Reads no further than it must."""
+    if not lines:
+        yield from islice(raw_rows(path), ROWS)
+        return
+    for raw in raw_rows(path):
+        if raw.line in lines or isinstance(raw, FileProblem):
+            yield raw
+        if raw.line >= max(lines):
+            return
+
+
+def preview_row(row: Pair | Example, renderer: Renderer, max_length: int | None) -> PreviewRow:
+    """One row, in at most `max_length` tokens. Takes the renderer's findings.
+
+    Raises:
+        RunError: the row needs a chat template that the model doesn't have.
+    """
+
+    def unusable(code: str, message: str) -> PreviewRow:
+        renderer.take_findings()
+        return PreviewRow(line=row.line, problems=[Remark(code=code, message=message)])
+
+    try:
+        whole, _ = fit(renderer, row, None)
+        found = renderer.take_findings()
+        item, _ = fit(renderer, row, max_length)
+        if item is None or whole is None:
+            least = least_length(renderer, row)
+            return unusable(
+                "too_long", f"The row needs {least:,} tokens even with its shortest prompt: it is left out."
+            )
+        cut = _cut(row, renderer, whole, item)
+    except TemplateRefusal as refusal:
+        return unusable("not_rendered", f"The row can't be rendered: {refusal}. Correct or remove the row.")
+    renderer.take_findings()  # those of shorter prompts
+    return PreviewRow(
+        line=row.line,
+        sequences=_sequences(item, renderer.tokenizer),
+        shared=common_prefix(item.chosen, item.rejected) if isinstance(item, TokenPair) else 0,
+        cut=cut,
+        findings=[Remark(code=it.code, message=it.message) for it in found],
+        problems=[EQUAL] if isinstance(item, TokenPair) and item.chosen == item.rejected else [],
+    )
+
+
+EQUAL = Remark(
+    code="equal_tokens",
+    message="The two answers become the same tokens, so there is nothing to prefer. Correct or remove the row.",
+)
+
+
+def _cut(row: Pair | Example, renderer: Renderer, whole: TokenItem, item: TokenItem) -> PreviewCut | None:
+    """What `item` has no more of `whole`."""
+    if item == whole:
+        return None
+    gone: list[int] = []
+    for prompt in shorter_prompts(row.prompt):
+        if fit(renderer, replace(row, prompt=prompt), None)[0] == item:
+            kept = row.prompt[0].role == "system"  # type: ignore[union-attr]
+            gone = list(range(kept, kept + len(row.prompt) - len(prompt)))
+    return PreviewCut(tokens=whole.length - item.length, turns=gone)
+
+
+def _sequences(item: TokenItem, tokenizer: Tokenizer) -> list[PreviewSequence]:
+    if isinstance(item, TokenPair):
+        return [
+            _sequence("chosen", item.chosen, item.chosen_prompt, item.chosen_silent, tokenizer),
+            _sequence("rejected", item.rejected, item.rejected_prompt, item.rejected_silent, tokenizer),
+        ]
+    return [_sequence("completion", item.tokens, item.prompt, item.silent, tokenizer)]
+
+
+def _sequence(
+    answer: Literal["chosen", "rejected", "completion"],
+    tokens: Sequence[int],
+    prompt: int,
+    silent: Spans,
+    tokenizer: Tokenizer,
+) -> PreviewSequence:
+    roles: list[TokenRole] = ["prompt" if place < prompt else "learned" for place in range(len(tokens))]
+    for start, end in silent:
+        for place in range(start, end):
+            roles[place] = "silent"
+    stream = DecodeStream(skip_special_tokens=False)
+    shown = [
+        PreviewToken(id=token, text=stream.step(tokenizer, token) or "", role=role)
+        for token, role in zip(tokens, roles, strict=True)
+    ]
+    return PreviewSequence(answer=answer, tokens=shown, learned=roles.count("learned"))

@@ -1,0 +1,144 @@
+"""The preview shows the ids that are trained on, and what each of them is for."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpo_core.data.dataset import load
+from dpo_core.data.options import ReadOptions
+from dpo_core.data.preview import ROWS, PreviewRow, PreviewSequence, preview, preview_row
+from dpo_core.data.records import Example, Message, Pair, TokenItem, TokenPair
+from dpo_core.data.render import Renderer
+from tests.dpo_core.data.conversations import TOOLS, call
+from tests.makers import CHAT_TEMPLATE, make_tokenizer, real_data, write_preference_file, write_rows
+
+DPO = ReadOptions("dpo")
+
+
+@pytest.fixture(scope="module")
+def renderer(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
+    return Renderer(make_tokenizer(tmp_path_factory.mktemp("chat")))
+
+
+def ids(sequence: PreviewSequence) -> list[int]:
+    return [token.id for token in sequence.tokens]
+
+
+def text(sequence: PreviewSequence, role: str | None = None) -> str:
+    return "".join(token.text for token in sequence.tokens if role in (None, token.role))
+
+
+def row(prompt: Any, chosen: str = "yes", rejected: str = "no") -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def trained_on(file: Path, folder: Path, scratch: Path, limit: int | None = None) -> list[TokenItem]:
+    return list(load([file], DPO, partial(Renderer, folder), limit, scratch / "table.safetensors"))
+
+
+def test_preview_ids_are_training_ids_are_chat_ids(tmp_path: Path) -> None:
+    renderer = Renderer(make_tokenizer(tmp_path / "model"))
+    file = write_preference_file(tmp_path / "f.jsonl", 12)
+    trained = trained_on(file, tmp_path / "model", tmp_path)
+    shown = preview(file, renderer, DPO, lines=range(1, 13)).rows
+    for item, it in zip(trained, shown, strict=True):
+        assert isinstance(item, TokenPair)
+        assert [ids(sequence) for sequence in it.sequences] == item.sequences
+        question = json.loads(file.read_text().splitlines()[item.line - 1])["input"]["messages"][0]["content"]
+        for sequence, answer in zip(it.sequences, item.sequences, strict=True):
+            opening = renderer.prompt((Message("user", question),))
+            learned = [token.id for token in sequence.tokens if token.role == "learned"]
+            assert opening + learned == answer
+            assert sequence.learned == len(learned)
+    assert len(preview(file, renderer, DPO).rows) == ROWS
+
+
+def test_ids_of_a_real_file_are_those_that_are_trained_on(tmp_path: Path) -> None:
+    folder = real_data("tokenizers/minimind")
+    with gzip.open(real_data("hh-rlhf/harmless-base_test.jsonl.gz")) as whole:
+        file = tmp_path / "some.jsonl"
+        file.write_bytes(b"".join(islice(whole, 100)))
+    renderer = Renderer(folder)
+    trained = {item.line: item for item in trained_on(file, folder, tmp_path, 512)}
+    for it in preview(file, renderer, DPO, lines=range(1, 100), max_length=512).rows:
+        if it.problems:
+            assert it.line not in trained
+            continue
+        assert [ids(sequence) for sequence in it.sequences] == trained[it.line].sequences
+
+
+def test_every_token_says_what_it_is_for(renderer: Renderer) -> None:
+    answer = (
+        Message("assistant", "look", tool_calls=call("Paris")),
+        Message("tool", "sunny"),
+        Message("assistant", "sun"),
+    )
+    made = preview_row(
+        Pair(5, (Message("user", "é?"),), answer, (Message("assistant", "look"),), tools=TOOLS), renderer, None
+    )
+    chosen, rejected = made.sequences
+    assert text(chosen, "learned") == "look<|im_end|>sun<|im_end|>"
+    assert text(chosen, "silent") == "\n<|im_start|>tool\nsunny<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        text(chosen, "prompt") == text(rejected, "prompt") == "<|im_start|>user\né?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert ids(chosen)[: made.shared] == ids(rejected)[: made.shared]
+    assert text(rejected) == text(rejected, "prompt") + "look<|im_end|>"
+    # a character of two tokens belongs to the last of them
+    assert [token.text for token in chosen.tokens if token.text in ("", "é")] == ["", "é"]
+    assert {remark.code for remark in made.findings} == {"tools_dropped", "tool_calls_dropped"}
+
+
+@given(st.text(alphabet="aé日🙂 \n", min_size=1).filter(str.strip))
+def test_the_tokens_texts_are_the_text(renderer: Renderer, words: str) -> None:
+    made = preview_row(Pair(1, "q", words, "b"), renderer, None)
+    assert text(made.sequences[0], "learned") == words + "<|im_end|>"
+
+
+def test_what_is_cut_is_named(renderer: Renderer) -> None:
+    turns = tuple(
+        Message(role, word) for role, word in [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c")]
+    )
+    pair = Pair(1, turns, (Message("assistant", "x"),), (Message("assistant", "y"),))
+    whole = preview_row(pair, renderer, None)
+    length = len(whole.sequences[0].tokens)
+    made = preview_row(pair, renderer, length - 1)
+    assert made.cut is not None
+    assert made.cut.turns == [1, 2]
+    assert made.cut.tokens == length - len(made.sequences[0].tokens) > 0
+    assert whole.cut is None
+    (problem,) = preview_row(pair, renderer, 5).problems
+    assert problem.code == "too_long"
+
+
+def test_rows_that_cannot_be_used_are_shown_with_what_is_wrong(renderer: Renderer, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "f.jsonl", [row("q"), row("q", "same", "same"), {"x": 1}, row("r")])
+    made = preview(file, renderer, DPO, lines=[2, 3, 9])
+    assert [(it.line, [problem.code for problem in it.problems]) for it in made.rows] == [
+        (2, ["equal_answers"]),
+        (3, ["unknown_format"]),
+    ]
+    assert made.missing_lines == [9]
+    strips = Renderer(make_tokenizer(tmp_path / "m"), CHAT_TEMPLATE.replace("message.content", "message.content[:1]"))
+    (problem,) = preview(write_rows(tmp_path / "g.jsonl", [row("q", "a1", "a2")]), strips, DPO).rows[0].problems
+    assert problem.code == "equal_tokens"
+    refuses = Renderer(tmp_path / "m", "{{ raise_exception('no') }}")
+    (problem,) = preview(file, refuses, DPO).rows[0].problems
+    assert (problem.code, "no" in problem.message) == ("not_rendered", True)
+
+
+def test_an_example_is_one_sequence(renderer: Renderer, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "f.jsonl", [{"prompt": "q", "completion": "a"}])
+    (made,) = preview(file, renderer, ReadOptions("supervised")).rows
+    item = renderer.example(Example(1, "q", "a"))
+    assert [ids(sequence) for sequence in made.sequences] == [item.tokens]
+    assert isinstance(PreviewRow.model_validate_json(made.model_dump_json()), PreviewRow)
