@@ -7,11 +7,14 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from api.auth import CallerOf
+from api.answers import LONGEST_WAIT, PENDING, Wait
+from api.auth import Caller, CallerOf
+from api.estimates import EstimateObject, estimate
 from api.job_shapes import (
     JobCheckpoint,
     JobEvent,
@@ -24,7 +27,7 @@ from api.job_shapes import (
 )
 from api.json_body import JsonBody
 from api.lists import After, Limit, ListOf, list_of
-from api.services import ServicesOf
+from api.services import Services, ServicesOf
 from control_plane import jobs
 from control_plane.job_requests import JobRequest, read_request
 from control_plane.repetition import Repeatable
@@ -46,20 +49,27 @@ class MetricsList(BaseModel):
     has_more: bool = False
 
 
-@router.post("", summary="Create a job", openapi_extra=JOB_BODY)
-def create_job(
+@router.post("", summary="Create a job, or say what it would take", openapi_extra=JOB_BODY, responses=PENDING)
+async def create_job(
     body: JsonBody,
     services: ServicesOf,
     caller: CallerOf,
+    response: Response,
+    *,
+    dry_run: bool = False,
+    wait: Wait = LONGEST_WAIT,
     idempotency_key: Annotated[str | None, Header()] = None,
     x_stainless_retry_count: Annotated[int, Header()] = 0,
-) -> JobObject:
-    """A request that is sent again (same Idempotency-Key, or the openai client's own retry) makes no second job."""
+) -> JobObject | EstimateObject:
+    """A request that is sent again (same Idempotency-Key, or the openai client's own retry) makes no second job.
+
+    `dry_run` makes no job and answers with its numbers; `wait` is for that.
+    """
+    request = read_request(body)
+    if dry_run:
+        return await estimate(services, caller.project_id, request, wait, response)
     repeatable = Repeatable(idempotency_key, caller.key_id, is_retry=x_stainless_retry_count > 0)
-    with services.database.transaction() as session:
-        shape = job_object(jobs.create(session, caller.project_id, read_request(body), repeatable=repeatable))
-    services.hints.send()
-    return shape
+    return await run_in_threadpool(_create, services, caller, request, repeatable)
 
 
 @router.get("", summary="List jobs, newest first")
@@ -123,6 +133,13 @@ def list_metrics(
     if form == "csv":
         return StreamingResponse(_csv(found), media_type="text/csv")
     return MetricsList(data=[measurement(metric) for metric in found])
+
+
+def _create(services: Services, caller: Caller, request: JobRequest, repeatable: Repeatable) -> JobObject:
+    with services.database.transaction() as session:
+        shape = job_object(jobs.create(session, caller.project_id, request, repeatable=repeatable))
+    services.hints.send()
+    return shape
 
 
 def _csv(metrics: Sequence[Metric]) -> Iterator[str]:

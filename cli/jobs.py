@@ -53,11 +53,16 @@ def submit(
     ] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train an adapter instead of all weights.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Go on with `dpo watch`.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Make no job: print what it would be and take, with reasons.")
+    ] = False,
 ) -> None:
     """Upload FILE and train on it; prints the job's id. What is not given is chosen by the service, with reasons."""
     from rich.console import Console
 
+    from cli.estimate import show_estimate
     from cli.submit import Flags, show_warnings
+    from cli.submit import dry_run as try_files
     from cli.submit import submit as submit_files
 
     flags = Flags(
@@ -74,6 +79,9 @@ def submit(
         lora=lora,
     )
     console = Console(stderr=True)
+    if dry_run:
+        show_estimate(try_files(file, validation, spec, flags, console))
+        return
     job_id = submit_files(file, validation, spec, flags, console)
     typer.echo(job_id)
     if watch:
@@ -81,6 +89,17 @@ def submit(
     else:
         show_warnings(job_id, console)
         typer.echo(f"next: {command('watch', job_id)}\nor stop it: {command('cancel', job_id)}", err=True)
+
+
+def report(
+    file: Annotated[str, typer.Argument(metavar="FILE_ID", callback=given, help="The id of an uploaded file.")],
+) -> None:
+    """What an uploaded file holds: problems by line with the way out, and statistics."""
+    from rich.console import Console
+
+    from cli.report import report as show_report
+
+    show_report(file, Console(stderr=True))
 
 
 def list_jobs(

@@ -98,6 +98,7 @@ def validate(
 
 
 app.command("submit")(jobs.submit)
+app.command("report")(jobs.report)
 app.command("watch")(jobs.watch_job)
 app.command("jobs")(jobs.list_jobs)
 app.command("cancel")(jobs.cancel)

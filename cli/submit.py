@@ -7,13 +7,14 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from openai import APIStatusError, OpenAI
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from cli.answers import answer
 from cli.client import connected
 from cli.errors import CommandFailed
 from cli.job_view import event_line
@@ -23,6 +24,9 @@ from dpo_core.spec import Method
 
 Json = dict[str, Any]
 METHODS = get_args(Method)
+FILE_FIELDS = ("training_file", "validation_file")
+
+T = TypeVar("T")
 
 ELSEWHERE = {"epochs": "n_epochs", "learning_rate": "learning_rate_multiplier"}
 """What OpenAI's hyperparameters call a field of `training`, or what would contradict it."""
@@ -71,10 +75,23 @@ def submit_sweep(file: Path, validation: Path | None, spec: Path | None, flags: 
     return _send(file, validation, body, _create_sweep, console)
 
 
-def _send(
-    file: Path, validation: Path | None, body: Json, create: Callable[[OpenAI, Json], str], console: Console
-) -> str:
-    paths = {"training_file": file} | ({"validation_file": validation} if validation else {})
+def dry_run(file: Path, validation: Path | None, spec: Path | None, flags: Flags, console: Console) -> Json:
+    """What the service says the job would be and take. Raises CommandFailed; no file stays behind."""
+
+    def estimate(client: OpenAI, body: Json) -> Json:
+        found = answer(client, "/fine_tuning/jobs", console, params={"dry_run": True}, body=body)
+        for field in FILE_FIELDS:
+            if field in body:
+                client.files.delete(body[field])
+        estimate: Json = found["estimate"]
+        return estimate
+
+    body = request_body(read_spec(spec) if spec else {}, flags)
+    return _send(file, validation, body, estimate, console)
+
+
+def _send(file: Path, validation: Path | None, body: Json, create: Callable[[OpenAI, Json], T], console: Console) -> T:
+    paths = {field: path for field, path in zip(FILE_FIELDS, (file, validation), strict=True) if path}
     for path in paths.values():
         _require_file(path)
     uploaded: Json = {}
@@ -84,7 +101,7 @@ def _send(
             for field, path in paths.items():
                 uploaded[field] = upload(client, path, console)
             return create(client, body | uploaded)
-        except APIStatusError:
+        except (APIStatusError, CommandFailed):
             for file_id in uploaded.values():
                 client.files.delete(file_id)
             raise

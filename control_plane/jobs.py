@@ -21,6 +21,19 @@ from dpo_core.spec import TrainingSpec
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What a job is made of."""
+
+    spec: TrainingSpec
+    start: Model
+    reference: Model | None
+    """Only when `training.reference` names a model."""
+
+    training_file: File
+    validation_file: File | None
+
+
+@dataclass(frozen=True)
 class SweepPlace:
     """Which job of a sweep one is."""
 
@@ -47,14 +60,8 @@ def create(session: Session, project_id: str, request: JobRequest, *, repeatable
 
 def add(session: Session, project_id: str, request: JobRequest, place: SweepPlace | None = None) -> Job:
     """As `create`, without a look at earlier ones; in a sweep where there is a `place`."""
-    spec = training_spec(request)
-    start = _model(session, project_id, request.model, "model")
-    if spec.reference not in ("start", "none"):
-        _model(session, project_id, spec.reference, "training.reference")
-    _file(session, project_id, request.training_file, spec, "training_file")
-    if request.validation_file is not None:
-        _file(session, project_id, request.validation_file, spec, "validation_file")
-    job = _row(session.get_one(Project, project_id), request, spec, start)
+    inputs = inputs_of(session, project_id, request)
+    job = _row(session.get_one(Project, project_id), request, inputs.spec, inputs.start)
     if place is not None:
         job.sweep_id, job.sweep_place = place.sweep_id, place.number
     session.add(job)
@@ -65,6 +72,20 @@ def add(session: Session, project_id: str, request: JobRequest, place: SweepPlac
     events.add(session, job, code="validating_files", message=message)
     _warn_if_too_large(session, job)
     return job
+
+
+def inputs_of(session: Session, project_id: str, request: JobRequest) -> Inputs:
+    """What the request names, held until the transaction ends. InvalidRequest where a job can't be made of it."""
+    spec = training_spec(request)
+    start = _model(session, project_id, request.model, "model")
+    reference = None
+    if spec.reference not in ("start", "none"):
+        reference = _model(session, project_id, spec.reference, "training.reference")
+    training_file = _file(session, project_id, request.training_file, spec, "training_file")
+    validation_file = None
+    if request.validation_file is not None:
+        validation_file = _file(session, project_id, request.validation_file, spec, "validation_file")
+    return Inputs(spec, start, reference, training_file, validation_file)
 
 
 def get(session: Session, project_id: str, job_id: str) -> Job:

@@ -60,6 +60,11 @@ def hold(session: Session, project_id: str, model_id: str) -> Model:
     return _one(session, among, query, model_id)
 
 
+def with_base(session: Session, model: Model) -> list[Model]:
+    """The model, and the full one that it stands on, where it is an adapter."""
+    return [model, session.get_one(Model, model.base_id)] if model.base_id else [model]
+
+
 def list_models(session: Session, project_id: str) -> Sequence[Model]:
     """Base models and the project's own, newest first."""
     return session.scalars(_visible(project_id).order_by(Model.created_at.desc(), Model.id)).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -51,9 +51,21 @@ def forget(session: Session, worker_id: str) -> None:
     session.execute(update(Worker).where(Worker.id == worker_id).values(left_at=dpo_now()))
 
 
+def kinds(session: Session) -> list[list[str | int]]:
+    """Device and slots of the living workers, each kind once."""
+    found = session.execute(
+        select(Worker.device, Worker.slots).where(_alive()).distinct().order_by(Worker.device, Worker.slots)
+    )
+    return [[device, slots] for device, slots in found]
+
+
 def largest(session: Session) -> Largest:
-    alive = Worker.left_at.is_(None) & (Worker.last_seen > dpo_now() - ALIVE)
+    alive = _alive()
     row = session.execute(
         select(func.coalesce(func.max(Worker.slots).filter(alive), 0), func.coalesce(func.max(Worker.slots), 0))
     ).one()
     return Largest(alive=row[0], ever=row[1])
+
+
+def _alive() -> ColumnElement[bool]:
+    return Worker.left_at.is_(None) & (Worker.last_seen > dpo_now() - ALIVE)

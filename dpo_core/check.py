@@ -9,24 +9,27 @@ import sys
 
 from dpo_core import program
 from dpo_core.data.file_check import check_file
-from dpo_core.questions import CheckSpec, FileQuestion
+from dpo_core.prepare import estimate
+from dpo_core.questions import CheckSpec, FileQuestion, Question
 from dpo_core.run_directory import RunDirectory, Status, write_whole
 from dpo_core.spec import StrictModel
 
 
-def answer(question: FileQuestion) -> StrictModel:
+def answer(question: Question, directory: RunDirectory) -> StrictModel:
     """What the question's class says.
 
     Raises:
         RunError: kind `user`; the question can't be answered, and why.
         OSError: a file can't be read.
     """
-    return check_file(question.file)
+    if isinstance(question, FileQuestion):
+        return check_file(question.file)
+    return estimate(question.run, directory.tokens)
 
 
 def check(directory: RunDirectory) -> Status:
     spec = CheckSpec.model_validate_json(directory.spec_file.read_bytes())
-    write_whole(directory.answer_file, answer(spec.question).model_dump_json())
+    write_whole(directory.answer_file, answer(spec.question, directory).model_dump_json())
     return Status(state="succeeded")
 
 

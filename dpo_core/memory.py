@@ -138,6 +138,32 @@ def plan(request: Request, model: ModelFacts, device: DeviceFacts) -> MemoryPlan
     return MemoryPlan(least, needed, f"the least there is; {what}", [warning])
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """What a run would take with one ZeRO stage and offload."""
+
+    layout: Layout
+    footprint: Footprint
+    host: int
+    """Bytes of the host's memory, all ranks together."""
+
+    fits: bool | None
+    """None where the memory is not known."""
+
+
+def by_placement(request: Request, model: ModelFacts, device: DeviceFacts) -> Iterator[Placed]:
+    """For every ZeRO stage and offload that could be taken: the fastest layout that fits, else the smallest."""
+    for stage, offload in placements(replace(request, zero_stage="auto", offload="auto"), device):
+        there = replace(request, zero_stage=stage, offload=offload)
+        fitting = first_fit(there, model, device)
+        fits = None if device.memory is None else fitting is not None
+        if fits is False:
+            layout = min(layouts(there, device), key=lambda layout: estimate(model, layout).peak)
+        else:
+            layout = fitting or next(layouts(there, device))
+        yield Placed(layout, estimate(model, layout), host_bytes(model, layout), fits)
+
+
 def first_fit(request: Request, model: ModelFacts, device: DeviceFacts) -> Layout | None:
     room = USABLE * (device.memory or 0)
     fitting = (layout for layout in layouts(request, device) if estimate(model, layout).peak <= room)

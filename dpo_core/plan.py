@@ -8,16 +8,17 @@ for an adapter's learning rate.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
 from dpo_core.errors import user_error
+from dpo_core.footprint import Layout
 from dpo_core.judged_metrics import NEEDS_VALIDATION
 from dpo_core.loss_table import DISCOPOP_TAU, GAMMA_BETA_RATIO, Parameter, needing_reference, taking, usual_betas
-from dpo_core.memory import STAGES_OF, DeviceFacts, MemoryPlan, Request
+from dpo_core.memory import STAGES_OF, DeviceFacts, Request, by_placement
 from dpo_core.memory import plan as plan_memory
 from dpo_core.model_folder import ModelFacts
-from dpo_core.prepare_report import Lengths, Value
+from dpo_core.prepare_report import Lengths, MemoryReport, StageMemory, Value
 from dpo_core.spec import Auto, Device, TrainingSpec
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ class Resolution:
     training: TrainingSpec
     values: dict[str, Value]
     total_steps: int
+    memory: MemoryReport
     warnings: list[str]
 
 
@@ -94,7 +96,8 @@ def resolve(spec: TrainingSpec, facts: Facts) -> Resolution:
     if spec.learning_rate_multiplier != 1:
         reason += f", times learning_rate_multiplier {spec.learning_rate_multiplier:g}"
     precision = settle("precision", spec.precision, _precision(facts.device.kind))
-    memory = _memory_plan(spec, facts, max_length, batch_size, precision)
+    request = _memory_request(spec, facts, max_length, batch_size, precision)
+    memory = plan_memory(request, facts.model, facts.device)
     resolved: dict[str, Any] = {
         "max_length": max_length,
         "validation_fraction": fraction,
@@ -113,7 +116,8 @@ def resolve(spec: TrainingSpec, facts: Facts) -> Resolution:
         "learning_rate_multiplier": 1.0,
     }
     training = TrainingSpec.model_validate({**spec.model_dump(), **resolved})
-    return Resolution(training, choices.values, steps, _warnings(training) + memory.warnings)
+    report = _memory_report(request, facts, memory.layout)
+    return Resolution(training, choices.values, steps, report, _warnings(training) + memory.warnings)
 
 
 def total_steps(train_items: int, batch_size: int, epochs: int, max_steps: int | None) -> int:
@@ -199,9 +203,9 @@ def _precision(device: Device) -> tuple[Literal["float32", "bfloat16"], str]:
     return "float32", "float32 on a CPU, where bfloat16 is slower"
 
 
-def _memory_plan(spec: TrainingSpec, facts: Facts, max_length: int, batch_size: int, precision: str) -> MemoryPlan:
+def _memory_request(spec: TrainingSpec, facts: Facts, max_length: int, batch_size: int, precision: str) -> Request:
     longest_item = (2 if spec.method == "dpo" else 1) * min(facts.lengths.longest, max_length)
-    request = Request(
+    return Request(
         zero_stage=spec.zero_stage,
         offload=spec.offload,
         activation_checkpointing=spec.activation_checkpointing,
@@ -211,7 +215,25 @@ def _memory_plan(spec: TrainingSpec, facts: Facts, max_length: int, batch_size: 
         longest_item=longest_item,
         largest_batch=batch_size * longest_item,
     )
-    return plan_memory(request, facts.model, facts.device)
+
+
+def _memory_report(request: Request, facts: Facts, chosen: Layout) -> MemoryReport:
+    """What each ZeRO stage would take, beside the one that is taken."""
+    stages = [
+        StageMemory(
+            zero_stage=it.layout.zero_stage,
+            offload=it.layout.offload,
+            activation_checkpointing=it.layout.activation_checkpointing,
+            micro_batch_tokens=it.layout.micro_batch_tokens,
+            rank={**asdict(it.footprint), "peak": it.footprint.peak},
+            host=it.host,
+            fits=it.fits,
+            chosen=(it.layout.zero_stage, it.layout.offload) == (chosen.zero_stage, chosen.offload),
+        )
+        for it in by_placement(request, facts.model, facts.device)
+    ]
+    device = facts.device
+    return MemoryReport(device=device.kind, ranks=device.ranks, rank=device.memory, stages=stages)
 
 
 def _refuse_impossible(spec: TrainingSpec, facts: Facts, max_length: int, batch_size: int, train_items: int) -> None:

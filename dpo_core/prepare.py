@@ -15,9 +15,10 @@ from dpo_core import program
 from dpo_core.data.run_data import Part, Source, divide, open_or_load
 from dpo_core.data.token_table import Selection, TokenTable
 from dpo_core.device_memory import host_memory, memory_of_a_rank
+from dpo_core.disk import disk
 from dpo_core.errors import user_error
 from dpo_core.memory import DeviceFacts
-from dpo_core.model_folder import check_lora_targets, model_facts
+from dpo_core.model_folder import ModelFacts, check_lora_targets, model_facts
 from dpo_core.plan import Facts, Resolution, choose_max_length, resolve, total_steps
 from dpo_core.prepare_events import announce
 from dpo_core.prepare_report import Lengths, Prepared, Report
@@ -28,9 +29,16 @@ from dpo_core.spec import RunSpec
 
 
 def prepare(run_spec: RunSpec, tokens: Path) -> Prepared:
-    """Reads every row and resolves the spec; the token tables lie in `tokens` then, where the trainer finds them.
+    """`estimate`, and the group of the run's reference. Raises what that raises."""
+    prepared = estimate(run_spec, tokens)
+    group = reference_group(run_spec.model_copy(update={"training": prepared.training}))
+    return prepared.model_copy(update={"reference_group": group})
 
-    A table that is there already is taken as it is.
+
+def estimate(run_spec: RunSpec, tokens: Path) -> Prepared:
+    """Reads every row and resolves the spec, all but the reference's group: the model's weights stay unread.
+
+    The token tables lie in `tokens` then, where the trainer finds them. One that is there already is taken as it is.
 
     Raises:
         RunError: kind `user`; a bad row, a damaged model folder, or a spec that can't be.
@@ -55,12 +63,11 @@ def prepare(run_spec: RunSpec, tokens: Path) -> Prepared:
         has_validation_file=validation is not None,
     )
     resolution = resolve(training, facts)
-    resolved = run_spec.model_copy(update={"training": resolution.training})
-    train, held_out = divide(resolved, table, validation)
+    train, held_out = divide(run_spec.model_copy(update={"training": resolution.training}), table, validation)
     _check_vocabulary(tables.values(), model.vocabulary_size)
     # Rows of one prompt stay together, so a few more may be held out than the plan reckoned with.
     report = report_of(tables, run_spec, resolution.warnings, sides=(len(train), len(held_out)))
-    return _prepared(resolution, report, train, reference_group(resolved))
+    return _prepared(resolution, report, train, model)
 
 
 def _tables(run_spec: RunSpec, context: int | None, tokens: Path) -> dict[Part, TokenTable]:
@@ -78,7 +85,7 @@ def _tables(run_spec: RunSpec, context: int | None, tokens: Path) -> dict[Part, 
     return tables
 
 
-def _prepared(resolution: Resolution, report: Report, train: Selection, group: str | None) -> Prepared:
+def _prepared(resolution: Resolution, report: Report, train: Selection, model: ModelFacts) -> Prepared:
     training = resolution.training
     batch_size, epochs = training.batch_size, training.epochs
     if batch_size == "auto" or epochs == "auto":
@@ -89,7 +96,9 @@ def _prepared(resolution: Resolution, report: Report, train: Selection, group: s
         training=training,
         values=resolution.values,
         report=report,
-        reference_group=group,
+        memory=resolution.memory,
+        disk=disk(training, model, steps),
+        reference_group=None,
         total_steps=steps,
         trained_tokens_estimate=round(passes * train.token_count()),
     )

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from dpo_core.run_directory import RunDirectory
-from dpo_core.spec import StrictModel, TrainingSpec
+from dpo_core.spec import Device, Offload, StrictModel, TrainingSpec
 
 
 class Value(StrictModel):
@@ -128,12 +128,61 @@ class Report(StrictModel):
     """What is allowed but probably not meant."""
 
 
+class StageMemory(StrictModel):
+    """What a run would take of memory with one ZeRO stage and offload. Everything in bytes, estimated."""
+
+    zero_stage: int
+    offload: Offload
+    activation_checkpointing: bool
+    micro_batch_tokens: int
+    rank: dict[str, int]
+    """Of one rank, by what it holds; `peak` is the most at once."""
+
+    host: int
+    """Of the host, for what is offloaded, all ranks together."""
+
+    fits: bool | None
+    """None where the memory is not known."""
+
+    chosen: bool
+
+
+class MemoryReport(StrictModel):
+    device: Device
+    ranks: int
+    rank: int | None
+    """Bytes that one rank may use; None where that is not known."""
+
+    stages: list[StageMemory]
+
+
+class Disk(StrictModel):
+    """Bytes that a run's checkpoints take in storage, estimated from the sizes of its tensors."""
+
+    checkpoints: int
+    """At most, where it may end early."""
+
+    model: int
+    """One checkpoint's model."""
+
+    state: int
+    """One checkpoint's state to resume from."""
+
+    kept: int
+    """When the run is over: every checkpoint's model."""
+
+    peak: int
+    """While it runs: with the newest states."""
+
+
 class Prepared(StrictModel):
     training: TrainingSpec
     """The user's spec without any "auto"."""
 
     values: dict[str, Value]
     report: Report
+    memory: MemoryReport
+    disk: Disk
     reference_group: str | None
     """Which cached log-probabilities are of this run's reference (dpo_core/reference_group.py)."""
 

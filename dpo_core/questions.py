@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from dpo_core.spec import StrictModel
+from pydantic import Field
+
+from dpo_core.spec import RunSpec, StrictModel
 
 ANSWERS = 1
 """Raised with every change of what an answer says: answers of an earlier version are not given any more."""
@@ -18,5 +20,15 @@ class FileQuestion(StrictModel):
     file: Path
 
 
+class EstimateQuestion(StrictModel):
+    """What a job would be and take: a Prepared, without its reference group."""
+
+    kind: Literal["estimate"] = "estimate"
+    run: RunSpec
+
+
+Question = FileQuestion | EstimateQuestion
+
+
 class CheckSpec(StrictModel):
-    question: FileQuestion
+    question: Annotated[Question, Field(discriminator="kind")]

@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from control_plane.checks import WorkOrder
 from control_plane.storage import Storage
-from dpo_core.questions import CheckSpec, FileQuestion
+from control_plane.tables import Json
+from dpo_core.questions import CheckSpec, EstimateQuestion, FileQuestion, Question
 from dpo_core.run_directory import RunDirectory
-from worker.inputs import fetch_file
+from dpo_core.spec import Device, ModelSource, RunSpec, TrainingSpec
+from worker.inputs import fetch_file, fetch_model
 
 
-def collect(storage: Storage, order: WorkOrder, run: RunDirectory) -> CheckSpec:
+def collect(storage: Storage, order: WorkOrder, run: RunDirectory, device: Device) -> CheckSpec:
     """Fetches what the question is about and says where it lies. Base models are used in place.
 
     Raises:
-        OSError: a file is not in storage, or the disk is full.
+        OSError: a file or model is not in storage, or the disk is full.
     """
-    asked, inputs = order.check.question, run.path / "input"
-    return CheckSpec(question=FileQuestion(file=fetch_file(storage, order.files[asked["file"]], inputs / "file")))
+    inputs = _Inputs(storage, order, run.path / "input")
+    asked = order.check.question
+    question: Question
+    if order.check.kind == "file":
+        question = FileQuestion(file=inputs.file(asked["file"]))
+    else:
+        question = EstimateQuestion(run=_run(inputs, asked, order.check.id, device))
+    return CheckSpec(question=question)
+
+
+class _Inputs:
+    """Fetches by id, into folders that are numbered: an id of a model is no file's name."""
+
+    def __init__(self, storage: Storage, order: WorkOrder, folder: Path) -> None:
+        self._storage, self._order, self._folder = storage, order, folder
+        self._names = {name: str(number) for number, name in enumerate(order.check.about)}
+
+    def file(self, file_id: str) -> Path:
+        return fetch_file(self._storage, self._order.files[file_id], self._folder / self._names[file_id])
+
+    def model(self, model_id: str) -> ModelSource:
+        model = self._order.models[model_id]
+        base = self._order.models[model.base_id] if model.base_id else None
+        return fetch_model(self._storage, model, base, self._folder / self._names[model_id])
+
+
+def _run(inputs: _Inputs, asked: Json, check_id: str, device: Device) -> RunSpec:
+    validation, reference = asked["validation_file"], asked["reference"]
+    return RunSpec(
+        job_id=check_id,
+        training=TrainingSpec.model_validate(asked["training"]),
+        model=inputs.model(asked["model"]),
+        reference=inputs.model(reference) if reference else None,
+        training_file=inputs.file(asked["training_file"]),
+        validation_file=inputs.file(validation) if validation else None,
+        ranks=asked["gpus"],
+        device=device,
+    )

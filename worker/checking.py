@@ -30,7 +30,7 @@ class Checking(Work):
     def _fetch(self) -> None:
         with self._tools.database.transaction() as session:
             order = checks.work_order(session, self._claim)
-        self._run.create(collect(self._tools.storage, order, self._run))
+        self._run.create(collect(self._tools.storage, order, self._run, self._tools.slots.device))
 
     def _renew(self, session: Session) -> None:
         checks.renew(session, self._claim)

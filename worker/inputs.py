@@ -28,8 +28,8 @@ def collect(
         job_id=claim.job_id,
         fence=claim.fence,
         training=_training(order, claim),
-        model=_source(storage, order.start, order.start_base, inputs / "model"),
-        reference=_source(storage, order.reference, order.reference_base, inputs / "reference")
+        model=fetch_model(storage, order.start, order.start_base, inputs / "model"),
+        reference=fetch_model(storage, order.reference, order.reference_base, inputs / "reference")
         if order.reference is not None
         else None,
         reference_cache=reference_cache,
@@ -56,7 +56,7 @@ def fetch_file(storage: Storage, file: File, path: Path) -> Path:
     return path
 
 
-def _source(storage: Storage, model: Model, base: Model | None, folder: Path) -> ModelSource:
+def fetch_model(storage: Storage, model: Model, base: Model | None, folder: Path) -> ModelSource:
     path = _model(storage, model, folder)
     base_path = _model(storage, base, folder.with_name(f"{folder.name}-base")) if base is not None else None
     return ModelSource(id=model.id, path=path, base_path=base_path)

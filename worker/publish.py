@@ -15,14 +15,13 @@ from control_plane import removals, results
 from control_plane.database import Database
 from control_plane.leases import Claim
 from control_plane.storage import Storage, checkpoint_prefix, state_prefix
+from dpo_core.disk import STATES_KEPT
 from dpo_core.run_directory import CHECKSUMS, Manifest, RunDirectory, write_whole
 from worker.reference_shards import ReferenceShards
 from worker.relay import Relay
 
 logger = logging.getLogger(__name__)
 
-STATES_KEPT = 2
-"""Published checkpoints of a job that can be resumed from: the newest, and one more for a damaged disk."""
 TRIES = 6
 """Storage may be away for about a minute: the pause between two tries doubles."""
 

@@ -21,6 +21,7 @@ from control_plane import keys, projects
 from control_plane.database import Database
 from control_plane.settings import Settings
 from tests.conftest import Servers
+from tests.service import poll_until
 
 
 @dataclass(frozen=True)
@@ -127,3 +128,15 @@ def http(api: Api, secret: str) -> Iterator[httpx2.Client]:
     headers = {"Authorization": f"Bearer {secret}"}
     with httpx2.Client(base_url=api.url, headers=headers, timeout=30) as client:
         yield client
+
+
+def answered(ask: Callable[[], httpx2.Response]) -> httpx2.Response:
+    """The first answer that is not "on its way"; a worker may take its time on a busy machine."""
+    found: list[httpx2.Response] = []
+
+    def there() -> bool:
+        found.append(ask())
+        return found[-1].status_code != 202
+
+    poll_until(there, "the question is answered")
+    return found[-1]

@@ -15,6 +15,7 @@ from openai import OpenAI
 from control_plane import checks, models
 from control_plane.database import Database
 from control_plane.settings import Settings
+from tests.api.conftest import answered
 from tests.control_plane.model_folders import make_folder
 from tests.makers import real_data
 from tests.worker.stubs import supervisor
@@ -45,6 +46,10 @@ def upload(client: OpenAI, content: bytes = ROWS) -> str:
     return client.files.create(file=("pairs.jsonl", content), purpose="fine-tune").id
 
 
+def report_on(http: httpx2.Client, file_id: str) -> httpx2.Response:
+    return answered(lambda: http.get(f"/v1/files/{file_id}/report?wait=5"))
+
+
 def test_a_report_that_waits_for_a_worker_says_so(client: OpenAI, http: httpx2.Client) -> None:
     url = f"/v1/files/{upload(client)}/report"
     for query in ("", "?wait=0.3"):
@@ -56,7 +61,7 @@ def test_a_report_that_waits_for_a_worker_says_so(client: OpenAI, http: httpx2.C
 
 
 def test_a_report_names_lines_counts_and_the_way_out(client: OpenAI, http: httpx2.Client, working: None) -> None:
-    answer = http.get(f"/v1/files/{upload(client)}/report?wait=30")
+    answer = report_on(http, upload(client))
     assert answer.status_code == 200, answer.text
     said = answer.json()
     assert (said["object"], said["state"], said["error"]) == ("file.report", "done", None)
@@ -75,7 +80,7 @@ def test_a_damaged_file_has_the_status_error_and_trains_nothing(
     client: OpenAI, http: httpx2.Client, working: None, model: str
 ) -> None:
     file_id = upload(client, gzip.compress(ROWS * 100)[:-20])
-    damage = http.get(f"/v1/files/{file_id}/report?wait=30").json()["report"]["damage"]
+    damage = report_on(http, file_id).json()["report"]["damage"]
     assert damage["code"] == "truncated_gzip"
     file = client.files.retrieve(file_id)
     assert (file.status, file.status_details) == ("error", damage["message"])
@@ -106,7 +111,7 @@ def test_a_job_on_a_file_with_no_usable_row_is_refused_with_the_reports_words(
 ) -> None:
     rows = json.loads(real_data("llama-factory/kto_en_demo.json").read_bytes())
     file_id = upload(client, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    report = http.get(f"/v1/files/{file_id}/report?wait=30").json()["report"]
+    report = report_on(http, file_id).json()["report"]
     assert (report["pairs"], report["examples"], report["rows"]) == (0, 0, 300)
     (problem,) = report["problems"]
     assert (problem["code"], problem["count"]) == ("unpaired", 300)
@@ -122,7 +127,7 @@ def test_rows_of_another_method_are_refused_with_the_method_that_they_are_for(
     client: OpenAI, http: httpx2.Client, working: None, model: str
 ) -> None:
     file_id = upload(client)
-    assert http.get(f"/v1/files/{file_id}/report?wait=30").json()["state"] == "done"
+    assert report_on(http, file_id).json()["state"] == "done"
     with pytest.raises(openai.BadRequestError, match="method `dpo`: ask for that"):
         client.fine_tuning.jobs.create(model=model, training_file=file_id, method={"type": "supervised"})
     own = {"training": {"columns": {"prompt": "chosen", "completion": "prompt"}}}

@@ -9,7 +9,7 @@ import pytest
 
 from dpo_core.errors import RunError
 from dpo_core.footprint import Layout, activations_per_token, adapter_parameters, estimate
-from dpo_core.memory import OPEN, DeviceFacts, MemoryPlan, Request, plan
+from dpo_core.memory import OPEN, DeviceFacts, MemoryPlan, Request, by_placement, plan
 from dpo_core.model_folder import ModelFacts, Shape, shape_of
 from dpo_core.spec import LoraSpec
 
@@ -193,3 +193,23 @@ def test_what_hardly_fits_is_warned_of() -> None:
 def test_a_models_shape_by_its_config(config: dict[str, object], expected: Shape) -> None:
     """GPT-2's names; experts; and nothing at all, with 12 · 32 · 512² parameters."""
     assert shape_of(config, 12 * 32 * 512**2) == expected
+
+
+def test_every_stage_that_could_be_taken_has_its_numbers() -> None:
+    """The plan's own layout is the first that fits, with the same numbers."""
+    request = Request(**OPEN, bfloat16=True, lora=None, longest_item=4096)
+    device = DeviceFacts("cuda", 8, 80 * GIB)
+    placed = list(by_placement(request, MODELS["8B"], device))
+    assert [(it.layout.zero_stage, it.layout.offload) for it in placed] == [
+        (2, "none"),
+        (3, "none"),
+        (3, "optimizer"),
+        (3, "parameters"),
+    ]
+    chosen = plan(request, MODELS["8B"], device)
+    first = next(it for it in placed if it.fits)
+    assert (first.layout, first.footprint) == (chosen.layout, chosen.footprint)
+    assert [it.host > 0 for it in placed] == [False, False, True, True]
+    too_small = list(by_placement(request, MODELS["70B"], DeviceFacts("cuda", 2, 4 * GIB)))
+    assert [it.fits for it in too_small] == [False] * 4
+    assert {it.fits for it in by_placement(request, MODELS["8B"], DeviceFacts("cuda", 8, None))} == {None}

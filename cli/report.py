@@ -1,0 +1,63 @@
+"""`dpo report`: what a file holds, by all of its rows, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import typer
+from rich.console import Console
+
+from cli.answers import answer
+from cli.client import connected
+from cli.tables import show
+from dpo_core.data.file_report import FileReport, Statistics
+from dpo_core.data.problems import lines_in_words, problem_in_words, rows_in_words
+from dpo_core.prepare_report import Lengths
+
+
+def report(file_id: str, console: Console) -> None:
+    """Prints the file's report. Raises CommandFailed where there is none."""
+    path = f"/files/{quote(file_id, safe='')}/report"
+    with connected() as client:
+        found = answer(client, path, console)
+    read = FileReport.model_validate(found["report"])
+    for line in in_words(read):
+        typer.echo(line)
+    if read.statistics is not None:
+        show_statistics(read.statistics)
+
+
+def in_words(report: FileReport) -> Iterator[str]:
+    bad = report.rows - report.pairs - report.examples
+    yield f"{rows_in_words(report.rows)}: {report.pairs:,} pairs, {report.examples:,} supervised examples, {bad:,} bad"
+    if report.damage is not None:
+        yield f"the file can't be used: {report.damage.message} Reading ended at line {report.damage.line}."
+    for problem in report.problems:
+        yield problem_in_words(problem.code, problem.message, problem.count, problem.lines)
+    for found in report.findings:
+        yield f"{rows_in_words(found.count)} ({lines_in_words(found.lines, found.count)}): {found.message}"
+
+
+def show_statistics(statistics: Statistics) -> None:
+    measured = {
+        "turns": statistics.turns,
+        "characters of the prompt": statistics.prompt_characters,
+        "characters of the chosen answer": statistics.chosen_characters,
+        "characters of the rejected answer": statistics.rejected_characters,
+        "characters of the completion": statistics.completion_characters,
+    }
+    show(("", "mean", "median", "90 %", "99 %", "longest"), [_row(name, it) for name, it in measured.items() if it])
+    typer.echo(
+        f"{statistics.prompts:,} different prompts; rows with a system turn {statistics.system_turns:,}, "
+        f"tools {statistics.tools:,}, thinking text {statistics.reasoning:,}"
+    )
+    if (bias := statistics.length_bias) is not None:
+        typer.echo(
+            f"the longer answer is the chosen one in {bias.share:.1%} of {bias.pairs:,} pairs "
+            f"(95 % interval {bias.low:.1%} to {bias.high:.1%})"
+        )
+
+
+def _row(name: str, lengths: Lengths) -> tuple[str, ...]:
+    return name, f"{lengths.mean:,.1f}", *(f"{it:,}" for it in (lengths.p50, lengths.p90, lengths.p99, lengths.longest))
