@@ -43,7 +43,12 @@ def shown(value: object) -> str:
     """A value of the file for a message: in backticks, short, and without what a terminal or a database can't take."""
     text = value if isinstance(value, str) else repr(value)
     short = text if len(text) <= 60 else text[:57] + "..."
-    return "`" + "".join(sign if sign.isprintable() else f"\\x{ord(sign):02x}" for sign in short) + "`"
+    return f"`{printable(short)}`"
+
+
+def printable(text: str) -> str:
+    """The text with signs that a terminal or a database can't take written out, such as `\\x00`."""
+    return "".join(sign if sign.isprintable() else f"\\x{ord(sign):02x}" for sign in text)
 
 
 def names_in_words(row: Row) -> str:

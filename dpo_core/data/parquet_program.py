@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from dpo_core.data.fields import printable, shown
+
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -51,7 +53,7 @@ def main(path: Path, limit: int, output: BinaryIO) -> None:
         message = f"Reading the Parquet file takes more than {MEMORY_BYTES // 2**20} MiB. Write smaller row groups."
         _say(output, BAD_FILE, "parquet_too_large", message)
     except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = printable(" ".join(str(error).split())[:200])
         message = f"The Parquet file is damaged: {reason}. Write or upload it again, or send it as JSONL."
         _say(output, BAD_FILE, "damaged_parquet", message)
 
@@ -59,10 +61,15 @@ def main(path: Path, limit: int, output: BinaryIO) -> None:
 def _bound(size: int) -> None:
     """The kernel ends what takes more; a damaged file may also make the reader work for ever."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    memory = pages * resource.getpagesize() + MEMORY_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    seconds = 60 + 20 * (size // 2**20)
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    _lower(resource.RLIMIT_AS, pages * resource.getpagesize() + MEMORY_BYTES)
+    _lower(resource.RLIMIT_CPU, 60 + 20 * (size // 2**20))
+
+
+def _lower(limit: int, value: int) -> None:
+    """Sets a limit, unless whoever started us has set a lower one."""
+    _, hard = resource.getrlimit(limit)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(limit, (value, value))
 
 
 def _too_large(metadata: pq.FileMetaData) -> str | None:
@@ -92,7 +99,7 @@ def _single(batch: pa.RecordBatch, limit: int) -> bytes:
         try:
             column.to_pylist()
         except UnicodeDecodeError:
-            message = f"The column `{name[:60]}` holds bytes that are not UTF-8. Correct or remove the row."
+            message = f"The column {shown(name)} holds bytes that are not UTF-8. Correct or remove the row."
             return BAD_ROW + json.dumps(["not_utf8", name, message]).encode() + b"\n"
     return _line(batch.to_pylist()[0], limit)
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from dpo_core.data.problems import LINES_KEPT, TITLES, Tally, lines_in_words, share_for
-from dpo_core.data.records import ProblemCode
+from dpo_core.data.records import FileProblemCode, ProblemCode
 
 
 def test_every_problem_has_its_words() -> None:
@@ -43,3 +45,10 @@ def test_lines_in_words(lines: list[int], count: int, words: str) -> None:
 def test_the_share_that_lets_so_many_pass(count: int, rows: int, share: float) -> None:
     assert share_for(count, rows) == share
     assert count <= share * rows + 1e-9
+
+
+def test_every_code_is_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    documented = re.findall(r"^\| `([a-z0-9_]+)` \| ([^|]+) \|$", page, re.MULTILINE)
+    assert {code for code, _ in documented} >= {*get_args(ProblemCode), *get_args(FileProblemCode)}
+    assert set(TITLES.items()) <= set(documented)
