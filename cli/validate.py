@@ -133,6 +133,8 @@ def in_words(facts: FileFacts, lengths: Lengths, max_length: int | None) -> Iter
         yield problem_in_words(problem.code, problem.message, problem.count, problem.lines)
     for found in facts.findings.findings():
         yield f"{rows_in_words(found.count)} ({lines_in_words(found.lines, found.count)}): {found.message}"
+    if not lengths.longest:  # nothing could be rendered
+        return
     yield (
         f"tokens of the longer sequence: median {lengths.p50:,}, 90 % {lengths.p90:,}, 99 % {lengths.p99:,}, "
         f"longest {lengths.longest:,}"

@@ -17,6 +17,7 @@ from dpo_core.data.options import ReadOptions
 from dpo_core.data.prefix import common_prefix
 from dpo_core.data.records import Example, FileProblem, Pair, RowProblem, Spans, TokenItem, TokenPair
 from dpo_core.data.render import Renderer
+from dpo_core.data.rendering import EQUAL_TOKENS
 from dpo_core.data.template import TemplateRefusal
 from dpo_core.data.truncate import fit, least_length, shorter_prompts
 from dpo_core.spec import StrictModel
@@ -143,20 +144,15 @@ def preview_row(row: Pair | Example, renderer: Renderer, max_length: int | None)
     except TemplateRefusal as refusal:
         return unusable("not_rendered", f"The row can't be rendered: {refusal}. Correct or remove the row.")
     renderer.take_findings()  # those of shorter prompts
+    equal = Remark(code="equal_tokens", message=EQUAL_TOKENS)
     return PreviewRow(
         line=row.line,
         sequences=_sequences(item, renderer.tokenizer),
         shared=common_prefix(item.chosen, item.rejected) if isinstance(item, TokenPair) else 0,
         cut=cut,
         findings=[Remark(code=it.code, message=it.message) for it in found],
-        problems=[EQUAL] if isinstance(item, TokenPair) and item.chosen == item.rejected else [],
+        problems=[equal] if isinstance(item, TokenPair) and item.chosen == item.rejected else [],
     )
-
-
-EQUAL = Remark(
-    code="equal_tokens",
-    message="The two answers become the same tokens, so there is nothing to prefer. Correct or remove the row.",
-)
 
 
 def _cut(row: Pair | Example, renderer: Renderer, whole: TokenItem, item: TokenItem) -> PreviewCut | None:

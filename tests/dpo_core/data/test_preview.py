@@ -18,6 +18,7 @@ from dpo_core.data.options import ReadOptions
 from dpo_core.data.preview import ROWS, PreviewRow, PreviewSequence, preview, preview_row
 from dpo_core.data.records import Example, Message, Pair, TokenItem, TokenPair
 from dpo_core.data.render import Renderer
+from dpo_core.packing import rows_of
 from tests.dpo_core.data.conversations import TOOLS, call
 from tests.makers import CHAT_TEMPLATE, make_tokenizer, real_data, write_preference_file, write_rows
 
@@ -74,6 +75,22 @@ def test_ids_of_a_real_file_are_those_that_are_trained_on(tmp_path: Path) -> Non
             assert it.line not in trained
             continue
         assert [ids(sequence) for sequence in it.sequences] == trained[it.line].sequences
+
+
+def test_what_is_silent_in_the_preview_is_silent_in_training(tmp_path: Path) -> None:
+    """From a file in OpenAI's form to the table that is trained on."""
+    called = {"role": "assistant", "content": None, "tool_calls": json.loads(call("Paris"))}
+    turns = [called, {"role": "tool", "content": "sunny"}, {"role": "assistant", "content": "Sun."}]
+    rows = [row([{"role": "user", "content": "Weather?"}]) | {"chosen": turns, "tools": json.loads(TOOLS)}, row("q")]
+    rows[0]["rejected"] = [*turns[:2], called, {"role": "tool", "content": "rainy"}, *turns[2:]]
+    file, folder = write_rows(tmp_path / "f.jsonl", rows), make_tokenizer(tmp_path / "model")
+    shown = preview(file, Renderer(folder), DPO).rows
+    trained = trained_on(file, folder, tmp_path)
+    assert [len(item.rejected_silent) for item in trained if isinstance(item, TokenPair)] == [2, 0]
+    for it, item in zip(shown, trained, strict=True):
+        for sequence, packed in zip(it.sequences, rows_of(item), strict=True):
+            roles = [token.role for token in sequence.tokens]
+            assert [place for place, role in enumerate(roles) if role == "learned"] == packed.learned().tolist()
 
 
 def test_every_token_says_what_it_is_for(renderer: Renderer) -> None:
