@@ -84,6 +84,10 @@ bench-sharing: setup ## What sharing prompts saves, in parts of what it could sa
 bench-gpu: setup build/trl/.installed ## On a machine with an NVIDIA GPU: exactness in bfloat16, speed and memory beside TRL
 	@$(BIN)/python -m benchmarks.gpu
 
+.PHONY: bench-data
+bench-data: setup build/trl/.installed ## A million pairs checked, rendered and tokenized, beside TRL 1.16's preparation of them
+	@$(BIN)/python -m benchmarks.data
+
 .PHONY: bench-losses
 bench-losses: build/trl/.installed ## Every loss and its gradient beside TRL's, in float64
 	@PYTHONPATH=. build/trl/bin/python benchmarks/losses_against_trl.py

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -69,7 +69,27 @@ def render(chunk: Chunk, renderer: Renderer, options: ReadOptions, max_length: i
     Raises:
         RunError: the rows need a chat template that the model doesn't have.
     """
-    portion, facts, made = Portion(chunk.file), FileFacts(), list[tuple[TokenItem, Fingerprint]]()
+    portion, facts = Portion(chunk.file), FileFacts()
+    rows = list(_good_rows(chunk, options, facts))
+    made = list[tuple[TokenItem, Fingerprint]]()
+    for row, rendered in zip(rows, _rendered(rows, renderer), strict=True):
+        item = _checked(row.line, rendered, facts)
+        if item is not None:
+            portion.lengths[item.length] += 1
+            if max_length is not None and item.length > max_length:
+                item = _cut(row, renderer, max_length, facts)
+        if item is not None:
+            made.append((item, fingerprint(row, chunk.file)))
+            if repeats_a_role(row):
+                facts.findings.add("repeated_role", row.line, REPEATED_ROLE)
+    facts.pairs = len(made)
+    facts.findings.merge(renderer.take_findings())
+    portion.facts = facts
+    portion.rows, portion.tokens, portion.silent = arrays(made)
+    return portion
+
+
+def _good_rows(chunk: Chunk, options: ReadOptions, facts: FileFacts) -> Iterator[Pair | Example]:
     for raw in chunk.rows:
         if isinstance(raw, FileProblem):
             facts.damage = raw
@@ -78,50 +98,41 @@ def render(chunk: Chunk, renderer: Renderer, options: ReadOptions, max_length: i
         for row in records(raw, options):
             if isinstance(row, RowProblem):
                 facts.problems.add(row.code, row.line, row.message)
-            elif (item := _fitted(row, renderer, max_length, facts, portion.lengths)) is not None:
-                made.append((item, fingerprint(row, chunk.file)))
-                if repeats_a_role(row):
-                    facts.findings.add("repeated_role", row.line, REPEATED_ROLE)
-    facts.pairs = len(made)
-    facts.findings.merge(renderer.take_findings())
-    portion.facts = facts
-    portion.rows, portion.tokens, portion.silent = arrays(made)
-    return portion
+            else:
+                yield row
 
 
-def _fitted(
-    row: Pair | Example, renderer: Renderer, max_length: int | None, facts: FileFacts, lengths: Counter[int]
-) -> TokenItem | None:
-    """The row's item; None where it has none, which `facts` then say."""
-    try:
-        item: TokenItem | None = renderer.pair(row) if isinstance(row, Pair) else renderer.example(row)
-        if item is None or _equal(item, facts):
-            return None
-        lengths[item.length] += 1
-        if max_length is None or item.length <= max_length:
-            return item
-        fit = fit_pair(renderer, row, max_length) if isinstance(row, Pair) else fit_example(renderer, row, max_length)
-    except TemplateRefusal as refusal:
-        message = f"The row can't be rendered: {refusal}. Correct or remove the row."
-        facts.problems.add("not_rendered", row.line, message)
+def _rendered(rows: Sequence[Pair | Example], renderer: Renderer) -> Sequence[TokenItem | TemplateRefusal]:
+    """Of each row its sequences, uncut; all rows of a file are of one kind."""
+    pairs = [row for row in rows if isinstance(row, Pair)]
+    return renderer.pairs(pairs) if pairs else renderer.examples([row for row in rows if isinstance(row, Example)])
+
+
+def _checked(line: int, item: TokenItem | TemplateRefusal, facts: FileFacts) -> TokenItem | None:
+    """None where the row has no item that could be trained on, which `facts` then say."""
+    if isinstance(item, TemplateRefusal):
+        facts.problems.add("not_rendered", line, f"The row can't be rendered: {item}. Correct or remove the row.")
         return None
-    item, _ = fit
-    if item is None:
-        facts.fitting.add("dropped", row.line, "")
-        facts.drop((least_length(renderer, row), row.line))
+    if isinstance(item, TokenPair) and item.chosen == item.rejected:
+        facts.problems.add("equal_tokens", line, EQUAL_TOKENS)
         return None
-    if _equal(item, facts):
-        return None
-    facts.fitting.add("truncated", row.line, "")
     return item
 
 
-def _equal(item: TokenItem, facts: FileFacts) -> bool:
-    """Whether a pair's answers are the same to the model: then there is nothing to prefer."""
-    if not isinstance(item, TokenPair) or item.chosen != item.rejected:
-        return False
-    facts.problems.add("equal_tokens", item.line, EQUAL_TOKENS)
-    return True
+def _cut(row: Pair | Example, renderer: Renderer, max_length: int, facts: FileFacts) -> TokenItem | None:
+    """The row in at most `max_length` tokens; None where that can't be, which `facts` then say."""
+    try:
+        fit = fit_pair(renderer, row, max_length) if isinstance(row, Pair) else fit_example(renderer, row, max_length)
+    except TemplateRefusal as refusal:
+        return _checked(row.line, refusal, facts)
+    if fit[0] is None:
+        facts.fitting.add("dropped", row.line, "")
+        facts.drop((least_length(renderer, row), row.line))
+        return None
+    item = _checked(row.line, fit[0], facts)
+    if item is not None:
+        facts.fitting.add("truncated", row.line, "")
+    return item
 
 
 def repeats_a_role(row: Pair | Example) -> bool:
