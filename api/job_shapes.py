@@ -101,6 +101,9 @@ class JobObject(Item):
     status: Status
     trained_tokens: int | None
     training_file: str
+    training_files: dict[str, float] | None
+    """Ours: all of them with their weights, where there are several."""
+
     validation_file: str | None
     estimated_finish: int | None
     integrations: list[Any] = Field(default_factory=list)
@@ -166,6 +169,7 @@ def job_object(job: Job) -> JobObject:
         status=STATUS[state],
         trained_tokens=job.trained_tokens if state in FINAL else None,
         training_file=job.training_file_id,
+        training_files=job.training_files,
         validation_file=job.validation_file_id,
         estimated_finish=finish,
         metadata=job.user_metadata,

@@ -31,13 +31,14 @@ def ask(session: Session, project_id: str, request: JobRequest) -> Check:
         "training": inputs.spec.model_dump(mode="json"),
         "model": inputs.start.id,
         "reference": inputs.reference.id if inputs.reference else None,
-        "training_file": inputs.training_file.id,
+        "training_file": request.training_file,
+        "training_files": request.training_files,
         "validation_file": inputs.validation_file.id if inputs.validation_file else None,
         "gpus": request.resources.gpus,
         # The memory is that of the worker that answers: with other workers it is another question.
         "workers": workers.kinds(session),
     }
-    files = tuple(file for file in (inputs.training_file, inputs.validation_file) if file)
+    files = tuple(file for file in (*inputs.training_files, inputs.validation_file) if file)
     named = [model for model in (inputs.start, inputs.reference) if model]
     with_bases = tuple(found for model in named for found in models.with_base(session, model))
     return checks.ask(session, project_id, Question("estimate", body, files, with_bases))

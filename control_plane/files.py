@@ -7,7 +7,7 @@ from typing import Literal
 from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
-from control_plane import checks, removals
+from control_plane import checks, removals, token_cache
 from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.job_states import FINAL
 from control_plane.pages import Page, paginate
@@ -102,7 +102,11 @@ def delete(session: Session, project_id: str, file_id: str) -> None:
         .where(
             Job.project_id == project_id,
             Job.state.not_in(FINAL),
-            or_(Job.training_file_id == file_id, Job.validation_file_id == file_id),
+            or_(
+                Job.training_file_id == file_id,
+                Job.training_files.has_key(file_id),
+                Job.validation_file_id == file_id,
+            ),
         )
         .limit(1)
     )
@@ -112,6 +116,7 @@ def delete(session: Session, project_id: str, file_id: str) -> None:
             code="file_in_use",
         )
     checks.forget(session, file_id)
+    token_cache.forget_file(session, project_id, file_id)
     session.delete(file)
     removals.note(session, file.storage_key)
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from control_plane.errors import InvalidRequest
 from control_plane.validation import validated
 from dpo_core.judged_metrics import NEEDS_VALIDATION
-from dpo_core.spec import Auto, PositiveInt, StrictModel, TrainingFields, TrainingSpec
+from dpo_core.spec import Auto, PositiveInt, StrictModel, TrainingFields, TrainingSpec, Weight
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 
@@ -56,6 +56,9 @@ class JobRequest(StrictModel):
 
     model: Annotated[str, Field(min_length=1)]
     training_file: Annotated[str, Field(min_length=1)]
+    training_files: Annotated[dict[str, Weight], Field(min_length=1)] | None = None
+    """Ours: all files to train on, by id, and how often each pair of a file is seen in an epoch (1 once, 0.5 a seeded
+    half of them, 2.5 twice and a seeded half). `training_file` is one of them."""
     validation_file: str | None = None
     method: Method | None = None
     hyperparameters: SupervisedHyperparameters | None = None
@@ -79,6 +82,12 @@ def read_request(body: object) -> JobRequest:
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.", code="invalid_value")
     request = validated(JobRequest, {name: value for name, value in body.items() if value is not None})
+    if request.training_files is not None and request.training_file not in request.training_files:
+        raise InvalidRequest(
+            f"training_file {request.training_file!r} is not among training_files; name it there with its weight.",
+            param="training_files",
+            code="conflicting_values",
+        )
     if request.integrations:
         raise InvalidRequest(
             "Integrations are not supported yet; leave `integrations` out and read the job's metrics over the API.",

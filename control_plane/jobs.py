@@ -29,7 +29,7 @@ class Inputs:
     reference: Model | None
     """Only when `training.reference` names a model."""
 
-    training_file: File
+    training_files: list[File]
     validation_file: File | None
 
 
@@ -81,11 +81,14 @@ def inputs_of(session: Session, project_id: str, request: JobRequest) -> Inputs:
     reference = None
     if spec.reference not in ("start", "none"):
         reference = _model(session, project_id, spec.reference, "training.reference")
-    training_file = _file(session, project_id, request.training_file, spec, "training_file")
+    named, param = [request.training_file], "training_file"
+    if request.training_files is not None:
+        named, param = list(request.training_files), "training_files"
+    training_files = [_file(session, project_id, file_id, spec, param) for file_id in named]
     validation_file = None
     if request.validation_file is not None:
         validation_file = _file(session, project_id, request.validation_file, spec, "validation_file")
-    return Inputs(spec, start, reference, training_file, validation_file)
+    return Inputs(spec, start, reference, training_files, validation_file)
 
 
 def get(session: Session, project_id: str, job_id: str) -> Job:
@@ -201,6 +204,7 @@ def _row(project: Project, request: JobRequest, spec: TrainingSpec, start: Model
         method=spec.method,
         model_id=start.id,
         training_file_id=request.training_file,
+        training_files=request.training_files,
         validation_file_id=request.validation_file,
         gpus=request.resources.gpus,
         seed=spec.seed,

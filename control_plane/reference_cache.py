@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from control_plane import events, leases, removals
+from control_plane import cached, events, leases
 from control_plane.database import dpo_now
 from control_plane.leases import Claim
 from control_plane.storage import reference_prefix
-from control_plane.tables import Job, Project, ReferenceShard
+from control_plane.tables import Job, ReferenceShard
 
 
 def shard_key(claim: Claim, group: str, name: str) -> str:
@@ -28,7 +28,7 @@ def take(session: Session, job: Job) -> list[ReferenceShard]:
     """What the job's project knows under its reference; counts as used now."""
     if job.reference_group is None:
         return []
-    _lock(session, job.project_id)
+    cached.lock(session, job.project_id)
     mine = (ReferenceShard.project_id == job.project_id) & (ReferenceShard.group == job.reference_group)
     session.execute(update(ReferenceShard).where(mine).values(last_used_at=dpo_now()))
     return list(session.scalars(select(ReferenceShard).where(mine).order_by(ReferenceShard.key)))
@@ -41,11 +41,11 @@ def store(session: Session, claim: Claim, *, key: str, group: str, size: int, sh
         StaleFence: the job is no longer this claim's; nothing is stored.
     """
     job = leases.held(session, claim)
-    _lock(session, job.project_id)
+    cached.lock(session, job.project_id)
     shard = {"project_id": job.project_id, "job_id": job.id, "group": group, "bytes": size, "sha256": sha256}
     session.merge(ReferenceShard(key=key, **shard))
     session.flush()
-    _evict(session, job.project_id, limit)
+    cached.evict(session, ReferenceShard, job.project_id, limit)
 
 
 def complete(session: Session, claim: Claim) -> None:
@@ -65,29 +65,11 @@ def drop(session: Session, claim: Claim, shards: Iterable[ReferenceShard]) -> No
     """
     job = leases.held(session, claim)
     keys = [shard.key for shard in shards]
-    _lock(session, job.project_id)
-    _forget(session, session.scalars(select(ReferenceShard.key).where(ReferenceShard.key.in_(keys))))
+    cached.lock(session, job.project_id)
+    known = session.scalars(select(ReferenceShard.key).where(ReferenceShard.key.in_(keys)))
+    cached.forget(session, ReferenceShard, known)
     message = (
         f"Cached reference log-probabilities could not be read ({len(keys)} damaged or missing in storage); "
         "they are measured again."
     )
     events.add(session, job, code="reference_cache_damaged", message=message, level="warn", data={"shards": len(keys)})
-
-
-def _evict(session: Session, project_id: str, limit: int) -> None:
-    """The newest in use stay, as many as fit into `limit` bytes."""
-    newest_first = (ReferenceShard.last_used_at.desc(), ReferenceShard.key.desc())
-    with_newer = select(ReferenceShard.key, func.sum(ReferenceShard.bytes).over(order_by=newest_first).label("bytes"))
-    ranked = with_newer.where(ReferenceShard.project_id == project_id).subquery()
-    _forget(session, session.scalars(select(ranked.c.key).where(ranked.c.bytes > limit)))
-
-
-def _forget(session: Session, keys: Iterable[str]) -> None:
-    for key in list(keys):
-        session.execute(delete(ReferenceShard).where(ReferenceShard.key == key))
-        removals.note(session, key)
-
-
-def _lock(session: Session, project_id: str) -> None:
-    """One at a time per project: two that lock the same shards in other orders would wait for each other."""
-    session.get_one(Project, project_id, with_for_update={"key_share": True})

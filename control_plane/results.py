@@ -31,7 +31,8 @@ class WorkOrder:
     """Everything a worker needs to launch an attempt. The rows are detached: plain data."""
 
     job: Job
-    training_file: File
+    training_files: list[File]
+    """By id, where there are several."""
     validation_file: File | None
     start: Model
     start_base: Model | None
@@ -50,7 +51,7 @@ def work_order(session: Session, claim: Claim) -> WorkOrder:
     reference = None if named in ("start", "none") else session.get_one(Model, named)
     return WorkOrder(
         job=job,
-        training_file=session.get_one(File, job.training_file_id),
+        training_files=[session.get_one(File, file_id) for file_id in job.training_files or [job.training_file_id]],
         validation_file=session.get_one(File, job.validation_file_id) if job.validation_file_id else None,
         start=start,
         start_base=_base(session, start),

@@ -81,6 +81,10 @@ class Settings(DatabaseSettings):
     """Room for measured reference log-probabilities per project (some 32 bytes a pair); what was used least recently
     goes first. 0 keeps none."""
 
+    token_cache_bytes: Annotated[int, Field(ge=0)] = 16 * 1024**3
+    """Room for rendered and tokenized data per project (some 4 bytes a token), so that a second job on the same files
+    and model starts at once; what was used least recently goes first. 0 keeps none."""
+
     max_file_bytes: Annotated[int, Field(ge=1)] = 8 * 1024**3
     """Largest file that may be uploaded."""
 

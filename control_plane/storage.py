@@ -4,6 +4,7 @@
     checkpoints/{job_id}/{fence}/step-{N}/model/…        a checkpoint's model: what users download
     private/{job_id}/{fence}/step-{N}/state/…            the state to resume from; no route serves it
     private/reference/{project_id}/{group}/{shard}       measured reference log-probabilities; nor these
+    private/tokens/{project_id}/{content}/{table}        rendered and tokenized data; nor this
 
 A key is made of ids, never of a user's string. An object is seen whole or not at all, and once it is
 seen it survives a power cut.
@@ -45,6 +46,10 @@ def state_prefix(job_id: str, fence: int, step: int) -> str:
 
 def reference_prefix(project_id: str, group: str) -> str:
     return f"private/reference/{project_id}/{group}"
+
+
+def tokens_prefix(project_id: str, content: str) -> str:
+    return f"private/tokens/{project_id}/{content}"
 
 
 class Storage(Protocol):

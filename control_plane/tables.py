@@ -161,6 +161,8 @@ class Job(Created, Leased, Base):
     method: Mapped[str]
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
     training_file_id: Mapped[str]
+    training_files: Mapped[Json | None]
+    """All training files by id with their weights, where there are several; `training_file_id` is one of them."""
     validation_file_id: Mapped[str | None]
     gpus: Mapped[int]
     seed: Mapped[int]
@@ -294,6 +296,26 @@ class ReferenceShard(Created, Base):
     """The job that measured them: by it, what was measured of a file or under a model can be found."""
     group: Mapped[str] = mapped_column("reference_group")
     """The model, arithmetic and software that they were measured with, as one digest."""
+    bytes: Mapped[int]
+    sha256: Mapped[str]
+    last_used_at: Mapped[datetime] = mapped_column(server_default=dpo_now())
+
+
+class TokenTable(Created, Base):
+    """Rendered and tokenized data in storage, for the project's later jobs: see token_cache.py."""
+
+    __tablename__ = "token_tables"
+    __table_args__ = (Index(None, "project_id", "content"),)
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    """Of the object in storage."""
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    """The job that made it."""
+    content: Mapped[str]
+    """A digest of the files, the tokenizer, the template and the rest that it depends on."""
+    file_ids: Mapped[list[str]]
+    """It goes when one of them does."""
     bytes: Mapped[int]
     sha256: Mapped[str]
     last_used_at: Mapped[datetime] = mapped_column(server_default=dpo_now())

@@ -33,6 +33,7 @@ from dpo_core.run_directory import (
 )
 
 POLL_SECONDS = 0.02
+TOKENS = "tokens"
 REFERENCE_GROUP = "stub-group"
 REFERENCE_VALUES = "values"
 
@@ -51,6 +52,11 @@ def validate(run: RunDirectory) -> int:
         failure = Failure(kind="user", code="invalid_training_file", message="line 1: the file is empty", line=1)
         run.write_status(Status(state="failed", failure=failure))
         return 1
+    found = run.token_tables()
+    if not found:
+        run.tokens.mkdir()
+        write_whole(run.tokens / "training.safetensors", TOKENS)
+    run.append_event(Event(code="tokens_found" if found else "tokens_made", message="training"))
     training = spec.training.model_dump(mode="json")
     write_whole(run.prepared_file, json.dumps({"training": training, "values": {}, "reference_group": REFERENCE_GROUP}))
     run.write_status(Status(state="succeeded"))

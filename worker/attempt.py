@@ -13,6 +13,7 @@ from worker.inputs import collect
 from worker.publish import Publisher, log_key
 from worker.reference_shards import ReferenceShards
 from worker.relay import Relay
+from worker.token_tables import TokenTables
 from worker.verdict import Ending
 from worker.work import Tools, Work
 
@@ -32,8 +33,17 @@ class Attempt(Work):
         self._relayed = Relay(tools.database, claim, self._run)
         limit = tools.settings.reference_cache_bytes
         self._shards = ReferenceShards(tools.database, tools.storage, claim, self._run, limit=limit)
+        limit = tools.settings.token_cache_bytes
+        self._tables = TokenTables(tools.database, tools.storage, claim, self._run, limit=limit)
         self._publisher = Publisher(
-            tools.database, tools.storage, tools.pool, claim, self._run, relay=self._relayed, shards=self._shards
+            tools.database,
+            tools.storage,
+            tools.pool,
+            claim,
+            self._run,
+            relay=self._relayed,
+            shards=self._shards,
+            tables=self._tables,
         )
 
     def _fetch(self) -> None:
@@ -41,7 +51,9 @@ class Attempt(Work):
             order = results.work_order(session, self._claim)
         known = self._shards.fetch(order)
         storage, device = self._tools.storage, self._tools.slots.device
-        self._run.create(collect(storage, order, self._claim, self._run, device, reference_cache=known))
+        spec = collect(storage, order, self._claim, self._run, device, reference_cache=known)
+        self._tables.fetch(order, spec)
+        self._run.create(spec)
 
     def _renew(self, session: Session) -> None:
         leases.renew(session, self._claim)

@@ -9,7 +9,7 @@ from control_plane.storage import Storage
 from control_plane.tables import Json
 from dpo_core.questions import CheckSpec, EstimateQuestion, FileQuestion, Question
 from dpo_core.run_directory import RunDirectory
-from dpo_core.spec import Device, ModelSource, RunSpec, TrainingSpec
+from dpo_core.spec import Device, ModelSource, RunSpec, TrainingSpec, WeighedFile
 from worker.inputs import fetch_file, fetch_model
 
 
@@ -53,6 +53,10 @@ def _run(inputs: _Inputs, asked: Json, check_id: str, device: Device) -> RunSpec
         model=inputs.model(asked["model"]),
         reference=inputs.model(reference) if reference else None,
         training_file=inputs.file(asked["training_file"]),
+        training_files=[
+            WeighedFile(id=file_id, path=inputs.file(file_id), weight=weight)
+            for file_id, weight in (asked.get("training_files") or {}).items()
+        ],
         validation_file=inputs.file(validation) if validation else None,
         ranks=asked["gpus"],
         device=device,

@@ -9,7 +9,7 @@ from control_plane.results import WorkOrder
 from control_plane.storage import Storage, state_prefix
 from control_plane.tables import Checkpoint, File, Model
 from dpo_core.run_directory import MANIFEST, Manifest, RunDirectory, write_whole
-from dpo_core.spec import Device, ModelSource, RunSpec, TrainingSpec
+from dpo_core.spec import Device, ModelSource, RunSpec, TrainingSpec, WeighedFile
 
 
 def collect(
@@ -24,6 +24,7 @@ def collect(
     resume_from = None
     if claim.kind == "train" and order.checkpoint is not None:
         resume_from = _checkpoint(storage, order.checkpoint, inputs / "checkpoint")
+    training = {file.id: fetch_file(storage, file, inputs / "training" / file.id) for file in order.training_files}
     return RunSpec(
         job_id=claim.job_id,
         fence=claim.fence,
@@ -33,7 +34,11 @@ def collect(
         if order.reference is not None
         else None,
         reference_cache=reference_cache,
-        training_file=fetch_file(storage, order.training_file, inputs / "training.jsonl"),
+        training_file=training[order.job.training_file_id],
+        training_files=[
+            WeighedFile(id=file_id, path=training[file_id], weight=weight)
+            for file_id, weight in (order.job.training_files or {}).items()
+        ],
         validation_file=fetch_file(storage, order.validation_file, inputs / "validation.jsonl")
         if order.validation_file is not None
         else None,

@@ -19,6 +19,7 @@ from dpo_core.disk import STATES_KEPT
 from dpo_core.run_directory import CHECKSUMS, Manifest, RunDirectory, write_whole
 from worker.reference_shards import ReferenceShards
 from worker.relay import Relay
+from worker.token_tables import TokenTables
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Publisher:
         *,
         relay: Relay,
         shards: ReferenceShards,
+        tables: TokenTables,
     ) -> None:
         self._database = database
         self._storage = storage
@@ -52,6 +54,7 @@ class Publisher:
         self._run = run
         self._relay = relay
         self._shards = shards
+        self._tables = tables
         self._task: Future[None] | None = None
         self._published: set[int] = set()
         self._tries = 0
@@ -83,8 +86,10 @@ class Publisher:
         """What is still to be published; the reference was measured before the first checkpoint was made."""
         complete = [self._shards.complete] if self._shards.to_complete else []  # asked before shards are looked for
         shards = [partial(self._shards.publish, path) for path in self._shards.waiting()]
-        checkpoints = [pair for pair in self._run.complete_checkpoints() if pair[1].step not in self._published]
-        return [*shards, *complete, *(partial(self._publish, folder, manifest) for folder, manifest in checkpoints)]
+        tables = [partial(self._tables.publish, path) for path in self._tables.waiting()]
+        complete_ones = self._run.complete_checkpoints()
+        checkpoints = [partial(self._publish, *pair) for pair in complete_ones if pair[1].step not in self._published]
+        return [*tables, *shards, *complete, *checkpoints]
 
     def _settle(self, error: BaseException | None) -> None:
         """Storage gets some tries; every other error is the caller's."""

@@ -148,3 +148,18 @@ def test_without_a_method_a_job_is_supervised_as_openais() -> None:
 def test_null_means_not_given() -> None:
     names = ("training", "resources", "priority", "suffix", "seed", "metadata", "integrations", "validation_file")
     assert read_request(body(**dict.fromkeys(names))) == read_request(body())
+
+
+@pytest.mark.parametrize(
+    ("files", "param", "message"),
+    [
+        ({"file-2": 1}, "training_files", "not among training_files"),
+        ({"file-1": 0}, "training_files.file-1", "greater than 0"),
+        ({"file-1": 101}, "training_files.file-1", "less than or equal to 100"),
+        ({}, "training_files", "at least 1"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(files: dict[str, float], param: str, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        read_request({"model": "base/tiny", "training_file": "file-1", "training_files": files})
+    assert caught.value.param == param

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from control_plane import jobs, workers
+from control_plane import files, jobs, workers
 from control_plane.database import Database
 from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.job_states import FINAL, State
@@ -173,3 +173,15 @@ def test_events_are_paged_by_their_order(stocked: Database) -> None:
         older = jobs.list_events(session, PROJECT, job.id, after=newest.items[0].id)
     assert newest.has_more and not older.has_more
     assert [event.code for event in older.items] == ["validating_files", "job_created"]
+
+
+def test_a_job_over_several_files_keeps_their_weights_and_the_files(stocked: Database) -> None:
+    with stocked.transaction() as session:
+        add_file(session, "file-2")
+        job = create(session, training_files={"file-1": 1, "file-2": 2.5})
+        assert (job.training_file_id, job.training_files) == ("file-1", {"file-1": 1.0, "file-2": 2.5})
+    with stocked.transaction() as session, pytest.raises(Conflict, match="in use by the unfinished job"):
+        files.delete(session, PROJECT, "file-2")
+    with stocked.transaction() as session, pytest.raises(InvalidRequest, match="no file 'file-9'") as caught:
+        create(session, training_files={"file-1": 1, "file-9": 1})
+    assert caught.value.param == "training_files"

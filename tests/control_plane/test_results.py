@@ -323,7 +323,10 @@ def test_the_work_order_holds_all_that_a_worker_needs(stocked: Database) -> None
             results.publish_checkpoint(session, claim, manifest(step), f"p{step}")
         order = results.work_order(session, claim)
     assert order.job.training["reference"] == "base/other"
-    assert (order.training_file.id, order.validation_file and order.validation_file.id) == ("file-1", "file-2")
+    assert ([file.id for file in order.training_files], order.validation_file and order.validation_file.id) == (
+        ["file-1"],
+        "file-2",
+    )
     assert (order.start.id, order.start_base) == (MODEL, None)
     assert (order.reference and order.reference.id, order.reference_base) == ("base/other", None)
     assert order.checkpoint is not None and order.checkpoint.step == 10

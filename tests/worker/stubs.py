@@ -63,7 +63,9 @@ class World:
 
     def job(self, text: str = "{}\n", **request: object) -> str:
         """Makes a job over a file with `text`."""
-        file_id = self.file(text)
+        return self.job_on(self.file(text), **request)
+
+    def job_on(self, file_id: str, **request: object) -> str:
         with self.database.transaction() as session:
             body = {"model": "base/tiny", "training_file": file_id, **request}
             return jobs.create(session, self.project_id, read_request(body)).id
