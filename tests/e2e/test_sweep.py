@@ -36,6 +36,7 @@ def post(running: Service, path: str, body: object) -> dict[str, Any]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_nine_jobs_measure_the_reference_once(running: Service, tmp_path: Path) -> None:
     # no other test's pairs, whose values might be known already
     file_id = running.upload(write_preference_file(tmp_path / "pairs.jsonl", PAIRS, seed=99))
@@ -46,7 +47,7 @@ def test_nine_jobs_measure_the_reference_once(running: Service, tmp_path: Path) 
         found: dict[str, Any] = running.http.get(f"{SWEEPS}/{sweep_id}").json()
         return found
 
-    poll_until(lambda: table()["status"] not in ("queued", "running"), "the sweep is over", seconds=900, every=1)
+    poll_until(lambda: table()["status"] not in ("queued", "running"), "the sweep is over", seconds=1500, every=2)
     done = table()
     logger.info("%s", "\n".join(lines(done)))
     rows = done["results"]
