@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jinja2 import Environment, TemplateError, nodes
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
@@ -22,6 +22,10 @@ from dpo_core.data.records import JsonText, Message
 from dpo_core.errors import user_error
 
 Variable = str | int | float | bool
+
+
+PLAIN = frozenset({str, int, float, bool, list, dict, tuple, type(None)})
+"""What JSON is made of: the attributes of such a value are those of its type."""
 
 
 class TemplateRefusal(Exception):
@@ -80,9 +84,7 @@ class ChatTemplate:
             raise TemplateRefusal(f"the chat template fails on it: {error}") from error
 
     def _environment(self) -> Environment:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
-        )
+        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = self._strftime_now
@@ -107,6 +109,28 @@ def _as_dict(message: Message) -> dict[str, object]:
     if message.name is not None:
         given["name"] = message.name
     return given
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, which decides alike for all values of a plain type, and so decides once."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._safe: dict[tuple[type, str], bool] = {}
+
+    def getattr(self, obj: object, attribute: str) -> object:
+        """An item of an object of JSON is found at once: Jinja would first fail to find an attribute of that name."""
+        if type(obj) is dict and attribute in obj and not hasattr(dict, attribute):
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+    def is_safe_attribute(self, obj: object, attr: str, value: object) -> bool:
+        kind = type(obj)
+        if kind not in PLAIN:
+            return super().is_safe_attribute(obj, attr, value)
+        if (kind, attr) not in self._safe:
+            self._safe[kind, attr] = super().is_safe_attribute(obj, attr, value)
+        return self._safe[kind, attr]
 
 
 class GenerationBlock(Extension):
