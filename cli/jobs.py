@@ -93,13 +93,17 @@ def submit(
 
 def report(
     file: Annotated[str, typer.Argument(metavar="FILE_ID", callback=given, help="The id of an uploaded file.")],
+    *,
+    model: Annotated[
+        str | None, typer.Option(help="Also what this model's tokenizer and chat template make of it.")
+    ] = None,
 ) -> None:
     """What an uploaded file holds: problems by line with the way out, and statistics."""
     from rich.console import Console
 
     from cli.report import report as show_report
 
-    show_report(file, Console(stderr=True))
+    show_report(file, model, Console(stderr=True))
 
 
 def list_jobs(

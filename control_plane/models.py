@@ -61,7 +61,7 @@ def hold(session: Session, project_id: str, model_id: str) -> Model:
 
 
 def with_base(session: Session, model: Model) -> list[Model]:
-    """The model, and the full one that it stands on, where it is an adapter."""
+    """The model first, then the full one that it stands on, where it is an adapter."""
     return [model, session.get_one(Model, model.base_id)] if model.base_id else [model]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,3 +45,16 @@ class Question:
 def about_file(file: File) -> Question:
     """What the file holds: asked of every file after its upload."""
     return Question("file", {"file": file.id}, (file,))
+
+
+def about_tokens(file: File, models: Sequence[Model]) -> Question:
+    """What a model makes of the file. `models`: that one, and the one that it stands on."""
+    return Question("model_file", {"file": file.id, "model": models[0].id}, (file,), tuple(models))
+
+
+def about_rows(
+    file: File, models: Sequence[Model], *, limit: int, lines: Sequence[int], max_length: int | None
+) -> Question:
+    """What a model sees of some rows. `models` as above."""
+    shown = {"limit": limit, "lines": sorted(set(lines)), "max_length": max_length}
+    return Question("preview", {"file": file.id, "model": models[0].id, **shown}, (file,), tuple(models))

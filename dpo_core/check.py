@@ -8,11 +8,15 @@ from __future__ import annotations
 import sys
 
 from dpo_core import program
-from dpo_core.data.file_check import check_file
+from dpo_core.data.file_check import check_file, method_of
+from dpo_core.data.options import ReadOptions
+from dpo_core.data.preview import preview
+from dpo_core.data.render import Renderer
+from dpo_core.data.token_report import check_tokens
 from dpo_core.prepare import estimate
-from dpo_core.questions import CheckSpec, FileQuestion, Question
+from dpo_core.questions import CheckSpec, FileQuestion, PreviewQuestion, Question, TokenQuestion
 from dpo_core.run_directory import RunDirectory, Status, write_whole
-from dpo_core.spec import StrictModel
+from dpo_core.spec import StrictModel, TrainingSpec
 
 
 def answer(question: Question, directory: RunDirectory) -> StrictModel:
@@ -24,7 +28,23 @@ def answer(question: Question, directory: RunDirectory) -> StrictModel:
     """
     if isinstance(question, FileQuestion):
         return check_file(question.file)
+    if isinstance(question, TokenQuestion):
+        return check_tokens(question.file, question.model)
+    if isinstance(question, PreviewQuestion):
+        return _preview(question)
     return estimate(question.run, directory.tokens)
+
+
+def _preview(question: PreviewQuestion) -> StrictModel:
+    training = TrainingSpec(method=method_of(question.file))
+    return preview(
+        question.file,
+        Renderer.for_run(question.model, training),
+        ReadOptions.of(training),
+        rows=question.limit,
+        lines=question.lines,
+        max_length=question.max_length,
+    )
 
 
 def check(directory: RunDirectory) -> Status:

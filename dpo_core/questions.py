@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dpo_core.spec import RunSpec, StrictModel
+from dpo_core.spec import ModelSource, PositiveInt, RunSpec, StrictModel
 
 ANSWERS = 1
 """Raised with every change of what an answer says: answers of an earlier version are not given any more."""
@@ -20,6 +20,25 @@ class FileQuestion(StrictModel):
     file: Path
 
 
+class TokenQuestion(StrictModel):
+    """What the model's tokenizer and chat template make of the file: a TokenReport."""
+
+    kind: Literal["model_file"] = "model_file"
+    file: Path
+    model: ModelSource
+
+
+class PreviewQuestion(StrictModel):
+    """Some rows as the model will see them: a Preview."""
+
+    kind: Literal["preview"] = "preview"
+    file: Path
+    model: ModelSource
+    limit: PositiveInt
+    lines: list[PositiveInt]
+    max_length: PositiveInt | None
+
+
 class EstimateQuestion(StrictModel):
     """What a job would be and take: a Prepared, without its reference group."""
 
@@ -27,7 +46,7 @@ class EstimateQuestion(StrictModel):
     run: RunSpec
 
 
-Question = FileQuestion | EstimateQuestion
+Question = FileQuestion | TokenQuestion | PreviewQuestion | EstimateQuestion
 
 
 class CheckSpec(StrictModel):

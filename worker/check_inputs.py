@@ -6,8 +6,8 @@ from pathlib import Path
 
 from control_plane.checks import WorkOrder
 from control_plane.storage import Storage
-from control_plane.tables import Json
-from dpo_core.questions import CheckSpec, EstimateQuestion, FileQuestion, Question
+from control_plane.tables import Check, Json
+from dpo_core.questions import CheckSpec, EstimateQuestion, FileQuestion, PreviewQuestion, Question, TokenQuestion
 from dpo_core.run_directory import RunDirectory
 from dpo_core.spec import Device, ModelSource, RunSpec, TrainingSpec, WeighedFile
 from worker.inputs import fetch_file, fetch_model
@@ -20,13 +20,21 @@ def collect(storage: Storage, order: WorkOrder, run: RunDirectory, device: Devic
         OSError: a file or model is not in storage, or the disk is full.
     """
     inputs = _Inputs(storage, order, run.path / "input")
-    asked = order.check.question
-    question: Question
-    if order.check.kind == "file":
-        question = FileQuestion(file=inputs.file(asked["file"]))
-    else:
-        question = EstimateQuestion(run=_run(inputs, asked, order.check.id, device))
-    return CheckSpec(question=question)
+    return CheckSpec(question=_question(inputs, order.check, device))
+
+
+def _question(inputs: _Inputs, check: Check, device: Device) -> Question:
+    asked = check.question
+    if check.kind == "estimate":
+        return EstimateQuestion(run=_run(inputs, asked, check.id, device))
+    file = inputs.file(asked["file"])
+    if check.kind == "file":
+        return FileQuestion(file=file)
+    model = inputs.model(asked["model"])
+    if check.kind == "model_file":
+        return TokenQuestion(file=file, model=model)
+    shown = {name: asked[name] for name in ("limit", "lines", "max_length")}
+    return PreviewQuestion(file=file, model=model, **shown)
 
 
 class _Inputs:

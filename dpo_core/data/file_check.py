@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from dpo_core.data.file_report import Damage, FileReport, Problem
+from dpo_core.data.file_report import Damage, FileReport, findings_of, problems_of
 from dpo_core.data.fingerprints import FINGERPRINT, Fingerprint, fingerprint
 from dpo_core.data.formats import RawRow, raw_rows, records
 from dpo_core.data.options import ReadOptions
 from dpo_core.data.parallel import chunks, map_in_order
-from dpo_core.data.problems import TITLES, Tally
+from dpo_core.data.problems import Tally
 from dpo_core.data.records import Example, FileProblem, Pair, RowProblem
 from dpo_core.data.rendering import REPEATED_ROLE, repeats_a_role
 from dpo_core.data.repeats import Array, Prompts, Repeats
 from dpo_core.data.statistics import Gathered
-from dpo_core.prepare_report import ReportFinding
 from dpo_core.spec import Method
+
+FIRST_ROWS = 100
+"""By so many it is told which method a file is for."""
 
 OTHER: dict[Method, Method] = {"dpo": "supervised", "supervised": "dpo"}
 
@@ -36,6 +39,15 @@ class AnyMethod:
             self._method = OTHER[self._method]
             found = records(raw, ReadOptions(self._method))
         return found
+
+
+def method_of(path: Path) -> Method:
+    """The method that the first rows are for. Raises OSError where the file can't be read."""
+    reader = AnyMethod()
+    raw = (row for row in islice(raw_rows(path), FIRST_ROWS) if isinstance(row, RawRow))
+    rows = [row for it in raw for row in reader.records(it)]
+    examples = sum(isinstance(row, Example) for row in rows)
+    return "supervised" if examples > sum(isinstance(row, Pair) for row in rows) else "dpo"
 
 
 @dataclass(slots=True)
@@ -109,14 +121,8 @@ def _report(whole: Part, prompts: int) -> FileReport:
         rows=good + whole.problems.count,
         pairs=whole.pairs,
         examples=whole.examples,
-        problems=[
-            Problem(code=it.code, title=TITLES[it.code], message=it.message, count=it.count, lines=it.lines)
-            for it in whole.problems.findings()
-        ],
+        problems=problems_of(whole.problems),
         damage=Damage(code=damage.code, message=damage.message, line=damage.line) if damage else None,
-        findings=[
-            ReportFinding(code=it.code, message=it.message, count=it.count, lines=it.lines)
-            for it in whole.notes.findings()
-        ],
+        findings=findings_of(whole.notes),
         statistics=whole.gathered.statistics(prompts=prompts) if good else None,
     )

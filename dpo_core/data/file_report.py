@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dpo_core.data.problems import TITLES, Tally
 from dpo_core.prepare_report import Lengths, ReportFinding
-from dpo_core.spec import StrictModel
+from dpo_core.spec import Method, StrictModel
 
 
 class Problem(StrictModel):
@@ -87,3 +88,40 @@ class FileReport(StrictModel):
 
     statistics: Statistics | None
     """None where no row can be used."""
+
+
+class TokenReport(StrictModel):
+    """What a model's tokenizer and chat template make of the good rows."""
+
+    method: Method
+    """The one that the rows were rendered for: that of the first rows."""
+
+    rows: int
+    """Pairs or examples that were rendered."""
+
+    lengths: Lengths
+    """In tokens, before anything is cut; a pair counts with its longer side."""
+
+    max_length: int
+    """What `training.max_length` would be by itself."""
+
+    max_length_reason: str
+    longer: int
+    """Rows that are longer than that: their prompts would be shortened, or they would be dropped."""
+
+    problems: list[Problem]
+    """Rows that this model's chat template or tokenizer makes unusable."""
+
+    findings: list[ReportFinding]
+    """What is odd about the rendered text, by the rows that have it."""
+
+
+def problems_of(tally: Tally) -> list[Problem]:
+    return [
+        Problem(code=it.code, title=TITLES[it.code], message=it.message, count=it.count, lines=it.lines)
+        for it in tally.findings()
+    ]
+
+
+def findings_of(tally: Tally) -> list[ReportFinding]:
+    return [ReportFinding(code=it.code, message=it.message, count=it.count, lines=it.lines) for it in tally.findings()]

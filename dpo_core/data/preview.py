@@ -84,34 +84,35 @@ def preview(
     renderer: Renderer,
     options: ReadOptions,
     *,
+    rows: int = ROWS,
     lines: Sequence[int] = (),
     max_length: int | None = None,
 ) -> Preview:
-    """The rows on `lines`, or the first ROWS of the file.
+    """The rows on `lines`, or the first `rows` of the file.
 
     Raises:
         RunError: the rows need a chat template that the model doesn't have.
         OSError: the file can't be read.
     """
     renderer.take_findings()
-    rows: list[PreviewRow] = []
-    for raw in _asked(path, lines):
+    shown: list[PreviewRow] = []
+    for raw in _asked(path, lines, rows):
         if isinstance(raw, FileProblem):
-            rows.append(PreviewRow(line=raw.line, problems=[Remark(code=raw.code, message=raw.message)]))
+            shown.append(PreviewRow(line=raw.line, problems=[Remark(code=raw.code, message=raw.message)]))
             continue
         for row in records(raw, options):
             if isinstance(row, RowProblem):
                 remark = Remark(code=row.code, field=row.field, message=row.message)
-                rows.append(PreviewRow(line=row.line, problems=[remark]))
+                shown.append(PreviewRow(line=row.line, problems=[remark]))
             else:
-                rows.append(preview_row(row, renderer, max_length))
-    return Preview(rows=rows, missing_lines=sorted(set(lines) - {row.line for row in rows}))
+                shown.append(preview_row(row, renderer, max_length))
+    return Preview(rows=shown, missing_lines=sorted(set(lines) - {row.line for row in shown}))
 
 
-def _asked(path: Path, lines: Sequence[int]) -> Iterator[RawRow | FileProblem]:
+def _asked(path: Path, lines: Sequence[int], rows: int) -> Iterator[RawRow | FileProblem]:
     """Reads no further than it must."""
     if not lines:
-        yield from islice(raw_rows(path), ROWS)
+        yield from islice(raw_rows(path), rows)
         return
     for raw in raw_rows(path):
         if raw.line in lines or isinstance(raw, FileProblem):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -109,8 +108,7 @@ def test_a_report_goes_with_its_file(client: OpenAI, http: httpx2.Client, databa
 def test_a_job_on_a_file_with_no_usable_row_is_refused_with_the_reports_words(
     client: OpenAI, http: httpx2.Client, working: None, model: str
 ) -> None:
-    rows = json.loads(real_data("llama-factory/kto_en_demo.json").read_bytes())
-    file_id = upload(client, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    file_id = upload(client, real_data("llama-factory/kto_en_demo.json").read_bytes())
     report = report_on(http, file_id).json()["report"]
     assert (report["pairs"], report["examples"], report["rows"]) == (0, 0, 300)
     (problem,) = report["problems"]

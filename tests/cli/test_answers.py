@@ -47,6 +47,16 @@ def test_a_report_in_words(client: OpenAI, working: None, dpo: Dpo, tmp_path: Pa
     assert "the longer answer is the chosen one in 100.0% of 2 pairs (95 % interval 34.2% to 100.0%)" in done.stdout
 
 
+def test_a_report_with_a_model_has_its_tokens(
+    client: OpenAI, working: None, trainable: str, pairs: Path, dpo: Dpo
+) -> None:
+    done = dpo("report", client.files.create(file=pairs, purpose="fine-tune").id, "--model", trainable)
+    assert done.returncode == 0, done.stderr
+    assert "tokens of a row" in done.stdout
+    assert "max_length would be 2,048 (the smallest power of two" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("longer than that: 0 rows of 20")
+
+
 def test_a_report_of_nothing(dpo: Dpo) -> None:
     done = dpo("report", "file-none")
     assert (done.returncode, done.stdout) == (1, "")

@@ -64,7 +64,13 @@ def test_the_known_defects_of_a_real_file() -> None:
 
 @pytest.mark.parametrize(
     ("name", "pairs", "examples"),
-    [("orca/validation.jsonl", 284, 0), ("piqa/piqa_validation_pairs.jsonl", 1838, 0)],
+    [
+        ("orca/validation.jsonl", 284, 0),
+        ("piqa/piqa_validation_pairs.jsonl", 1838, 0),
+        ("llama-factory/dpo_en_demo.json", 300, 0),
+        ("medicalgpt/dpo_zh_500.jsonl", 500, 0),
+        ("gsm8k/train.jsonl", 0, 7473),
+    ],
 )
 def test_real_files_are_recognised(name: str, pairs: int, examples: int) -> None:
     report = check_file(real_data(name))
