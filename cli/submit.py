@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
-from openai import APIStatusError, OpenAI
+from openai import APIError, APIStatusError, OpenAI
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -25,8 +26,6 @@ from dpo_core.spec import Method
 Json = dict[str, Any]
 METHODS = get_args(Method)
 FILE_FIELDS = ("training_file", "validation_file")
-
-T = TypeVar("T")
 
 ELSEWHERE = {"epochs": "n_epochs", "learning_rate": "learning_rate_multiplier"}
 """What OpenAI's hyperparameters call a field of `training`, or what would contradict it."""
@@ -64,7 +63,7 @@ class Flags:
 
 
 def submit(file: Path, validation: Path | None, spec: Path | None, flags: Flags, console: Console) -> str:
-    """Makes a job of the files, and returns its id. Raises CommandFailed, and leaves no file behind then."""
+    """Makes a job of the files, and returns its id. Raises CommandFailed; where the service refused, no file stays."""
     body = request_body(read_spec(spec) if spec else {}, flags)
     return _send(file, validation, body, _create, console)
 
@@ -78,33 +77,44 @@ def submit_sweep(file: Path, validation: Path | None, spec: Path | None, flags: 
 def dry_run(file: Path, validation: Path | None, spec: Path | None, flags: Flags, console: Console) -> Json:
     """What the service says the job would be and take. Raises CommandFailed; no file stays behind."""
 
-    def estimate(client: OpenAI, body: Json) -> Json:
-        found = answer(client, "/fine_tuning/jobs", console, params={"dry_run": True}, body=body)
-        for field in FILE_FIELDS:
-            if field in body:
-                client.files.delete(body[field])
-        estimate: Json = found["estimate"]
+    body = request_body(read_spec(spec) if spec else {}, flags)
+    with _uploaded(file, validation, body, console) as (client, whole, _):
+        estimate: Json = answer(client, "/fine_tuning/jobs", console, params={"dry_run": True}, body=whole)["estimate"]
         return estimate
 
-    body = request_body(read_spec(spec) if spec else {}, flags)
-    return _send(file, validation, body, estimate, console)
+
+def _send(file: Path, validation: Path | None, body: Json, create: Callable[[OpenAI, Json], str], console: Console) -> str:
+    with _uploaded(file, validation, body, console) as (client, whole, removals):
+        kept = removals.pop_all()  # a job may be made of them even where its answer is lost on the way
+        try:
+            return create(client, whole)
+        except APIStatusError as refused:
+            if refused.status_code < 500:
+                kept.close()
+            raise
 
 
-def _send(file: Path, validation: Path | None, body: Json, create: Callable[[OpenAI, Json], T], console: Console) -> T:
+@contextmanager
+def _uploaded(
+    file: Path, validation: Path | None, body: Json, console: Console
+) -> Iterator[tuple[OpenAI, Json, ExitStack]]:
+    """A client, `body` with the ids of the files, which are uploaded, and the stack that removes them at the end."""
     paths = {field: path for field, path in zip(FILE_FIELDS, (file, validation), strict=True) if path}
     for path in paths.values():
         _require_file(path)
-    uploaded: Json = {}
-    with connected() as client:
+    whole = dict(body)
+    with connected() as client, ExitStack() as removals:
         client.models.retrieve(body["model"])
-        try:
-            for field, path in paths.items():
-                uploaded[field] = upload(client, path, console)
-            return create(client, body | uploaded)
-        except (APIStatusError, CommandFailed):
-            for file_id in uploaded.values():
-                client.files.delete(file_id)
-            raise
+        for field, path in paths.items():
+            whole[field] = upload(client, path, console)
+            removals.callback(_remove, client, whole[field])
+        yield client, whole, removals
+
+
+def _remove(client: OpenAI, file_id: str) -> None:
+    """As far as the service answers: what it said before is worth more than what it says to this."""
+    with suppress(APIError):
+        client.files.delete(file_id)
 
 
 def show_warnings(job_id: str, console: Console) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
-from openai import OpenAI
+from openai import APIConnectionError, OpenAI
+from rich.console import Console
 
+from cli.errors import CommandFailed
+from cli.submit import _send, _uploaded
 from control_plane import models
 from control_plane.database import Database
 from control_plane.settings import Settings
@@ -84,3 +90,34 @@ def test_a_dry_run_that_is_refused_leaves_nothing(
     assert (done.returncode, done.stdout) == (1, "")
     assert "batch_size 1000 is more than the 20 rows" in done.stderr
     assert client.files.list().data == []
+
+
+def test_a_dry_run_leaves_the_specs_own_file(
+    client: OpenAI, working: None, trainable: str, pairs: Path, dpo: Dpo, tmp_path: Path
+) -> None:
+    held_out = client.files.create(file=pairs, purpose="fine-tune").id
+    spec = tmp_path / "job.json"
+    spec.write_text(json.dumps({"validation_file": held_out}))
+    done = dpo("submit", pairs, "--model", trainable, "--spec", spec, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert client.files.retrieve(held_out).id == held_out
+    assert [file.id for file in client.files.list()] == [held_out]
+
+
+def test_files_of_an_interrupted_dry_run_are_removed_and_those_of_a_lost_answer_stay(
+    client: OpenAI, base: str, pairs: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    console = Console(quiet=True)
+    with pytest.raises(KeyboardInterrupt), _uploaded(pairs, pairs, {"model": base}, console):
+        assert len(client.files.list().data) == 2
+        raise KeyboardInterrupt
+    assert client.files.list().data == []
+
+    def lost(_: OpenAI, __: dict[str, Any]) -> str:
+        raise APIConnectionError(request=httpx2.Request("POST", "http://service"))
+
+    with pytest.raises(CommandFailed, match="nothing answers"):
+        _send(pairs, None, {"model": base}, lost, console)
+    assert len(client.files.list().data) == 1
