@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from api.answers import Answer, answered, failure_of
 from api.services import Services
-from control_plane import estimates
+from control_plane import checks, estimates
 from control_plane.checks import State
 from control_plane.errors import InvalidRequest
 from control_plane.job_requests import JobRequest
@@ -59,7 +59,7 @@ async def estimate(
 ) -> EstimateObject:
     """Raises InvalidRequest where the job itself would be refused, in the same words."""
     check = await answered(services, lambda session: estimates.ask(session, project_id, request), wait, response)
-    if check.error is not None and check.error["kind"] != "infrastructure":
+    if check.error is not None and checks.is_the_askers(check.error):
         raise InvalidRequest(check.error["message"], param=check.error["param"], code=check.error["code"])
     found = await run_in_threadpool(_estimate, services, request.model, check) if check.result else None
     return EstimateObject(state=State(check.state), error=failure_of(check), estimate=found)

@@ -7,9 +7,10 @@ The answer goes with any of the files and models that it is about. docs/job_stat
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 
-from sqlalchemy import delete, func, null, select, update
+from sqlalchemy import delete, func, null, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -30,6 +31,13 @@ class State(StrEnum):
 
 
 ANSWERED = frozenset({State.done, State.failed})
+
+REST = timedelta(minutes=5)
+"""How long a failure that may pass stands, before who asks begins the question anew: who polls would begin it for ever,
+and never see that it failed."""
+
+WORKERS_OWN = ("disk_full", "reader_killed", "out_of_memory")
+"""Codes of the kind `resource` that tell of the worker at that time; others of that kind answer the question."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,8 @@ class WorkOrder:
 def ask(session: Session, project_id: str, question: Question) -> Check:
     """The check of this question, made if it is new. Send a hint after the commit where it is not answered.
 
-    One that failed through nobody's fault is begun anew. The caller holds the files and models that it is about.
+    One that failed, `REST` ago, through what may have passed since is begun anew, behind those that wait. The caller
+    holds the files and models that it is about.
     """
     row = {
         "id": new_id("check"),
@@ -69,8 +78,10 @@ def ask(session: Session, project_id: str, question: Question) -> Check:
     made = insert(Check).values(row).on_conflict_do_nothing(index_elements=["project_id", "digest"])
     session.execute(made)
     mine = (Check.project_id == project_id) & (Check.digest == question.digest)
-    again = mine & (Check.state == State.failed) & (Check.error["kind"].astext == "infrastructure")
-    session.execute(update(Check).where(again).values(state=State.waiting.value, error=null(), fruitless_attempts=0))
+    may_have_passed = or_(Check.error["kind"].astext == "infrastructure", Check.error["code"].astext.in_(WORKERS_OWN))
+    again = mine & (Check.state == State.failed) & may_have_passed & (Check.finished_at < dpo_now() - REST)
+    anew = {"state": State.waiting.value, "error": null(), "fruitless_attempts": 0}
+    session.execute(update(Check).where(again).values(**anew, created_at=dpo_now(), finished_at=None))
     return session.scalars(select(Check).where(mine)).one()
 
 
@@ -78,6 +89,11 @@ def find(session: Session, project_id: str, question: Question) -> Check | None:
     """The check of this question, if it was ever asked."""
     mine = (Check.project_id == project_id) & (Check.digest == question.digest)
     return session.scalars(select(Check).where(mine)).one_or_none()
+
+
+def is_the_askers(error: Json) -> bool:
+    """Whether a failure answers the question, and would be the same on any worker at any time."""
+    return error["kind"] != "infrastructure" and error["code"] not in WORKERS_OWN
 
 
 def read(session: Session, check_id: str) -> Check | None:
@@ -123,16 +139,17 @@ def work_order(session: Session, claim: Claim) -> WorkOrder:
 
 
 def finish(session: Session, claim: Claim, result: Json) -> None:
-    """The question is answered. A file that nothing can be done with has the status `error` from then on."""
-    _lock_files(session, claim)
+    """The question is answered. The check of a file says whether anything can be done with it: its `status`."""
+    _lock_file(session, claim)
     check = _held(session, claim)
     _end(session, check, State.done)
     check.result = storable(result)
-    damage = check.result.get("damage") if check.kind == "file" else None
-    if damage is not None:
+    if check.kind == "file":
+        damage = check.result.get("damage")
+        status, details = ("processed", None) if damage is None else ("error", damage["message"])
         (file_id,) = check.about
         marked = update(File).where(File.id == file_id)
-        session.execute(marked.values(status="error", status_details=damage["message"]))
+        session.execute(marked.values(status=status, status_details=details))
 
 
 def fail(session: Session, claim: Claim, failure: Failure, *, max_attempts: int) -> None:
@@ -161,10 +178,14 @@ def waiting(session: Session) -> int:
     return session.scalar(select(func.count()).where(Check.state == State.waiting)) or 0
 
 
-def _lock_files(session: Session, claim: Claim) -> None:
-    """In the order in which the deletion of a file takes them: the file, then its checks."""
-    about = session.scalar(select(Check.about).where(Check.id == claim.check_id)) or []
-    session.execute(select(File.id).where(File.id.in_(about)).order_by(File.id).with_for_update())
+def _lock_file(session: Session, claim: Claim) -> None:
+    """The file whose row the answer changes, in the order in which its deletion takes them: the file, then its checks.
+
+    Other answers change no file, and lock none: a job that is being made holds several, in an order of its own.
+    """
+    ours = select(Check.about).where(Check.id == claim.check_id, Check.kind == "file")
+    about = session.scalar(ours) or []
+    session.execute(select(File.id).where(File.id.in_(about)).with_for_update())
 
 
 def _held(session: Session, claim: Claim) -> Check:

@@ -8,6 +8,7 @@ import subprocess
 from typing import Literal
 
 from dpo_core.run_directory import Failure, RunDirectory
+from worker.launch import Kind
 
 Ending = Failure | Literal["succeeded", "stopped"]
 
@@ -15,10 +16,11 @@ LOG_LINES = 15
 LOG_BYTES = 3000
 
 
-def failure_of(error: BaseException, doing: str) -> Failure:
-    """The Failure for an error on the worker's own side, while it was `doing` something."""
+def failure_of(error: BaseException, doing: str, kind: Kind) -> Failure:
+    """The Failure for an error on the worker's own side, while it was `doing` something for work of that kind."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        message = f"The worker's disk is full (while {doing}). Free space there, then make the job again."
+        then = "ask again" if kind == "check" else "make the job again"
+        message = f"The worker's disk is full (while {doing}). Free space there, then {then}."
         return Failure(kind="resource", code="disk_full", message=message)
     return Failure(kind="infrastructure", code="worker_error", message=f"{type(error).__name__} while {doing}: {error}")
 

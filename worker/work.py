@@ -151,7 +151,7 @@ class Work(ABC):
             logger.exception("%s: error while %s", self.id, doing)
             self._not_before = time.monotonic() + RETRY_SECONDS
             if self._failure is None:
-                self._failure = failure_of(error, doing)
+                self._failure = failure_of(error, doing, self.kind)
                 self._step = self._sweeping
             elif self._holding:
                 self.abandon("its failure could not be reported; its lease will run out")

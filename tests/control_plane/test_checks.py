@@ -128,14 +128,38 @@ def test_a_lost_worker_changes_nothing_and_another_one_answers(stocked: Database
     assert row(stocked, again.check_id).result == {"rows": 2}
 
 
-def test_too_many_lost_workers_fail_it_and_the_next_who_asks_begins_anew(stocked: Database) -> None:
+def test_too_many_lost_workers_fail_it_and_who_asks_some_minutes_later_begins_anew(stocked: Database) -> None:
     taken = claimed(stocked)
     assert lapse(stocked, max_attempts=1) == []
-    failed = row(stocked, taken.check_id)
-    assert failed.state == "failed"
-    assert failed.error is not None and failed.error["code"] == "worker_lost"
+    for _ in range(2):
+        assert ask(stocked) == taken.check_id
+        failed = row(stocked, taken.check_id)
+        assert failed.state == "failed", "who polls sees it"
+        assert failed.error is not None and failed.error["code"] == "worker_lost"
+    later(stocked)
+    with stocked.transaction() as session:
+        add_file(session, "file-2")
+    other = ask(stocked, "file-2")
     assert ask(stocked) == taken.check_id
-    assert (row(stocked, taken.check_id).state, row(stocked, taken.check_id).error) == ("waiting", None)
+    anew = row(stocked, taken.check_id)
+    assert (anew.state, anew.error, anew.finished_at, anew.fruitless_attempts) == ("waiting", None, None, 0)
+    first = claim(stocked)
+    assert first is not None and first.check_id == other, "it waits behind those that are there"
+
+
+def later(database: Database) -> None:
+    with database.transaction() as session:
+        set_clock_ahead(session, 600)
+
+
+@pytest.mark.parametrize("code", ["disk_full", "reader_killed", "out_of_memory"])
+def test_what_was_the_workers_condition_is_tried_again(stocked: Database, code: str) -> None:
+    fail(stocked, claimed(stocked), Failure(kind="resource", code=code, message="There was no room."))
+    ask(stocked)
+    assert claim(stocked) is None
+    later(stocked)
+    ask(stocked)
+    assert claim(stocked) is not None
 
 
 def test_a_failure_that_is_the_users_is_the_answer(stocked: Database) -> None:
@@ -144,6 +168,8 @@ def test_a_failure_that_is_the_users_is_the_answer(stocked: Database) -> None:
     assert ask(stocked) == taken.check_id
     error = row(stocked, taken.check_id).error
     assert error is not None and error["code"] == "no_chat_template"
+    later(stocked)
+    ask(stocked)
     assert claim(stocked) is None
 
 
@@ -170,6 +196,16 @@ def test_a_file_that_can_not_be_read_has_the_status_error(stocked: Database) -> 
     with stocked.transaction() as session:
         file = session.get_one(File, FILE)
     assert (file.status, file.status_details) == ("error", "The file ends too early.")
+
+
+def test_a_file_that_another_answer_can_read_is_in_order_again(stocked: Database) -> None:
+    with stocked.transaction() as session:
+        file = session.get_one(File, FILE)
+        file.status, file.status_details = "error", "The file ends too early."
+    finish(stocked, claimed(stocked), {"rows": 2, "damage": None})
+    with stocked.transaction() as session:
+        file = session.get_one(File, FILE)
+    assert (file.status, file.status_details) == ("processed", None)
 
 
 def test_what_is_known_goes_with_the_file_and_with_the_model(stocked: Database) -> None:
