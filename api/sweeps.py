@@ -21,7 +21,7 @@ from control_plane.repetition import Repeatable
 from control_plane.sweep_requests import read_sweep
 from control_plane.sweep_results import results
 from control_plane.tables import Sweep
-from control_plane.validation import validated
+from control_plane.validation import json_object, validated
 
 router = APIRouter(prefix="/v1/fine_tuning/sweeps", tags=["sweeps"])
 
@@ -82,7 +82,7 @@ def cancel_sweep(sweep_id: str, services: ServicesOf, caller: CallerOf) -> Sweep
 @router.post("/{sweep_id}/promote", summary="Give a job's model the sweep's name")
 def promote_job(sweep_id: str, services: ServicesOf, caller: CallerOf, body: OptionalJsonBody) -> ModelObject:
     """`job`: which; by default the best, once all jobs are over."""
-    asked = validated(Promotion, body)
+    asked = validated(Promotion, json_object(body))
     with services.database.transaction() as session:
         shape = model_object(sweeps.promote(session, caller.project_id, sweep_id, asked.job))
     removals.carry_out(services.database, services.storage)

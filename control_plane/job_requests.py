@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from control_plane.errors import InvalidRequest
-from control_plane.validation import validated
+from control_plane.validation import json_object, validated
 from dpo_core.judged_metrics import NEEDS_VALIDATION
 from dpo_core.spec import Auto, PositiveInt, StrictModel, TrainingFields, TrainingSpec, Weight
 
@@ -79,9 +79,8 @@ class JobRequest(StrictModel):
 
 def read_request(body: object) -> JobRequest:
     """The body of a create request, checked as far as one can without the database. InvalidRequest names the field."""
-    if not isinstance(body, dict):
-        raise InvalidRequest("The body must be a JSON object.", code="invalid_value")
-    request = validated(JobRequest, {name: value for name, value in body.items() if value is not None})
+    given = {name: value for name, value in json_object(body).items() if value is not None}
+    request = validated(JobRequest, given)
     if request.training_files is not None and request.training_file not in request.training_files:
         raise InvalidRequest(
             f"training_file {request.training_file!r} is not among training_files; name it there with its weight.",

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, NoReturn
 
 from control_plane.errors import InvalidRequest, ServiceError
 from control_plane.job_requests import JobRequest, read_request, training_spec
 from control_plane.tables import Json
+from control_plane.validation import json_object
+from dpo_core.spec import TrainingSpec
 
 MAX_JOBS = 100
 
@@ -42,18 +44,25 @@ def read_sweep(body: object) -> SweepRequest:
 
     InvalidRequest names the field, and the combination where only some are wrong.
     """
-    if not isinstance(body, dict):
-        raise InvalidRequest("The body must be a JSON object.", code="invalid_value")
+    body = json_object(body)
+    _refuse_lists_elsewhere(body)
     training = body.get("training")
     training = training if isinstance(training, dict) else {}
     axes = _axes(training)
     combinations = []
+    specs: dict[str, TrainingSpec] = {}
+    first: dict[str, Json] = {}  # by the spec that they mean, as JSON
     for values in product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         with naming(chosen):
             request = read_request({**body, "training": {**training, **chosen}})
-            training_spec(request)
+            spec = training_spec(request)
+        meant = spec.model_dump_json()
+        if meant in specs:
+            _refuse_repeated(axes, first[meant], chosen)
+        specs[meant], first[meant] = spec, chosen
         combinations.append(Combination(chosen, request))
+    _refuse_what_cannot_be_compared(axes, list(specs.values()), held_out=body.get("validation_file") is not None)
     return SweepRequest(body, axes, combinations)
 
 
@@ -90,7 +99,10 @@ def _axes(training: Json) -> dict[str, list[Any]]:
             code="invalid_value",
         )
     for field, values in axes.items():
-        _refuse_repeated(field, values)
+        if not values:
+            raise InvalidRequest(
+                f'"{field}" is an empty list; give it values.', param=f"training.{field}", code="invalid_value"
+            )
     count = prod(map(len, axes.values()))
     if count > MAX_JOBS:
         lengths = " × ".join(f"{len(values)} of {field}" for field, values in axes.items())
@@ -102,10 +114,48 @@ def _axes(training: Json) -> dict[str, list[Any]]:
     return axes
 
 
-def _refuse_repeated(field: str, values: list[Any]) -> None:
-    seen = [json.dumps(value, sort_keys=True) for value in values]
-    twice = next((value for place, value in enumerate(seen) if value in seen[:place]), None)
-    if values and twice is None:
-        return
-    wrong = "is an empty list; give it values" if not values else f"has {twice} twice; give each value once"
-    raise InvalidRequest(f'"{field}" {wrong}.', param=f"training.{field}", code="invalid_value")
+def _refuse_lists_elsewhere(body: Json) -> None:
+    """Where OpenAI's API has hyperparameters, a value is one value."""
+    method = body.get("method")
+    settings = method.items() if isinstance(method, dict) else ()
+    places = [("hyperparameters", body), *((f"method.{name}.hyperparameters", it) for name, it in settings)]
+    for where, place in places:
+        given = place.get("hyperparameters") if isinstance(place, dict) else None
+        for name, value in given.items() if isinstance(given, dict) else ():
+            if isinstance(value, list):
+                raise InvalidRequest(
+                    f'"{where}.{name}" is a list; lists of values belong in `training`.',
+                    param=f"{where}.{name}",
+                    code="invalid_value",
+                )
+
+
+def _refuse_repeated(axes: dict[str, list[Any]], earlier: Json, chosen: Json) -> NoReturn:
+    """Two combinations mean the same job: two values of one field are one, such as 1 and 1.0."""
+    field = next(name for name in axes if chosen[name] != earlier[name] or axes[name].count(chosen[name]) > 1)
+    raise InvalidRequest(
+        f'"{field}" has {json.dumps(chosen[field])} twice; give each value once.',
+        param=f"training.{field}",
+        code="invalid_value",
+    )
+
+
+def _refuse_what_cannot_be_compared(
+    axes: dict[str, list[Any]], specs: Sequence[TrainingSpec], *, held_out: bool
+) -> None:
+    """Jobs whose metrics would be of other pairs, or of another kind. `held_out`: by a file of their own."""
+    splits = [field for field in ("seed", "validation_fraction") if field in axes]
+    if splits and not held_out and any(spec.validation_fraction != 0 for spec in specs):
+        raise InvalidRequest(
+            f"`{splits[0]}` says which pairs are held out, so each job would be measured on other pairs; "
+            "give a `validation_file`.",
+            param=f"training.{splits[0]}",
+            code="invalid_value",
+        )
+    if specs[0].method == "dpo" and len({spec.reference == "none" for spec in specs}) > 1:
+        raise InvalidRequest(
+            "Rewards without a reference can't be compared with rewards that have one; make a sweep of its own with "
+            '`reference` "none".',
+            param="training.reference",
+            code="invalid_value",
+        )

@@ -28,6 +28,13 @@ def validated(model: type[M], data: object, where: str | None = None) -> M:
         raise refused from None
 
 
+def json_object(body: object) -> dict[str, Any]:
+    """The body of a request. Raises InvalidRequest for any other JSON value."""
+    if not isinstance(body, dict):
+        raise InvalidRequest("The body must be a JSON object.", code="invalid_value")
+    return body
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence with the known name most like `name`, or an empty string."""
     found = get_close_matches(name, list(known), n=1)

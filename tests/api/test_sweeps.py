@@ -94,6 +94,9 @@ def test_what_is_wrong_is_said(http: httpx2.Client, request_body: dict[str, Any]
     made = post(http, SWEEPS, request_body)["id"]
     answer = http.post(f"{SWEEPS}/{made}/promote", json={"jobs": "x"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unknown_field")
+    for no_object in ("null", "[]"):
+        answer = http.post(f"{SWEEPS}/{made}/promote", content=no_object)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (400, "The body must be a JSON object.")
     assert http.post(f"{SWEEPS}/{made}/promote").json()["error"]["code"] == "sweep_not_finished"
     for path in (f"{SWEEPS}/ftsweep-none", f"{SWEEPS}/ftsweep-none/jobs"):
         assert http.get(path).status_code == 404

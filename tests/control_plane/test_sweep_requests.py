@@ -67,20 +67,49 @@ def test_what_is_no_sweep_is_refused() -> None:
     assert refusal(training={"beta": 0.1}).code == "no_axis"
     assert refusal(training={"beta": []}).param == "training.beta"
     assert str(refusal(training={"beta": [0.1, 0.5, 0.1]})) == '"beta" has 0.1 twice; give each value once.'
+    assert refusal(training={"beta": [0.1], "loss": ["sigmoid", "sigmoid"]}).param == "training.loss"
+    assert str(refusal(training={"beta": [1, 1.0]})) == '"beta" has 1.0 twice; give each value once.'
+    assert refusal(training={"beta": [0.1] * 1_000_000}).code == "too_many_jobs"
     assert refusal(training={"method": ["dpo", "supervised"]}).param == "training.method"
     with pytest.raises(InvalidRequest, match="must be a JSON object"):
         read_sweep([])
 
 
 def test_at_most_a_hundred_jobs() -> None:
-    training = {"seed": list(range(10)), "beta": [0.1 * n for n in range(1, 11)]}
+    training = {"max_grad_norm": list(range(1, 11)), "beta": [0.1 * n for n in range(1, 11)]}
     assert len(read_sweep(body(training=training)).combinations) == 100
     refused = refusal(training={**training, "epochs": [1, 2]})
     assert refused.code == "too_many_jobs"
-    assert "10 of seed × 10 of beta × 2 of epochs are 200" in str(refused)
+    assert "10 of max_grad_norm × 10 of beta × 2 of epochs are 200" in str(refused)
 
 
 def test_each_combination_is_a_whole_job_request() -> None:
     found = read_sweep(body(suffix="tune", priority="high", training={"beta": [0.1, 0.5]})).combinations
     assert [training_spec(one.request).beta for one in found] == [0.1, 0.5]
     assert {(one.request.suffix, one.request.priority) for one in found} == {("tune", "high")}
+
+
+@pytest.mark.parametrize(("field", "values"), [("seed", [1, 2]), ("validation_fraction", [0.1, 0.2])])
+def test_jobs_are_measured_on_the_same_pairs(field: str, values: list[float]) -> None:
+    refused = refusal(training={field: values})
+    assert refused.param == f"training.{field}"
+    assert "measured on other pairs; give a `validation_file`" in str(refused)
+    assert len(read_sweep(body(validation_file="file-2", training={field: values})).combinations) == 2
+
+
+def test_seeds_may_differ_where_nothing_is_measured() -> None:
+    assert len(sweep(seed=[1, 2], validation_fraction=0)) == 2
+
+
+def test_rewards_with_and_without_a_reference_are_not_compared() -> None:
+    refused = refusal(training={"reference": ["start", "none"], "loss": "simpo"})
+    assert refused.param == "training.reference" and "make a sweep of its own" in str(refused)
+    assert len(sweep(reference=["start", "base/other"])) == 2
+    assert len(sweep(reference="none", loss=["simpo", "cpo"])) == 2
+
+
+def test_lists_among_hyperparameters_are_told_where_they_belong() -> None:
+    method = {"type": "dpo", "dpo": {"hyperparameters": {"beta": [0.1, 0.5]}}}
+    refused = refusal(method=method, training={"epochs": [1, 2]})
+    assert refused.param == "method.dpo.hyperparameters.beta"
+    assert "lists of values belong in `training`" in str(refused)
