@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from openai import OpenAI
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from cli.job_view import NAMES
 from cli.tables import aligned
+from cli.watch import patiently
 from cli.words import command
 
 Json = dict[str, Any]
@@ -27,19 +29,25 @@ def read(client: OpenAI, sweep_id: str) -> Json:
 
 
 def follow(client: OpenAI, sweep_id: str, console: Console) -> Json:
-    """Shows the table until all jobs are over, redrawn where the output is a terminal. Returns it as it is then."""
+    """Shows the table until all jobs are over, redrawn where the output is a terminal. Returns it as it is then.
+
+    A service that stops answering is waited for, as `dpo watch` does.
+    """
     sweep = read(client, sweep_id)
-    if not console.is_interactive:
+    client = client.with_options(max_retries=0)
+    go_on = command("sweep", "show", sweep_id, "--watch")
+    redrawn = Live(drawn(sweep), console=console, transient=True) if console.is_interactive else nullcontext()
+    with redrawn as live:
         while sweep["status"] in UNFINISHED:
             time.sleep(POLL_SECONDS)
-            sweep = read(client, sweep_id)
-        return sweep
-    with Live(drawn(sweep), console=console, transient=True) as live:
-        while sweep["status"] in UNFINISHED:
-            time.sleep(POLL_SECONDS)
-            sweep = read(client, sweep_id)
-            live.update(drawn(sweep))
+            sweep = patiently(lambda: read(client, sweep_id), lambda line: _say(console, line), go_on)
+            if live is not None:
+                live.update(drawn(sweep))
     return sweep
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def drawn(sweep: Json) -> Group:
@@ -47,12 +55,21 @@ def drawn(sweep: Json) -> Group:
 
 
 def lines(sweep: Json) -> list[str]:
-    """The table, and a sentence about it."""
+    """The table, why jobs failed, and a sentence about it."""
     fields = [axis["field"] for axis in sweep["axes"]]
     metrics = [name for name in _shown(sweep) if any(name in row["metrics"] for row in sweep["results"])]
     columns = ["job", *fields, "state", "steps", *(f"{NAMES[name]} [95 %]" for name in metrics), ""]
     rows = [_row(row, fields, metrics) for row in sweep["results"]]
-    return [*aligned(columns, rows), "", *_verdict(sweep)]
+    return [*aligned(columns, rows), "", *_errors(sweep), *_verdict(sweep)]
+
+
+def _errors(sweep: Json) -> list[str]:
+    """Every reason once: many jobs fail through the same."""
+    jobs: dict[str, list[str]] = {}
+    for row in sweep["results"]:
+        if row["error"] is not None:
+            jobs.setdefault(row["error"], []).append(row["job"])
+    return [f"{', '.join(failed)} failed: {error}" for error, failed in jobs.items()]
 
 
 def _shown(sweep: Json) -> list[str]:

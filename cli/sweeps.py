@@ -87,7 +87,10 @@ def show_sweep(
     *,
     watch: Annotated[bool, typer.Option("--watch", help="Until all jobs are over; Ctrl-C ends only that.")] = False,
 ) -> None:
-    """Show each job's values, state and held-out metrics with 95 % intervals, and which job is best."""
+    """Show each job's values, state and held-out metrics with 95 % intervals, and which job is best.
+
+    With --watch the exit code is 1 where no job succeeded.
+    """
     from rich.console import Console
 
     from cli.client import connected
@@ -101,6 +104,8 @@ def show_sweep(
         raise typer.Exit(INTERRUPTED) from None
     for line in lines(found):
         typer.echo(line)
+    if watch and found["status"] != "succeeded":
+        raise typer.Exit(1)
 
 
 @app.command()

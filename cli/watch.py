@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from openai import APIConnectionError, InternalServerError, OpenAI
 from openai.types.fine_tuning import FineTuningJob
@@ -13,6 +14,8 @@ from cli.client import connected, reason
 from cli.errors import CommandFailed
 from cli.job_view import NAMES, JobView, duration, job_view, progress
 from cli.words import command
+
+T = TypeVar("T")
 
 FINAL = ("succeeded", "failed", "cancelled")
 POLL_SECONDS = 0.5
@@ -53,6 +56,32 @@ def follow(client: OpenAI, job_id: str, console: Console, *, events: bool = True
             time.sleep(POLL_SECONDS)
 
 
+def patiently(ask: Callable[[], T], say: Callable[[str], None], go_on: str) -> T:
+    """What `ask` returns, once the service answers; `say` hears that it doesn't. `ask` itself should try only once.
+
+    Raises CommandFailed, which names the command to `go_on` with, when that takes longer than PATIENCE.
+    """
+    silent_since, pause = time.monotonic(), POLL_SECONDS
+    while True:
+        try:
+            found = ask()
+        except (APIConnectionError, InternalServerError) as error:
+            silent = time.monotonic() - silent_since
+            if silent > PATIENCE:
+                raise CommandFailed(
+                    f"the service has not answered for {duration(silent)} ({reason(error)}); "
+                    f"once it does, go on with `{go_on}`"
+                ) from None
+            if pause == POLL_SECONDS:
+                say(f"the service doesn't answer ({reason(error)}); trying again")
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        else:
+            if pause > POLL_SECONDS:
+                say("the service answers again")
+            return found
+
+
 class _Watcher:
     """What has been seen of one job so far."""
 
@@ -64,25 +93,7 @@ class _Watcher:
 
     def look(self) -> None:
         """One look at the service, however long it takes to answer."""
-        silent_since, pause = time.monotonic(), POLL_SECONDS
-        while True:
-            try:
-                self._look()
-            except (APIConnectionError, InternalServerError) as error:
-                silent = time.monotonic() - silent_since
-                if silent > PATIENCE:
-                    raise CommandFailed(
-                        f"the service has not answered for {duration(silent)} ({reason(error)}); "
-                        f"once it does, go on with `{command('watch', self.job.id)}`"
-                    ) from None
-                if pause == POLL_SECONDS:
-                    self._view.line(f"the service doesn't answer ({reason(error)}); trying again")
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
-            else:
-                if pause > POLL_SECONDS:
-                    self._view.line("the service answers again")
-                return
+        patiently(self._look, self._view.line, command("watch", self.job.id))
 
     def _look(self) -> None:
         job = self._client.fine_tuning.jobs.retrieve(self.job.id)

@@ -17,6 +17,7 @@ from control_plane.database import Database
 from control_plane.errors import InvalidRequest
 from control_plane.sweep_requests import read_sweep
 from tests.cli.conftest import Dpo
+from tests.cli.work import refused as fail_validation
 from tests.control_plane.sweeps import run_all
 
 
@@ -59,6 +60,7 @@ def test_a_sweep_is_cancelled(base: str, pairs: Path, dpo: Dpo) -> None:
     assert dpo("sweep", "cancel", sweep_id).stdout == f"cancelled {sweep_id}\n"
     shown = dpo("sweep", "show", sweep_id).stdout
     assert shown.count(" cancelled ") == 2 and f"{sweep_id} is cancelled: 2 cancelled" in shown
+    assert dpo("sweep", "show", sweep_id, "--watch").returncode == 1
     refused = dpo("sweep", "cancel", sweep_id)
     assert refused.returncode == 1 and "nothing to cancel" in refused.stderr
 
@@ -77,6 +79,16 @@ def test_options_win_over_the_spec_files_lists() -> None:
     assert body["training"] == {"beta": [0.2, 0.3], "loss": spec["training"]["loss"]}
     with pytest.raises(InvalidRequest, match="must be"):
         request_body(spec, Flags("base/m"))
+
+
+def test_why_jobs_failed_is_said_once(base: str, pairs: Path, dpo: Dpo, database: Database) -> None:
+    sweep_id = dpo("sweep", "submit", pairs, "--model", base, "--beta", "0.1,0.2").stdout.strip()
+    for _ in range(2):
+        fail_validation(database, "No row can be used.")
+    shown = dpo("sweep", "show", sweep_id, "--watch")
+    assert shown.returncode == 1
+    (said,) = [line for line in shown.stdout.splitlines() if line.endswith(" failed: No row can be used.")]
+    assert said.count("ftjob-") == 2
 
 
 @pytest.mark.parametrize(
@@ -107,6 +119,7 @@ def test_a_supervised_sweep_shows_its_loss_first() -> None:
         "metrics": {"token_accuracy": 0.5, "loss": 1.5, "loss/low": 1.25, "loss/high": 1.75},
         "best": True,
         "within_best": True,
+        "error": None,
     }
     shown = lines(
         {
