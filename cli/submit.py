@@ -83,7 +83,9 @@ def dry_run(file: Path, validation: Path | None, spec: Path | None, flags: Flags
         return estimate
 
 
-def _send(file: Path, validation: Path | None, body: Json, create: Callable[[OpenAI, Json], str], console: Console) -> str:
+def _send(
+    file: Path, validation: Path | None, body: Json, create: Callable[[OpenAI, Json], str], console: Console
+) -> str:
     with _uploaded(file, validation, body, console) as (client, whole, removals):
         kept = removals.pop_all()  # a job may be made of them even where its answer is lost on the way
         try:

@@ -126,6 +126,7 @@ def cancel(session: Session, project_id: str, job_id: str) -> Job:
         attempts.end(session, job, "cancelled")
     job.fence += 1
     move(session, job, State.cancelled, code="job_cancelled", message="The job was cancelled.")
+    session.refresh(job, ["waits_for"])
     return job
 
 

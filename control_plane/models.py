@@ -43,6 +43,7 @@ def register_base(session: Session, path: Path, name: str | None = None) -> Mode
             code="model_exists",
         )
     model.path, model.facts, model.deleted_at = str(path), facts, None
+    checks.forget(session, model_id)  # what they depend on may have changed without a change of the facts
     session.flush()
     return model
 
@@ -95,12 +96,12 @@ def delete(session: Session, project_id: str, model_id: str) -> None:
     _note_if_nameless(session, model.storage_prefix)
 
 
-def give_name(session: Session, name: str, job: Job, sources: Sequence[str]) -> Model:
+def give_name(session: Session, name: str, job: Job, sources: Sequence[str]) -> tuple[Model, bool]:
     """Another name for the first of the finished job's models `sources` that is still there. Its bytes stay until all
     their names are deleted.
 
-    A name that stood for another checkpoint stands for this one from now on. Conflict while something needs the model
-    that has the name, and when no source is left.
+    Also returns whether that changed anything. A name that stood for another checkpoint stands for this one from now
+    on. Conflict while something needs the model that has the name, and when no source is left.
     """
     row = {"id": name, "project_id": job.project_id, "kind": "checkpoint", "form": "full"}
     session.execute(insert(Model).values(row).on_conflict_do_nothing(index_elements=["id"]))
@@ -112,15 +113,22 @@ def give_name(session: Session, name: str, job: Job, sources: Sequence[str]) -> 
     found = {source.id: source for source in session.scalars(there.execution_options(populate_existing=True))}
     source = next((found[source] for source in sources if source in found), None)
     if source is None:
-        raise Conflict(f"{' and '.join(sources)} are deleted, so there is nothing to give the name {name} to.")
+        raise Conflict(
+            f"{' and '.join(sources)} are deleted, so there is nothing to give the name {name} to; name another job.",
+            param="job",
+            code="model_deleted",
+        )
+    if model.deleted_at is None and model.storage_prefix == source.storage_prefix:
+        return model, False
     _refuse_if_needed(session, model)
     former = model.storage_prefix
     for fact in ("form", "base_id", "storage_prefix", "job_id", "step", "facts"):
         setattr(model, fact, getattr(source, fact))
     model.deleted_at = None
+    checks.forget(session, name)
     session.flush()
     _note_if_nameless(session, former)
-    return model
+    return model, True
 
 
 def _note_if_nameless(session: Session, storage_prefix: str | None) -> None:

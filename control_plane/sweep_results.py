@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from control_plane.job_states import State
 from control_plane.result_names import best_name
-from control_plane.tables import Job, Metric, Sweep
+from control_plane.tables import Job, Metric, Model, Sweep
 from dpo_core.judged_metrics import BETTER, COMPARED
 
 OUT_OF_THE_RUNNING = frozenset({State.failed, State.cancelled})
@@ -33,7 +34,7 @@ class Result:
     metrics: dict[str, float]
     """Measured there, with their 95 % intervals; empty without."""
     model: str | None
-    """What promoting the job would take."""
+    """What promoting the job would take; None before it succeeded, and where its models are deleted."""
     best: bool
     within_best: bool
     """Whether its value lies within the best job's interval: another draw of pairs may well rank them otherwise."""
@@ -42,12 +43,14 @@ class Result:
 
 def results(session: Session, sweep: Sweep, jobs: Sequence[Job]) -> list[Result]:
     """A row for every one of the sweep's `jobs`, in their order."""
-    measured = {job.id: _measurement(job, found) for job, found in _measurements(session, jobs)}
+    measured = _measurements(session, jobs)
+    there = _there(session, [name for job in jobs for name in candidates(job)])
     metric = COMPARED[jobs[0].method]
     best = _best(jobs, measured, metric)
     rows = []
     for job in jobs:
-        found = measured[job.id]
+        found = measured.get(job.id)
+        promotable = candidates(job) if job.state == State.succeeded else []
         rows.append(
             Result(
                 job_id=job.id,
@@ -57,7 +60,7 @@ def results(session: Session, sweep: Sweep, jobs: Sequence[Job]) -> list[Result]
                 total_steps=job.progress.get("total_steps") or (job.resolved or {}).get("total_steps"),
                 evaluated_step=found.step if found else None,
                 metrics=found.values if found else {},
-                model=candidates(job)[0] if job.state == State.succeeded else None,
+                model=next((name for name in promotable if name in there), None),
                 best=found is not None and found is best,
                 within_best=found is not None and best is not None and _within(found, best, metric),
                 error=job.error["message"] if job.error else None,
@@ -75,30 +78,39 @@ def best_of(rows: Sequence[Result]) -> Result | None:
     return next((row for row in rows if row.best), None)
 
 
-def _measurements(session: Session, jobs: Sequence[Job]) -> list[tuple[Job, list[Metric]]]:
-    """Each job's on validation data, behind its first update, by step."""
-    query = select(Metric).where(Metric.job_id.in_([job.id for job in jobs]), Metric.split == "validation")
-    found: dict[str, list[Metric]] = {job.id: [] for job in jobs}
-    for metric in session.scalars(query.where(Metric.step > 0).order_by(Metric.step)):
-        found[metric.job_id].append(metric)
-    return [(job, found[job.id]) for job in jobs]
+def _measurements(session: Session, jobs: Sequence[Job]) -> dict[str, Metric]:
+    """By job, the one that stands for it on validation data: its best checkpoint's, else the newest behind an update.
+
+    PostgreSQL picks it: a long job has thousands.
+    """
+    at_best = Metric.step == Job.best["step"].as_integer()
+    query = (
+        select(Metric)
+        .join(Job, Job.id == Metric.job_id)
+        .where(Job.id.in_([job.id for job in jobs]), Metric.split == "validation", Metric.step > 0)
+        .ext(distinct_on(Metric.job_id))
+        .order_by(Metric.job_id, at_best.desc(), Metric.step.desc())
+    )
+    return {metric.job_id: metric for metric in session.scalars(query)}
 
 
-def _measurement(job: Job, found: list[Metric]) -> Metric | None:
-    at_best = [metric for metric in found if job.best and metric.step == job.best["step"]]
-    return next(iter(at_best or found[-1:]), None)
+def _there(session: Session, names: Sequence[str]) -> set[str]:
+    """Those of the models that are not deleted."""
+    return set(session.scalars(select(Model.id).where(Model.id.in_(names), Model.deleted_at.is_(None))))
 
 
-def _best(jobs: Sequence[Job], measured: dict[str, Metric | None], metric: str) -> Metric | None:
+def _best(jobs: Sequence[Job], measured: dict[str, Metric], metric: str) -> Metric | None:
     """The first of the best among jobs that can still be promoted."""
-    running = [measured[job.id] for job in jobs if State(job.state) not in OUT_OF_THE_RUNNING]
+    running = [measured.get(job.id) for job in jobs if State(job.state) not in OUT_OF_THE_RUNNING]
     standing = [found for found in running if found is not None]
     sign = 1 if BETTER[jobs[0].method][metric] == "higher" else -1
     return max(standing, default=None, key=lambda found: sign * found.values[metric])
 
 
 def _within(found: Metric, best: Metric, metric: str) -> bool:
-    """A measurement of a time before there were intervals has that of one point."""
+    """A measurement of a time before there were intervals has that of one point. The best is within its own."""
+    if found is best:
+        return True
     value, known = found.values[metric], best.values
     low, high = known.get(f"{metric}/low", known[metric]), known.get(f"{metric}/high", known[metric])
     return bool(low <= value <= high)

@@ -90,8 +90,8 @@ def states(session: Session, sweeps: Iterable[Sweep]) -> dict[str, Counter[State
 def cancel(session: Session, project_id: str, sweep_id: str) -> Sweep:
     """Cancels every job that is not over yet. Conflict when all are."""
     sweep = get(session, project_id, sweep_id)
-    # All rows are locked at once and in the order in which anybody would: two cancels don't wait for each other.
-    rows = select(Job).where(Job.sweep_id == sweep.id).order_by(Job.sweep_place).with_for_update()
+    # All rows are locked at once and in the order in which `models.give_name` does: nobody waits for each other.
+    rows = select(Job).where(Job.sweep_id == sweep.id).order_by(Job.id).with_for_update()
     unfinished = [job for job in session.scalars(rows) if State(job.state) not in FINAL]
     if not unfinished:
         raise Conflict(f"All jobs of {sweep_id} are over already; there is nothing to cancel.", code="illegal_move")
@@ -104,15 +104,17 @@ def promote(session: Session, project_id: str, sweep_id: str, job_id: str | None
     """Makes the model `sweep.result_name` of a job that succeeded; by default the best, once all jobs are over.
 
     It is the job's best checkpoint by validation where it has one, else its last. Promoted again, the name stands for
-    the other job's. NotFound, Conflict, and InvalidRequest for a job that is not one of the sweep's.
+    the other job's; the same promotion again changes nothing. NotFound, Conflict, and InvalidRequest for a job that is
+    not one of the sweep's.
     """
     sweep = get(session, project_id, sweep_id)
     job = _best_job(session, sweep) if job_id is None else _job_of(session, sweep, job_id)
     if job.state != State.succeeded:
         raise Conflict(f"Job {job.id} is {job.state}; only a job that succeeded can be promoted.", code="not_succeeded")
-    model = models.give_name(session, sweep.result_name, job, candidates(job))
-    message = f"Promoted in its sweep: {model.id} is this job's checkpoint at step {model.step}."
-    events.add(session, job, code="promoted", message=message, data={"model": model.id, "step": model.step})
+    model, changed = models.give_name(session, sweep.result_name, job, candidates(job))
+    if changed:
+        message = f"Promoted in its sweep: {model.id} is this job's checkpoint at step {model.step}."
+        events.add(session, job, code="promoted", message=message, data={"model": model.id, "step": model.step})
     return model
 
 

@@ -93,10 +93,10 @@ def test_a_dry_run_that_is_refused_leaves_nothing(
 
 
 def test_a_dry_run_leaves_the_specs_own_file(
-    client: OpenAI, working: None, trainable: str, pairs: Path, dpo: Dpo, tmp_path: Path
+    client: OpenAI, working: None, trainable: str, pairs: Path, dpo: Dpo
 ) -> None:
     held_out = client.files.create(file=pairs, purpose="fine-tune").id
-    spec = tmp_path / "job.json"
+    spec = pairs.with_name("job.json")
     spec.write_text(json.dumps({"validation_file": held_out}))
     done = dpo("submit", pairs, "--model", trainable, "--spec", spec, "--dry-run")
     assert done.returncode == 0, done.stderr

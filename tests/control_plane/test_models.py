@@ -9,12 +9,13 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from control_plane import jobs, leases, models, results
+from control_plane import checks, jobs, leases, models, results
 from control_plane.database import Database
 from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.job_states import State
 from control_plane.leases import Claim
 from control_plane.model_folder import ModelFacts, inspect_folder
+from control_plane.questions import Question
 from dpo_core.run_directory import Manifest
 from tests.control_plane.model_folders import make_folder
 from tests.control_plane.rows import MODEL, PROJECT, add_project, job_in, noted, started
@@ -106,11 +107,15 @@ def test_pickles_are_refused_with_the_way_to_convert_them(tmp_path: Path) -> Non
 def test_registering(database: Database, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tiny")
     with database.transaction() as session:
+        add_project(session)
+    with database.transaction() as session:
         model = models.register_base(session, folder)
         assert (model.id, model.kind, model.form, model.path) == ("base/tiny", "base", "full", str(folder))
         assert model.facts["context_length"] == 512
         make_folder(folder, max_position_embeddings=1024)
+        check_id = checks.ask(session, PROJECT, Question("preview", {}, (), (model,))).id
         assert models.register_base(session, folder, "tiny").facts["context_length"] == 1024
+        assert checks.read(session, check_id) is None, "what was known of the folder goes"
         other = make_folder(tmp_path / "other")
         with pytest.raises(Conflict, match="choose another name"):
             models.register_base(session, other, "tiny")

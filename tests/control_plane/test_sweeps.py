@@ -7,10 +7,11 @@ from collections import Counter
 import pytest
 from sqlalchemy import func, select
 
-from control_plane import jobs, models, sweeps
+from control_plane import checks, jobs, models, sweeps
 from control_plane.database import Database
 from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.job_states import State
+from control_plane.questions import Question
 from control_plane.repetition import Repeatable
 from control_plane.sweep_requests import read_sweep
 from control_plane.sweep_results import Result, best_of, results
@@ -139,10 +140,11 @@ def test_jobs_on_their_way_are_compared_by_what_is_known(stocked: Database) -> N
     evaluate(stocked, taken, 0, 0.5)
     assert best_of(table(stocked, sweep_id)) is None
     evaluate(stocked, taken, 2, 0.6)
-    evaluate(stocked, taken, 4, 0.55)
+    evaluate(stocked, taken, 4, 0.55, wide=-0.01)
     first = best_of(table(stocked, sweep_id))
     assert first is not None
     assert (first.job_id, first.evaluated_step, first.model) == (job_ids[0], 4, None)
+    assert first.within_best, "whatever its interval says"
     with stocked.transaction() as session:
         jobs.cancel(session, PROJECT, job_ids[0])
     assert best_of(table(stocked, sweep_id)) is None
@@ -161,7 +163,8 @@ def test_cancelling_ends_what_is_not_over(stocked: Database) -> None:
     publish(stocked, taken, 10, final=True)
     succeed(stocked, taken)
     with stocked.transaction() as session:
-        sweeps.cancel(session, PROJECT, sweep_id)
+        sweep = sweeps.cancel(session, PROJECT, sweep_id)
+        assert {job.waits_for for job in sweeps.jobs_of(session, sweep)} == {None}
     assert [read(stocked, job_id).state for job_id in job_ids] == ["succeeded", "cancelled", "cancelled"]
     with pytest.raises(Conflict, match="are over already"), stocked.transaction() as session:
         sweeps.cancel(session, PROJECT, sweep_id)
@@ -204,10 +207,13 @@ def test_where_the_best_checkpoint_is_deleted_the_last_one_is_promoted(stocked: 
     run_all(stocked, [0.70, 0.81, 0.78])
     name = read(stocked, job_ids[1]).result_name
     delete(stocked, f"{name}-best")
+    assert table(stocked, sweep_id)[1].model == name
     assert promote(stocked, sweep_id).step == 10
     delete(stocked, name)
-    with pytest.raises(Conflict, match="are deleted, so there is nothing"):
+    assert table(stocked, sweep_id)[1].model is None
+    with pytest.raises(Conflict, match="are deleted, so there is nothing") as refused:
         promote(stocked, sweep_id)
+    assert refused.value.code == "model_deleted"
 
 
 def test_what_cannot_be_promoted_is_refused(stocked: Database) -> None:
@@ -234,3 +240,17 @@ def test_a_promoted_model_in_use_keeps_its_bytes(stocked: Database) -> None:
         )
     with pytest.raises(Conflict, match="in use by the unfinished job"):
         promote(stocked, sweep_id, job_ids[0])
+    assert promote(stocked, sweep_id).id == promoted, "what it stands for already it may be given at any time"
+    assert event_codes(stocked, job_ids[1]).count("promoted") == 1
+
+
+def test_what_is_known_of_a_promoted_model_goes_when_its_name_goes_to_another_job(stocked: Database) -> None:
+    sweep_id, job_ids = make_sweep(stocked)
+    run_all(stocked, [0.70, 0.81, 0.78])
+    promoted = promote(stocked, sweep_id)
+    with stocked.transaction() as session:
+        check_id = checks.ask(session, PROJECT, Question("preview", {}, (), (promoted,))).id
+    for job_id, kept in ((job_ids[1], True), (job_ids[0], False)):
+        promote(stocked, sweep_id, job_id)
+        with stocked.transaction() as session:
+            assert (checks.read(session, check_id) is not None) == kept
