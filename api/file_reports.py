@@ -87,7 +87,8 @@ async def preview_file(
     model: ModelId,
     limit: Annotated[int, Query(ge=1, le=MOST_ROWS, description="So many of the first rows.")] = ROWS,
     lines: Annotated[
-        list[Annotated[int, Query(ge=1)]] | None, Query(max_length=MOST_ROWS, description="These lines instead.")
+        list[Annotated[int, Query(ge=1)]] | None,
+        Query(max_length=MOST_ROWS, description="These lines instead; at most `limit` rows of one."),
     ] = None,
     max_length: Annotated[int | None, Query(ge=8, description="Tokens that a sequence may have.")] = None,
     wait: Wait = LONGEST_WAIT,

@@ -65,13 +65,13 @@ def _render_all(files: Sequence[Path], rendering: Rendering, writer: TableWriter
     return facts
 
 
-def _chunks(files: Sequence[Path], lines: Sequence[NDArray[np.bool_]] | None = None) -> Iterator[Chunk]:
-    """The rows of all files; with `lines`, by file and line, only those that are true there."""
+def _chunks(files: Sequence[Path], chosen: Sequence[NDArray[np.bool_]] | None = None) -> Iterator[Chunk]:
+    """The rows of all files; with `chosen`, by file and number of the row, only those that are true there."""
     for number, path in enumerate(files):
         rows: Iterator[RawRow | FileProblem] = iter(raw_rows(path))
-        if lines is not None:
-            wanted = lines[number]
-            rows = (row for row in rows if isinstance(row, RawRow) and row.line < len(wanted) and wanted[row.line])
+        if chosen is not None:
+            mine = chosen[number]
+            rows = (raw for raw in rows if isinstance(raw, RawRow) and raw.row < len(mine) and mine[raw.row])
         for chunk in chunks(rows):
             yield Chunk(number, chunk)
 
@@ -84,9 +84,9 @@ def _cut(
     long = _too_long(rows, rendering.max_length or 0)
     if not len(long):
         return
-    lines = [_lines_of(rows[long], number) for number in range(len(files))]
-    slots = _Slots(rows, lines)
-    for portion in map_in_order(rendering, _chunks(files, lines), processes):
+    chosen = [_rows_of(rows[long], number) for number in range(len(files))]
+    slots = _Slots(rows, chosen)
+    for portion in map_in_order(rendering, _chunks(files, chosen), processes):
         file = facts.files[portion.file]
         for mine, theirs in zip(file.tallies()[::2], portion.facts.tallies()[::2], strict=True):
             mine.merge(theirs.findings())  # what is notable about a row was noted when it was whole
@@ -105,39 +105,39 @@ def _too_long(rows: Rows, max_length: int) -> NDArray[np.int64]:
     return np.concatenate(found)
 
 
-def _lines_of(rows: Rows, file: int) -> NDArray[np.bool_]:
-    """Which lines of a file are among `rows`."""
-    lines = rows["known"]["line"][rows["known"]["file"] == file]
-    marked = np.zeros(lines.max(initial=-1) + 1, bool)
-    marked[lines] = True
+def _rows_of(rows: Rows, file: int) -> NDArray[np.bool_]:
+    """Which of a file's rows, by their numbers, are among `rows`."""
+    numbers = rows["known"]["row"][rows["known"]["file"] == file]
+    marked = np.zeros(numbers.max(initial=-1) + 1, bool)
+    marked[numbers] = True
     return marked
 
 
 class _Slots:
-    """Places of the rows of some lines. They are emptied, and filled again with what is left of the same lines."""
+    """Places of what some rows became. They are emptied, and filled again with what is left of the same rows."""
 
-    def __init__(self, rows: Rows, lines: Sequence[NDArray[np.bool_]]) -> None:
+    def __init__(self, rows: Rows, chosen: Sequence[NDArray[np.bool_]]) -> None:
         self._rows = rows
         emptied = [np.empty(0, np.int64)]
         for start in range(0, len(rows), BLOCK_ROWS):
             block = rows[start : start + BLOCK_ROWS]
-            file, line = block["known"]["file"], block["known"]["line"]
-            for number, wanted in enumerate(lines):
-                mine = np.flatnonzero((file == number) & (line < len(wanted)))
-                mine = mine[wanted[line[mine]]]
+            file, row = block["known"]["file"], block["known"]["row"]
+            for number, wanted in enumerate(chosen):
+                mine = np.flatnonzero((file == number) & (row < len(wanted)))
+                mine = mine[wanted[row[mine]]]
                 block["chosen"][mine] = 0
                 emptied.append(mine + start)
         self._places = iter(np.concatenate(emptied))
 
     def fill(self, rows: Rows) -> None:
-        """In the order of the files; a line has no more rows than it had."""
+        """In the order of the files; a row makes no more than it made."""
         for row in rows:
-            place = next(place for place in self._places if _same_line(self._rows[place], row))
+            place = next(place for place in self._places if _same_row(self._rows[place], row))
             self._rows[place] = row
 
 
-def _same_line(one: np.void, other: np.void) -> bool:
-    return bool(one["known"]["file"] == other["known"]["file"] and one["known"]["line"] == other["known"]["line"])
+def _same_row(one: np.void, other: np.void) -> bool:
+    return bool(one["known"]["file"] == other["known"]["file"] and one["known"]["row"] == other["known"]["row"])
 
 
 def _count(rows: Rows, file: int) -> int:

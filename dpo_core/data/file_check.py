@@ -103,14 +103,14 @@ def _part(rows: Sequence[RawRow | FileProblem], reader: AnyMethod) -> Part:
             continue
         for row in reader.records(raw):
             if isinstance(row, RowProblem):
-                part.problems.add(row.code, row.line, row.message)
+                part.problems.add(row.code, row, row.message)
                 continue
             part.pairs += isinstance(row, Pair)
             part.examples += isinstance(row, Example)
             part.gathered.add(row)
             fingerprints.append(fingerprint(row))
             if repeats_a_role(row):
-                part.notes.add("repeated_role", row.line, REPEATED_ROLE)
+                part.notes.add("repeated_role", row, REPEATED_ROLE)
     part.fingerprints = np.array(fingerprints, FINGERPRINT)
     return part
 

@@ -19,12 +19,13 @@ FINGERPRINT = np.dtype(
         ("content", f"S{DIGEST_BYTES}"),  # of the exact prompt and answers, whatever the answers' order
         ("prompt", f"S{DIGEST_BYTES}"),  # of the normalised prompt
         ("line", "<i8"),
+        ("row", "<i8"),  # its number in the file, which tells rows of one line apart
         ("file", "<i4"),  # the place of the row's file among those that are read
         ("swapped", "?"),  # whether the answers stand against the digests' order
     ]
 )
 
-Fingerprint = tuple[bytes, bytes, int, int, bool]
+Fingerprint = tuple[bytes, bytes, int, int, int, bool]
 """The fields of one FINGERPRINT."""
 
 
@@ -35,7 +36,7 @@ def fingerprint(row: Pair | Example, file: int = 0) -> Fingerprint:
     given = f"{row.tools or ''} {row.variables or ''}".encode()
     whole = b"".join([_digest(row.prompt, "user"), *sorted(digests), given])
     content = hashlib.blake2b(whole, digest_size=DIGEST_BYTES).digest()
-    return content, prompt_key(row.prompt), row.line, file, digests != sorted(digests)
+    return content, prompt_key(row.prompt), row.line, row.row, file, digests != sorted(digests)
 
 
 def prompt_key(prompt: Text) -> bytes:

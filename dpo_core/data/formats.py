@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BufferedReader, FileIO
 from pathlib import Path
@@ -50,6 +50,9 @@ class RawRow:
     """A row that is cut out of its file, and not looked into yet; picklable."""
 
     line: int
+    row: int
+    """1-based, as in every record; rows of one line differ in it."""
+
     content: bytes | Cells | RowProblem
     """JSON text, or the cells of a CSV row; or what is wrong with a row that can't be cut out."""
 
@@ -63,20 +66,23 @@ def raw_rows(path: Path) -> Iterator[RawRow | FileProblem]:
     Raises:
         OSError: the file can't be opened or read.
     """
-    line, empty = 0, True
+    line = row = 0
     try:
-        for line, content in _contents(path):
-            empty = False
-            yield RawRow(line, _too_long(line) if content is None else content)
+        for row, (line, content) in enumerate(_contents(path), 1):
+            yield RawRow(line, row, _too_long(line) if content is None else content)
     except BadFile as bad:
         yield FileProblem(bad.line or line + 1, bad.code, bad.message)
         return
-    if empty:
+    if not row:
         yield FileProblem(1, "empty_file", "The file has no rows. Write one JSON object per line.")
 
 
 def records(raw: RawRow, options: ReadOptions) -> list[Pair | Example | RowProblem]:
     """What a row says: Pairs (`dpo`), Examples (`supervised`), or what is wrong with it."""
+    return [replace(record, row=raw.row) for record in _records(raw, options)]
+
+
+def _records(raw: RawRow, options: ReadOptions) -> Sequence[Pair | Example | RowProblem]:
     if isinstance(raw.content, RowProblem):
         return [raw.content]
     try:
@@ -84,7 +90,7 @@ def records(raw: RawRow, options: ReadOptions) -> list[Pair | Example | RowProbl
             row: Row = unfold(rename(raw.content, options.columns))
         else:
             row = rename(_decode(raw.content, raw.line), options.columns)
-        return list(parse_row(row, options, raw.line))
+        return parse_row(row, options, raw.line)
     except BadRow as bad:
         return [_in_the_files_words(RowProblem(raw.line, bad.code, bad.field, bad.message), options)]
     except RecursionError:

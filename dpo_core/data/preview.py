@@ -88,7 +88,7 @@ def preview(
     lines: Sequence[int] = (),
     max_length: int | None = None,
 ) -> Preview:
-    """The rows on `lines`, or the first `rows` of the file.
+    """The rows on `lines`, at most `rows` of each, or the first `rows` of the file.
 
     Raises:
         RunError: the rows need a chat template that the model doesn't have.
@@ -114,10 +114,16 @@ def _asked(path: Path, lines: Sequence[int], rows: int) -> Iterator[RawRow | Fil
     if not lines:
         yield from islice(raw_rows(path), rows)
         return
+    left = dict.fromkeys(lines, rows)
     for raw in raw_rows(path):
-        if raw.line in lines or isinstance(raw, FileProblem):
+        if raw.line > max(lines):
+            return
+        if isinstance(raw, FileProblem):
             yield raw
-        if raw.line >= max(lines):
+        elif left.get(raw.line):
+            left[raw.line] -= 1
+            yield raw
+        elif raw.line == max(lines):
             return
 
 

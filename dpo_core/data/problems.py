@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from dpo_core.data.records import Example, Pair, RowProblem
+
 LINES_KEPT = 100
 """How many line numbers are kept for each code; further rows are counted."""
 
@@ -56,9 +58,10 @@ class Finding:
     message: str
     count: int = 0
     lines: list[int] = field(default_factory=list)
-    """At most LINES_KEPT of them, in the order of the file."""
+    """Of the first LINES_KEPT rows, in the order of the file; several rows may stand in one line."""
 
-    last: int = 0
+    last: int = -1
+    """The row that was added last."""
 
 
 class Tally:
@@ -67,14 +70,14 @@ class Tally:
     def __init__(self) -> None:
         self._findings: dict[str, Finding] = {}
 
-    def add(self, code: str, line: int, message: str) -> None:
+    def add(self, code: str, at: Pair | Example | RowProblem, message: str) -> None:
         finding = self._findings.setdefault(code, Finding(code, message))
-        if finding.last == line:
+        if finding.last == at.row:
             return
-        finding.last = line
+        finding.last = at.row
         finding.count += 1
         if len(finding.lines) < LINES_KEPT:
-            finding.lines.append(line)
+            finding.lines.append(at.line)
 
     def merge(self, others: Iterable[Finding]) -> None:
         """Takes in what was found in other rows, whose lines may lie anywhere among these."""
@@ -100,18 +103,17 @@ def rows_in_words(count: int) -> str:
 
 def lines_in_words(lines: Sequence[int], count: int) -> str:
     """Such as `lines 3, 5-9 and 120 more`; `count` is how many rows there are in all."""
-    if count == 1:
-        return f"line {lines[0]}"
     spans = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in _spans(lines))
     more = count - len(lines)
-    return f"lines {spans}" + (f" and {more:,} more" if more else "")
+    words = "line" if len(set(lines)) == 1 else "lines"
+    return f"{words} {spans}" + (f" and {more:,} more" if more else "")
 
 
 def _spans(lines: Iterable[int]) -> list[tuple[int, int]]:
-    """Runs of consecutive numbers, as first and last."""
+    """Runs of equal and consecutive numbers, as first and last."""
     spans: list[tuple[int, int]] = []
     for line in lines:
-        if spans and line == spans[-1][1] + 1:
+        if spans and line <= spans[-1][1] + 1:
             spans[-1] = (spans[-1][0], line)
         else:
             spans.append((line, line))

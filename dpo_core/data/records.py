@@ -5,6 +5,7 @@ Imports nothing but the standard library.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal, NewType
 
@@ -57,6 +58,10 @@ class Pair:
     variables: JsonText | None = None
     """The row's own `chat_template_kwargs`, an object."""
 
+    row: int = dataclasses.field(default=0, kw_only=True, compare=False)
+    """1-based number of the row in the file: it tells apart the rows of one line, which `line` doesn't. It isn't part
+    of what a record says."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -67,6 +72,7 @@ class Example:
     completion: Text
     tools: JsonText | None = None
     variables: JsonText | None = None
+    row: int = dataclasses.field(default=0, kw_only=True, compare=False)
 
 
 ProblemCode = Literal[
@@ -116,6 +122,7 @@ class RowProblem:
     code: ProblemCode
     field: str | None
     message: str
+    row: int = dataclasses.field(default=0, kw_only=True, compare=False)
 
 
 FileProblemCode = Literal[

@@ -146,7 +146,7 @@ class Renderer:
                 found |= set(check_openings(texts, answer, tokens, [start, *(told for told, _ in gaps)]))
             sequences.append(self._sequence(texts.row.line, tokens, start, gaps, found))
         for code in sorted(found):
-            self._seen.add(code, texts.row.line, FINDINGS[code])
+            self._seen.add(code, texts.row, FINDINGS[code])
         return sequences
 
     def _sequence(

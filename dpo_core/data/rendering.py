@@ -73,7 +73,7 @@ def render(chunk: Chunk, renderer: Renderer, options: ReadOptions, max_length: i
     rows = list(_good_rows(chunk, options, facts))
     made = list[tuple[TokenItem, Fingerprint]]()
     for row, rendered in zip(rows, _rendered(rows, renderer), strict=True):
-        item = _checked(row.line, rendered, facts)
+        item = _checked(row, rendered, facts)
         if item is not None:
             portion.lengths[item.length] += 1
             if max_length is not None and item.length > max_length:
@@ -81,7 +81,7 @@ def render(chunk: Chunk, renderer: Renderer, options: ReadOptions, max_length: i
         if item is not None:
             made.append((item, fingerprint(row, chunk.file)))
             if repeats_a_role(row):
-                facts.findings.add("repeated_role", row.line, REPEATED_ROLE)
+                facts.findings.add("repeated_role", row, REPEATED_ROLE)
     facts.pairs = len(made)
     facts.findings.merge(renderer.take_findings())
     portion.facts = facts
@@ -97,7 +97,7 @@ def _good_rows(chunk: Chunk, options: ReadOptions, facts: FileFacts) -> Iterator
         facts.rows += 1
         for row in records(raw, options):
             if isinstance(row, RowProblem):
-                facts.problems.add(row.code, row.line, row.message)
+                facts.problems.add(row.code, row, row.message)
             else:
                 yield row
 
@@ -108,13 +108,13 @@ def _rendered(rows: Sequence[Pair | Example], renderer: Renderer) -> Sequence[To
     return renderer.pairs(pairs) if pairs else renderer.examples([row for row in rows if isinstance(row, Example)])
 
 
-def _checked(line: int, item: TokenItem | TemplateRefusal, facts: FileFacts) -> TokenItem | None:
+def _checked(row: Pair | Example, item: TokenItem | TemplateRefusal, facts: FileFacts) -> TokenItem | None:
     """None where the row has no item that could be trained on, which `facts` then say."""
     if isinstance(item, TemplateRefusal):
-        facts.problems.add("not_rendered", line, f"The row can't be rendered: {item}. Correct or remove the row.")
+        facts.problems.add("not_rendered", row, f"The row can't be rendered: {item}. Correct or remove the row.")
         return None
     if isinstance(item, TokenPair) and item.chosen == item.rejected:
-        facts.problems.add("equal_tokens", line, EQUAL_TOKENS)
+        facts.problems.add("equal_tokens", row, EQUAL_TOKENS)
         return None
     return item
 
@@ -124,14 +124,14 @@ def _cut(row: Pair | Example, renderer: Renderer, max_length: int, facts: FileFa
     try:
         fit = fit_pair(renderer, row, max_length) if isinstance(row, Pair) else fit_example(renderer, row, max_length)
     except TemplateRefusal as refusal:
-        return _checked(row.line, refusal, facts)
+        return _checked(row, refusal, facts)
     if fit[0] is None:
-        facts.fitting.add("dropped", row.line, "")
+        facts.fitting.add("dropped", row, "")
         facts.drop((least_length(renderer, row), row.line))
         return None
-    item = _checked(row.line, fit[0], facts)
+    item = _checked(row, fit[0], facts)
     if item is not None:
-        facts.fitting.add("truncated", row.line, "")
+        facts.fitting.add("truncated", row, "")
     return item
 
 

@@ -105,7 +105,7 @@ class Prompts:
         self._by_prompt.add(rows)
 
     def take(self) -> tuple[int, list[Finding]]:
-        """How many different ones there are; and `repeated_prompt`, where an earlier line asked the same."""
+        """How many different ones there are; and `repeated_prompt`, where an earlier row asked the same."""
         tally, different = Tally(), 0
         for rows in self._by_prompt.take():
             different += len(np.unique(rows["prompt"]))
@@ -114,13 +114,13 @@ class Prompts:
 
 
 def _repeating(rows: Array, field: str) -> tuple[Array, Array]:
-    """Rows whose digest `field` an earlier line had, and beside each the first that had it."""
-    rows = rows[np.lexsort((rows["line"], rows["file"], rows[field]))]
+    """Rows whose digest `field` an earlier one had, and beside each the first that had it."""
+    rows = rows[np.lexsort((rows["row"], rows["file"], rows[field]))]
     new = np.ones(len(rows), bool)
     new[1:] = rows[field][1:] != rows[field][:-1]
     first = rows[np.flatnonzero(new)[np.cumsum(new) - 1]]
-    # One line may make several pairs, and those may be equal.
-    later = ~new & ((rows["line"] != first["line"]) | (rows["file"] != first["file"]))
+    # One row may make several pairs, and those may be equal.
+    later = ~new & ((rows["row"] != first["row"]) | (rows["file"] != first["file"]))
     return rows[later], first[later]
 
 
@@ -128,7 +128,7 @@ def _finding(code: str, later: Array, first: Array, names: Sequence[str]) -> lis
     """One finding about rows of one file, or none; beside each row of `later` the one in `first` that it repeats."""
     if not len(later):
         return []
-    order = np.argsort(later["line"], kind="stable")[:LINES_KEPT]
+    order = np.argsort(later["row"], kind="stable")[:LINES_KEPT]
     place = order[0]
     earlier = f"line {first['line'][place]}"
     if len(names) > 1:

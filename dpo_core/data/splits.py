@@ -48,8 +48,8 @@ def weigh(table: TokenTable, places: Places, weights: Sequence[float], seed: int
         mine = places[table.rows["known"]["file"][places] == number]
         whole = math.floor(weight)
         some = round((weight - whole) * len(mine))
-        lines = table.rows["known"]["line"][mine].tolist()
-        order = np.argsort([_draw(seed, f"{number} {line}") for line in lines], kind="stable")
+        rows = table.rows["known"]["row"][mine].tolist()
+        order = np.argsort([_draw(seed, f"{number} {row}") for row in rows], kind="stable")
         taken += [np.repeat(mine, whole), mine[order[:some]]]
     return np.sort(np.concatenate(taken))
 

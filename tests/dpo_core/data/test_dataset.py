@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import random
 from functools import partial
 from pathlib import Path
@@ -130,6 +131,41 @@ def test_a_limit_that_follows_from_the_lengths_cuts_as_one_that_was_given(folder
     assert chosen.facts.to_json() == given.facts.to_json()
     assert facts.cut("dropped").lines == expected.cut("dropped").lines
     assert (facts.cut("dropped").count > 20, facts.cut("truncated").count > 20) == (True, True)
+
+
+@pytest.mark.parametrize("limit", [256, lambda lengths: min(256, max(lengths))])
+def test_rows_that_stand_in_one_line_are_told_apart(folder: Path, tmp_path: Path, limit: Limit) -> None:
+    """As `json.dump` writes a list: one line holds all of it, and means what the same rows on lines of their own do."""
+    rows = [*long_rows(60), *[GOOD] * 5, *[GOOD | {"chosen": ""}] * 50]
+    lines = write_rows(tmp_path / "lines.jsonl", rows)
+    array = tmp_path / "array.json"
+    array.write_text(json.dumps(rows))
+    table, facts = loaded(array, folder, tmp_path / "array", limit=limit)
+    expected, others = loaded(lines, folder, tmp_path / "lines", limit=limit)
+    assert [item.sequences for item in table] == [item.sequences for item in expected]
+    assert (facts.rows, facts.problems.count) == (others.rows, others.problems.count) == (115, 50)
+    for mine, theirs in zip(facts.tallies(), others.tallies(), strict=True):
+        assert {it.code: it.count for it in mine.findings()} == {it.code: it.count for it in theirs.findings()}
+    assert {it.code: it.count for it in facts.findings.findings()}["duplicate_row"] == 4
+
+
+def test_bad_rows_of_one_line_are_all_counted(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "f.json").write_text(json.dumps([GOOD, BAD] * 10))
+    with pytest.raises(RunError, match=r"10 of 20 rows are bad .*\n.*10 rows: a field is missing \(line 1\)"):
+        splits(run_spec(folder, tmp_path / "f.json", skip_bad_rows=0.1), tmp_path)
+
+
+def test_a_weight_takes_the_same_rows_of_one_line_as_of_many(folder: Path, tmp_path: Path) -> None:
+    rows = [GOOD | {"prompt": f"q{number}"} for number in range(40)]
+    (tmp_path / "array.json").write_text(json.dumps(rows))
+    taken = []
+    for path in (tmp_path / "array.json", write_rows(tmp_path / "lines.jsonl", list(rows))):
+        files = [WeighedFile(id="f", path=path, weight=0.5)]
+        spec = run_spec(folder, path, validation_fraction=0).model_copy(update={"training_files": files})
+        taken.append(load_splits(spec, Path(mkdtemp(dir=tmp_path)))[0].places.tolist())
+    assert taken[0] == taken[1]
+    assert len(taken[0]) == 20
+    assert taken[0] != list(range(20))
 
 
 def test_several_processes_make_the_same_table(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,17 @@ def test_problems_and_findings_by_line(tmp_path: Path) -> None:
         "repeated_prompt": [3, 4],
     }
     assert all(problem.title and problem.count == 1 for problem in report.problems)
+
+
+def test_rows_of_one_line_count_as_on_lines_of_their_own(tmp_path: Path) -> None:
+    rows = [PAIR, PAIR, {**PAIR, "chosen": "3", "rejected": "2"}, *[PAIR | {"chosen": " "}] * 50]
+    (tmp_path / "compact.json").write_text(json.dumps(rows))
+    (tmp_path / "indented.json").write_text(json.dumps(rows, indent=1))
+    compact, indented = (check_file(tmp_path / f"{name}.json") for name in ("compact", "indented"))
+    assert (compact.rows, compact.pairs, compact.statistics) == (53, 3, indented.statistics)
+    counts = {found.code: found.count for found in (*compact.problems, *compact.findings)}
+    assert counts == {found.code: found.count for found in (*indented.problems, *indented.findings)}
+    assert counts == {"empty_answer": 50, "duplicate_row": 1, "opposite_labels": 1, "repeated_prompt": 2}
 
 
 def test_a_file_without_a_good_row_has_no_statistics(tmp_path: Path) -> None:

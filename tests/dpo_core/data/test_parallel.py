@@ -38,8 +38,8 @@ def killer() -> Callable[[int], int]:
 
 
 def test_neighbours_are_joined_to_chunks() -> None:
-    rows: list[RawRow | FileProblem] = [RawRow(line, b"x" * (CHUNK_BYTES // 2)) for line in range(1, 4)]
-    rows += [RawRow(4, b"x" * CHUNK_BYTES), FileProblem(5, "truncated_gzip", "cut off")]
+    rows: list[RawRow | FileProblem] = [RawRow(line, line, b"x" * (CHUNK_BYTES // 2)) for line in range(1, 4)]
+    rows += [RawRow(4, 4, b"x" * CHUNK_BYTES), FileProblem(5, "truncated_gzip", "cut off")]
     assert list(chunks(rows)) == [rows[:2], rows[2:4], rows[4:]]
     assert list(chunks([])) == []
 

@@ -153,6 +153,12 @@ def test_rows_that_cannot_be_used_are_shown_with_what_is_wrong(renderer: Rendere
     assert (problem.code, "no" in problem.message) == ("not_rendered", True)
 
 
+def test_rows_of_one_line_are_shown_as_many_as_are_asked_for(renderer: Renderer, tmp_path: Path) -> None:
+    (tmp_path / "f.json").write_text(json.dumps([row(f"q{number}") for number in range(9)]))
+    shown = [len(preview(tmp_path / "f.json", renderer, DPO, lines=[1], rows=rows).rows) for rows in (2, 20)]
+    assert shown == [2, 9]
+
+
 def test_an_example_is_one_sequence(renderer: Renderer, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "f.jsonl", [{"prompt": "q", "completion": "a"}])
     (made,) = preview(file, renderer, ReadOptions("supervised")).rows

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from dpo_core.data.problems import LINES_KEPT, TITLES, Tally, lines_in_words, share_for
-from dpo_core.data.records import FileProblemCode, ProblemCode
+from dpo_core.data.records import FileProblemCode, Pair, ProblemCode
 
 
 def test_every_problem_has_its_words() -> None:
@@ -16,10 +16,10 @@ def test_every_problem_has_its_words() -> None:
 
 def test_a_tally_counts_rows_once_and_keeps_the_first_lines() -> None:
     tally = Tally()
-    for line in range(1, 1001):
-        tally.add("a", line, f"line {line}")
-        tally.add("a", line, "the same row again")
-    tally.add("b", 1000, "other")
+    for number in range(1, 1001):
+        tally.add("a", Pair(number, "q", "a", "b", row=number), f"line {number}")
+        tally.add("a", Pair(number, "q", "a", "b", row=number), "the same row again")
+    tally.add("b", Pair(1000, "q", "a", "b", row=1000), "other")
     first, other = tally.findings()
     assert (first.count, first.lines, first.message) == (1000, list(range(1, LINES_KEPT + 1)), "line 1")
     assert (other.count, other.lines) == (1, [1000])
@@ -33,6 +33,8 @@ def test_a_tally_counts_rows_once_and_keeps_the_first_lines() -> None:
         ([3, 9], 2, "lines 3, 9"),
         ([1, 2, 3, 5, 8, 9], 6, "lines 1-3, 5, 8-9"),
         ([1, 2], 1234, "lines 1-2 and 1,232 more"),
+        ([7, 7, 7], 3, "line 7"),
+        ([7, 7, 8, 10], 5, "lines 7-8, 10 and 1 more"),
     ],
 )
 def test_lines_in_words(lines: list[int], count: int, words: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from dpo_core.data.repeats import Prompts, Repeats
 
 
 def array(rows: Iterable[Pair | Example], file: int = 0) -> np.ndarray:
-    return np.array([fingerprint(row, file) for row in rows], FINGERPRINT)
+    """Each row stands in a line of its own."""
+    return np.array([fingerprint(replace(row, row=row.line), file) for row in rows], FINGERPRINT)
 
 
 def found(*files: list[Pair], names: tuple[str, ...] = ("",)) -> list[dict[str, list[int]]]:
@@ -31,7 +33,7 @@ def test_what_a_row_says_beside_its_text_counts() -> None:
     assert found([plain, thinking, tools, Pair(4, "q", "a", "b")]) == [{"duplicate_row": [4]}]
 
 
-def test_pairs_of_one_line_do_not_repeat_it() -> None:
+def test_pairs_of_one_row_do_not_repeat_it() -> None:
     assert found([Pair(1, "q", "a", "b"), Pair(1, "q", "a", "b"), Pair(2, "q", "a", "b")]) == [{"duplicate_row": [2]}]
 
 

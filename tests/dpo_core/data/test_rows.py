@@ -28,7 +28,7 @@ RESULT = Message("tool", "3")
 
 
 def read(row: object, options: ReadOptions | None = None) -> list[Pair | Example | RowProblem]:
-    return records(RawRow(1, json.dumps(row).encode()), options or ReadOptions("dpo"))
+    return records(RawRow(1, 1, json.dumps(row).encode()), options or ReadOptions("dpo"))
 
 
 def answers(**more: object) -> dict[str, object]:

@@ -16,7 +16,7 @@ from dpo_core.data.token_table import TableWriter, TokenTable
 
 
 def table(path: Path, prompts: str) -> TokenTable:
-    rows = [Example(line, prompt, "a") for line, prompt in enumerate(prompts, start=1)]
+    rows = [Example(line, prompt, "a", row=line) for line, prompt in enumerate(prompts, start=1)]
     with TableWriter(path) as writer:
         writer.add(*arrays([(TokenExample(row.line, [1, 2], 1), fingerprint(row)) for row in rows]))
         return writer.finish(DataFacts([FileFacts()]))
