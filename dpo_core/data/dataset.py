@@ -59,6 +59,7 @@ def _render_all(files: Sequence[Path], rendering: Rendering, writer: TableWriter
     facts = DataFacts([FileFacts() for _ in files], max_length=rendering.max_length)
     for portion in map_in_order(rendering, _chunks(files), processes):
         facts.files[portion.file].merge(portion.facts)
+        facts.files[portion.file].merge(portion.cut)
         facts.lengths.update(portion.lengths)
         facts.largest_token = max(facts.largest_token, int(portion.tokens.max(initial=-1)))
         writer.add(portion.rows, portion.tokens, portion.silent)
@@ -87,10 +88,7 @@ def _cut(
     chosen = [_rows_of(rows[long], number) for number in range(len(files))]
     slots = _Slots(rows, chosen)
     for portion in map_in_order(rendering, _chunks(files, chosen), processes):
-        file = facts.files[portion.file]
-        for mine, theirs in zip(file.tallies()[::2], portion.facts.tallies()[::2], strict=True):
-            mine.merge(theirs.findings())  # what is notable about a row was noted when it was whole
-        file.drop(portion.facts.least_dropped)
+        facts.files[portion.file].merge(portion.cut)  # what the rows are when they are whole is known already
         slots.fill(writer.place(portion.rows, portion.tokens, portion.silent))
     for number, file in enumerate(facts.files):
         file.pairs = _count(rows, number)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -15,11 +14,11 @@ from tokenizers.decoders import DecodeStream
 from dpo_core.data.formats import RawRow, raw_rows, records
 from dpo_core.data.options import ReadOptions
 from dpo_core.data.prefix import common_prefix
-from dpo_core.data.records import Example, FileProblem, Pair, RowProblem, Spans, TokenItem, TokenPair
+from dpo_core.data.records import Example, FileProblem, Pair, RowProblem, Spans, Text, TokenItem, TokenPair
 from dpo_core.data.render import Renderer
 from dpo_core.data.rendering import EQUAL_TOKENS
 from dpo_core.data.template import TemplateRefusal
-from dpo_core.data.truncate import fit, least_length, shorter_prompts
+from dpo_core.data.truncate import fit, least_length
 from dpo_core.spec import StrictModel
 
 ROWS = 3
@@ -141,13 +140,12 @@ def preview_row(row: Pair | Example, renderer: Renderer, max_length: int | None)
     try:
         whole, _ = fit(renderer, row, None)
         found = renderer.take_findings()
-        item, _ = fit(renderer, row, max_length)
+        item, prompt = fit(renderer, row, max_length)
         if item is None or whole is None:
             least = least_length(renderer, row)
             return unusable(
                 "too_long", f"The row needs {least:,} tokens even with its shortest prompt: it is left out."
             )
-        cut = _cut(row, renderer, whole, item)
     except TemplateRefusal as refusal:
         return unusable("not_rendered", f"The row can't be rendered: {refusal}. Correct or remove the row.")
     renderer.take_findings()  # those of shorter prompts
@@ -156,21 +154,18 @@ def preview_row(row: Pair | Example, renderer: Renderer, max_length: int | None)
         line=row.line,
         sequences=_sequences(item, renderer.tokenizer),
         shared=common_prefix(item.chosen, item.rejected) if isinstance(item, TokenPair) else 0,
-        cut=cut,
+        cut=_cut(row, whole, item, prompt),
         findings=[Remark(code=it.code, message=it.message) for it in found],
         problems=[equal] if isinstance(item, TokenPair) and item.chosen == item.rejected else [],
     )
 
 
-def _cut(row: Pair | Example, renderer: Renderer, whole: TokenItem, item: TokenItem) -> PreviewCut | None:
-    """What `item` has no more of `whole`."""
+def _cut(row: Pair | Example, whole: TokenItem, item: TokenItem, prompt: Text) -> PreviewCut | None:
+    """What `item`, with the turns of `prompt`, has no more of `whole`."""
     if item == whole:
         return None
-    gone: list[int] = []
-    for prompt in shorter_prompts(row.prompt):
-        if fit(renderer, replace(row, prompt=prompt), None)[0] == item:
-            kept = row.prompt[0].role == "system"  # type: ignore[union-attr]
-            gone = list(range(kept, kept + len(row.prompt) - len(prompt)))
+    kept = not isinstance(prompt, str) and prompt[0].role == "system"
+    gone = list(range(kept, kept + len(row.prompt) - len(prompt)))
     return PreviewCut(tokens=whole.length - item.length, turns=gone)
 
 

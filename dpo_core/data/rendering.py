@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -18,7 +18,7 @@ from dpo_core.data.records import Example, FileProblem, Pair, RowProblem, TokenI
 from dpo_core.data.render import Renderer
 from dpo_core.data.template import TemplateRefusal
 from dpo_core.data.token_table import ROW, Rows
-from dpo_core.data.truncate import fit_example, fit_pair, least_length
+from dpo_core.data.truncate import fit, least_length
 
 REPEATED_ROLE = "Two turns of one role follow each other in the prompt; the chat template takes them, so they stay."
 EQUAL_TOKENS = (
@@ -41,6 +41,11 @@ class Portion:
 
     file: int
     facts: FileFacts = field(default_factory=FileFacts)
+    """Of the rows as they are, uncut; only `pairs` are those that are left."""
+
+    cut: FileFacts = field(default_factory=FileFacts)
+    """What became of the rows that were too long: `fitting`, and problems that they have only now."""
+
     lengths: Counter[int] = field(default_factory=Counter)
     """Of the pairs, uncut."""
 
@@ -69,22 +74,26 @@ def render(chunk: Chunk, renderer: Renderer, options: ReadOptions, max_length: i
     Raises:
         RunError: the rows need a chat template that the model doesn't have.
     """
-    portion, facts = Portion(chunk.file), FileFacts()
+    portion = Portion(chunk.file)
+    facts = portion.facts
     rows = list(_good_rows(chunk, options, facts))
-    made = list[tuple[TokenItem, Fingerprint]]()
-    for row, rendered in zip(rows, _rendered(rows, renderer), strict=True):
-        item = _checked(row, rendered, facts)
-        if item is not None:
-            portion.lengths[item.length] += 1
-            if max_length is not None and item.length > max_length:
-                item = _cut(row, renderer, max_length, facts)
-        if item is not None:
-            made.append((item, fingerprint(row, chunk.file)))
-            if repeats_a_role(row):
-                facts.findings.add("repeated_role", row, REPEATED_ROLE)
-    facts.pairs = len(made)
+    whole = [_checked(row, item, facts) for row, item in zip(rows, _rendered(rows, renderer), strict=True)]
     facts.findings.merge(renderer.take_findings())
-    portion.facts = facts
+    bad = {row.row for row, item in zip(rows, whole, strict=True) if item is None}
+    made = list[tuple[TokenItem, Fingerprint]]()
+    for row, item in zip(rows, whole, strict=True):
+        if item is None:
+            continue
+        portion.lengths[item.length] += 1
+        if repeats_a_role(row):
+            facts.findings.add("repeated_role", row, REPEATED_ROLE)
+        fitting: TokenItem | None = item
+        if max_length is not None and item.length > max_length:
+            fitting = _cut(row, renderer, max_length, portion.cut, bad)
+        if fitting is not None:
+            made.append((fitting, fingerprint(row, chunk.file)))
+    renderer.take_findings()  # those of shorter prompts, whose rows have theirs already
+    facts.pairs = len(made)
     portion.rows, portion.tokens, portion.silent = arrays(made)
     return portion
 
@@ -108,28 +117,31 @@ def _rendered(rows: Sequence[Pair | Example], renderer: Renderer) -> Sequence[To
     return renderer.pairs(pairs) if pairs else renderer.examples([row for row in rows if isinstance(row, Example)])
 
 
-def _checked(row: Pair | Example, item: TokenItem | TemplateRefusal, facts: FileFacts) -> TokenItem | None:
-    """None where the row has no item that could be trained on, which `facts` then say."""
+def _checked(
+    row: Pair | Example, item: TokenItem | TemplateRefusal, facts: FileFacts, known: Container[int] = ()
+) -> TokenItem | None:
+    """None where the row has no item that could be trained on, which `facts` then say, unless it is `known` as bad."""
     if isinstance(item, TemplateRefusal):
-        facts.problems.add("not_rendered", row, f"The row can't be rendered: {item}. Correct or remove the row.")
-        return None
-    if isinstance(item, TokenPair) and item.chosen == item.rejected:
-        facts.problems.add("equal_tokens", row, EQUAL_TOKENS)
-        return None
-    return item
+        code, message = "not_rendered", f"The row can't be rendered: {item}. Correct or remove the row."
+    elif isinstance(item, TokenPair) and item.chosen == item.rejected:
+        code, message = "equal_tokens", EQUAL_TOKENS
+    else:
+        return item
+    if row.row not in known:
+        facts.problems.add(code, row, message)
+    return None
 
 
-def _cut(row: Pair | Example, renderer: Renderer, max_length: int, facts: FileFacts) -> TokenItem | None:
+def _cut(
+    row: Pair | Example, renderer: Renderer, max_length: int, facts: FileFacts, bad: Container[int]
+) -> TokenItem | None:
     """The row in at most `max_length` tokens; None where that can't be, which `facts` then say."""
-    try:
-        fit = fit_pair(renderer, row, max_length) if isinstance(row, Pair) else fit_example(renderer, row, max_length)
-    except TemplateRefusal as refusal:
-        return _checked(row, refusal, facts)
-    if fit[0] is None:
+    fitting, _ = fit(renderer, row, max_length)
+    if fitting is None:
         facts.fitting.add("dropped", row, "")
         facts.drop((least_length(renderer, row), row.line))
         return None
-    item = _checked(row, fit[0], facts)
+    item = _checked(row, fitting, facts, bad)
     if item is not None:
         facts.fitting.add("truncated", row, "")
     return item

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dpo_core.data.records import JsonText, Message, Pair, Spans, TokenPair
 from dpo_core.data.render import Renderer
 from dpo_core.data.template import TemplateRefusal
-from dpo_core.data.truncate import fit_pair
+from dpo_core.data.truncate import fit
 from tests.dpo_core.data.conversations import TOOLS, as_dicts, call, pairs
 from tests.templates import FAMILIES, LLAMA, MISTRAL, QWEN, Family, make_family
 
@@ -173,11 +173,11 @@ def test_results_of_tools_carry_no_loss(
 def test_a_shorter_prompt_moves_what_is_silent(renderers: dict[str, tuple[Renderer, Any]], family: Family) -> None:
     renderer, _ = renderers[family.name]
     earlier = (Message("user", "Hello?"), Message("assistant", "Hello!"))
-    whole = renderer.pair(replace(PAIR, prompt=(*ASKED[:1], *earlier, *ASKED[1:])))
-    cut, was_cut = fit_pair(renderer, replace(PAIR, prompt=(*ASKED[:1], *earlier, *ASKED[1:])), whole.length - 1)
-    assert was_cut
-    assert cut == renderer.pair(PAIR)
-    assert cut is not None
+    longer = replace(PAIR, prompt=(*ASKED[:1], *earlier, *ASKED[1:]))
+    whole = renderer.pair(longer)
+    cut, left = fit(renderer, longer, whole.length - 1)
+    assert (cut, left) == (renderer.pair(PAIR), PAIR.prompt)
+    assert isinstance(cut, TokenPair)
     assert cut.chosen_silent != whole.chosen_silent
     assert learned(cut)[0][1:] == learned(whole)[0][1:], "what is learned and what is silent stay as they were"
 
