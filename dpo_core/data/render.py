@@ -56,10 +56,8 @@ class Renderer:
 
     @classmethod
     def for_run(cls, model: ModelSource, training: TrainingSpec) -> Renderer:
-        """An adapter folder without a tokenizer of its own has its base's."""
-        own = model.base_path is None or (model.path / "tokenizer.json").exists()
-        folder = model.path if own else model.base_path
-        return cls(folder or model.path, training.chat_template, dict(training.chat_template_kwargs))
+        folder = tokenizer_files.tokenizer_folder(model)
+        return cls(folder, training.chat_template, dict(training.chat_template_kwargs))
 
     def pairs(self, rows: Sequence[Pair]) -> list[TokenPair | TemplateRefusal]:
         """Both sequences of each pair, uncut, or why the template can't render it. Much quicker than one by one.

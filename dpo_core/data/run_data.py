@@ -52,21 +52,35 @@ def table_path(folder: Path, part: Part) -> Path:
 
 
 def open_or_load(run: RunSpec, source: Source, limit: Limit, folder: Path) -> TokenTable:
-    """The table of one part of the data in `folder`; it is made where it isn't there.
+    """The table of one part of the data in `folder`; it is made where it isn't there, or is damaged, or cut elsewhere.
 
     Raises:
         RunError: too many rows of a file are bad, or it can't be rendered.
         OSError: a file can't be read, or the disk is full.
     """
     path, training = table_path(folder, source.part), run.training
-    if path.exists():
-        table = TokenTable(path)
-    else:
+    table = _found(path, limit)
+    if table is None:
         renderer = partial(Renderer.for_run, run.model, training)
         table = load(source.paths, ReadOptions.of(training), renderer, limit, path, names=source.names)
     for number, facts in enumerate(table.facts.files):
         refuse_problems(facts, source.part, source.called(number), training.skip_bad_rows)
     return table
+
+
+def _found(path: Path, limit: Limit) -> TokenTable | None:
+    """The table at `path`, if there is a whole one that was cut to `limit`; any other is removed."""
+    if not path.exists():
+        return None
+    try:
+        table = TokenTable(path)
+    except ValueError:
+        path.unlink()
+        return None
+    if table.facts.max_length == (limit(table.facts.lengths) if callable(limit) else limit):
+        return table
+    path.unlink()
+    return None
 
 
 def make_tables(run: RunSpec, folder: Path) -> None:

@@ -194,6 +194,7 @@ class TableWriter:
         whole.seek(0)
         whole.write(self._header(count, len(text)))
         whole.flush()
+        os.fsync(whole.fileno())  # a name must not outlive a power cut that the bytes don't
         Path(whole.name).rename(self.path)
         return TokenTable(self.path)
 

@@ -9,8 +9,16 @@ from tokenizers import AddedToken, Tokenizer
 
 from dpo_core.errors import user_error
 from dpo_core.model_folder import read_json
+from dpo_core.spec import ModelSource
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def tokenizer_folder(model: ModelSource) -> Path:
+    """Where all files of a model's tokenizer are read: an adapter without a tokenizer of its own has its base's."""
+    if model.base_path is None or (model.path / "tokenizer.json").exists():
+        return model.path
+    return model.base_path
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

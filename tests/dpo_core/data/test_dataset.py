@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -16,7 +17,7 @@ from dpo_core.data.options import ReadOptions
 from dpo_core.data.parallel import CHUNK_BYTES, CHUNKS_ALONE
 from dpo_core.data.records import TokenExample, TokenItem, TokenPair
 from dpo_core.data.render import Renderer
-from dpo_core.data.run_data import load_splits
+from dpo_core.data.run_data import Source, load_splits, open_or_load, table_path
 from dpo_core.data.token_table import TokenTable
 from dpo_core.errors import RunError
 from dpo_core.spec import Method, ModelSource, RunSpec, TrainingSpec, WeighedFile
@@ -43,11 +44,11 @@ def loaded(
     *,
     template: str | None = None,
     limit: Limit = None,
-    method: Method = "dpo",
+    options: ReadOptions = ReadOptions("dpo"),  # noqa: B008 (frozen)
 ) -> tuple[TokenTable, FileFacts]:
     """The table of a single file, and what is known of it."""
     renderer = partial(Renderer, folder, template)
-    table = load([file], ReadOptions(method), renderer, limit, tmp_path / "table.safetensors")
+    table = load([file], options, renderer, limit, tmp_path / "table.safetensors")
     (facts,) = table.facts.files
     return table, facts
 
@@ -168,6 +169,30 @@ def test_a_weight_takes_the_same_rows_of_one_line_as_of_many(folder: Path, tmp_p
     assert taken[0] != list(range(20))
 
 
+NO_THINKING = (
+    "{% for message in messages %}{{ message.content.split('</think>')[-1] + ' ' }}{% endfor %}"
+    "{{ '>' if add_generation_prompt }}"
+)
+
+
+def test_facts_are_the_same_however_the_limit_came_about(folder: Path, tmp_path: Path) -> None:
+    """Rows of several pairs, of which some are bad whole and others too long; and what is odd about every row."""
+    answers = ["<think>a</think>yes", "<think>b</think>yes", "no " * 4, "never " * 30]
+    prompt = [{"role": role, "content": "word " * 12} for role in ("user", "user", "assistant", "user")]
+    good = {"prompt": prompt, "chosen": "yes", "rejected": "no"}
+    scored = {"prompt": prompt, "responses": answers, "scores": [4, 3, 2, 1]}
+    file = write_rows(tmp_path / "f.jsonl", [good, scored] * 3)
+    load_with = partial(loaded, file, folder, template=NO_THINKING, options=ReadOptions("dpo", scored="all"))
+    chosen, facts = load_with(tmp_path / "chosen", limit=lambda _: 100)
+    given, _ = load_with(tmp_path / "given", limit=100)
+    assert list(chosen) == list(given)
+    assert chosen.facts.to_json() == given.facts.to_json()
+    assert [(problem.code, problem.lines) for problem in facts.problems.findings()] == [("equal_tokens", [2, 4, 6])]
+    found = {finding.code: finding.lines for finding in facts.findings.findings()}
+    assert found["repeated_role"] == found["no_end_of_turn"] == [1, 2, 3, 4, 5, 6]
+    assert (facts.cut("truncated").count > 0, facts.cut("dropped").count > 0) == (True, True)
+
+
 def test_several_processes_make_the_same_table(folder: Path, tmp_path: Path) -> None:
     rows = long_rows(400)
     for number, row in enumerate(rows):
@@ -190,6 +215,26 @@ def test_a_table_that_is_cut_off_is_no_table(folder: Path, tmp_path: Path) -> No
     table.path.write_bytes(table.path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="cut off"):
         TokenTable(table.path)
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-1], lambda whole: b"", lambda whole: bytes(len(whole))])
+def test_a_damaged_table_is_made_again(folder: Path, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    spec = run_spec(folder, write_preference_file(tmp_path / "t.jsonl", 5))
+    table = open_or_load(spec, Source.training(spec), 256, tmp_path)
+    whole = table.path.read_bytes()
+    table.path.unlink()  # `table` has it mapped
+    table.path.write_bytes(damage(whole))
+    assert open_or_load(spec, Source.training(spec), 256, tmp_path).path.read_bytes() == whole
+
+
+def test_a_table_that_was_cut_to_another_length_is_made_again(folder: Path, tmp_path: Path) -> None:
+    spec = run_spec(folder, write_preference_file(tmp_path / "t.jsonl", 5))
+    found = [open_or_load(spec, Source.training(spec), limit, tmp_path).facts.max_length for limit in (256, 200)]
+    made = table_path(tmp_path, "training").stat().st_mtime_ns
+    found.append(open_or_load(spec, Source.training(spec), lambda lengths: 200, tmp_path).facts.max_length)
+    assert table_path(tmp_path, "training").stat().st_mtime_ns == made, "the same length is no reason"
+    found.append(open_or_load(spec, Source.training(spec), lambda lengths: 201, tmp_path).facts.max_length)
+    assert found == [256, 200, 200, 201]
 
 
 def test_load_splits_holds_out_or_takes_the_validation_file(folder: Path, tmp_path: Path) -> None:
@@ -268,7 +313,7 @@ def test_nothing_fits(folder: Path, tmp_path: Path) -> None:
 
 
 def found(folder: Path, tmp_path: Path, rows: list[object], method: Method = "dpo") -> dict[str, list[int]]:
-    _, facts = loaded(write_rows(tmp_path / "f.jsonl", rows), folder, tmp_path, method=method)
+    _, facts = loaded(write_rows(tmp_path / "f.jsonl", rows), folder, tmp_path, options=ReadOptions(method))
     return {finding.code: finding.lines for finding in facts.findings.findings()}
 
 
