@@ -89,7 +89,7 @@ def resolve(spec: TrainingSpec, facts: Facts) -> Resolution:
     train_items = round(kept * facts.weight)
     epochs = settle("epochs", spec.epochs, _epochs(spec))
     batch_size = settle("batch_size", spec.batch_size, _batch_size(spec, train_items, epochs))
-    _refuse_impossible(spec, facts, max_length, batch_size, train_items)
+    _refuse_impossible(spec, facts, max_length, batch_size, kept=kept, train_items=train_items)
     steps = total_steps(train_items, batch_size, epochs, spec.max_steps)
     tenth = max(1, math.ceil(steps / 10))
     automatic_rate, reason = _learning_rate(spec, facts.model.parameter_count)
@@ -236,7 +236,10 @@ def _memory_report(request: Request, facts: Facts, chosen: Layout) -> MemoryRepo
     return MemoryReport(device=device.kind, ranks=device.ranks, rank=device.memory, stages=stages)
 
 
-def _refuse_impossible(spec: TrainingSpec, facts: Facts, max_length: int, batch_size: int, train_items: int) -> None:
+def _refuse_impossible(
+    spec: TrainingSpec, facts: Facts, max_length: int, batch_size: int, *, kept: int, train_items: int
+) -> None:
+    """`kept`: items that are not held out; `train_items`: how often they are seen in an epoch, all together."""
     if spec.learning_rate != "auto" and spec.learning_rate_multiplier != 1:
         message = (
             "Both `learning_rate` and `learning_rate_multiplier` were given; the multiplier belongs to the "
@@ -255,8 +258,7 @@ def _refuse_impossible(spec: TrainingSpec, facts: Facts, max_length: int, batch_
             f"Give at most {facts.model.context_length}, or `auto`."
         )
         raise user_error("max_length_too_large", message, param="training.max_length")
-    held_out = round(facts.items * facts.weight) - train_items
-    if spec.early_stopping is not None and not facts.has_validation_file and not held_out:
+    if spec.early_stopping is not None and not facts.has_validation_file and kept == facts.items:
         raise user_error("early_stopping_without_validation", NEEDS_VALIDATION, param="training.early_stopping")
     if batch_size > train_items > 0:
         message = (

@@ -28,6 +28,8 @@ def split(table: TokenTable, fraction: float, seed: int) -> tuple[Places, Places
     Prompts are taken in the order of a seeded digest until `fraction` of the items is held out, so the
     choice depends on prompts and seed, not on the order of the file. The last prompt stays in training.
     """
+    if fraction == 0:
+        return np.arange(len(table)), np.empty(0, np.int64)
     keys = np.concatenate([np.empty(0, f"S{DIGEST_BYTES}"), *(block["known"]["prompt"] for block in table.blocks())])
     prompts, prompt_of, counts = np.unique(keys, return_inverse=True, return_counts=True)
     # An array of bytes forgets zeros at their end.

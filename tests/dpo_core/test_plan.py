@@ -47,6 +47,12 @@ def test_resolving_twice_changes_nothing() -> None:
     assert resolve(first, FACTS).training == first
 
 
+def test_a_small_weight_leaves_held_out_rows_to_stop_early_by() -> None:
+    """20 of 100 rows are held out; the weight makes one row an epoch of what is left, and of all of them."""
+    spec = {"early_stopping": {}, "validation_fraction": 0.2, "batch_size": 1}
+    assert plan(spec, items=100, weight=0.01).early_stopping is not None
+
+
 def test_given_values_stand_and_say_so() -> None:
     resolution = resolve(TrainingSpec(beta=0.3, epochs=2, zero_stage=1), FACTS)
     assert (resolution.training.beta, resolution.training.epochs, resolution.training.zero_stage) == (0.3, 2, 1)

@@ -73,3 +73,7 @@ def test_items_come_back_as_they_went_in(tmp_path: Path) -> None:
     assert items[-1] == TokenExample(3, [1, 2], 1)
     assert list(items[1:]) == [items[1], items[2]]
     assert np.array_equal(items.tokens, [1, 2] * 3)
+
+
+def test_nothing_is_held_out_of_a_fraction_of_nothing(tmp_path: Path) -> None:
+    assert sides(tmp_path, "abca", 0, seed=1) == ("abca", "")
