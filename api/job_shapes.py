@@ -169,7 +169,7 @@ def job_object(job: Job) -> JobObject:
         status=STATUS[state],
         trained_tokens=job.trained_tokens if state in FINAL else None,
         training_file=job.training_file_id,
-        training_files=job.training_files,
+        training_files={file["id"]: file["weight"] for file in job.training_files} if job.training_files else None,
         validation_file=job.validation_file_id,
         estimated_finish=finish,
         metadata=job.user_metadata,

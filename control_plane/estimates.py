@@ -32,7 +32,7 @@ def ask(session: Session, project_id: str, request: JobRequest) -> Check:
         "model": inputs.start.id,
         "reference": inputs.reference.id if inputs.reference else None,
         "training_file": request.training_file,
-        "training_files": request.training_files,
+        "training_files": request.weighed_files,
         "validation_file": inputs.validation_file.id if inputs.validation_file else None,
         "gpus": request.resources.gpus,
         # The memory is that of the worker that answers: with other workers it is another question.

@@ -104,7 +104,7 @@ def delete(session: Session, project_id: str, file_id: str) -> None:
             Job.state.not_in(FINAL),
             or_(
                 Job.training_file_id == file_id,
-                Job.training_files.has_key(file_id),
+                Job.training_files.contains([{"id": file_id}]),
                 Job.validation_file_id == file_id,
             ),
         )

@@ -76,6 +76,13 @@ class JobRequest(StrictModel):
     ) = None
     integrations: list[Any] | None = None
 
+    @property
+    def weighed_files(self) -> list[dict[str, Any]] | None:
+        """`training_files` as it is stored: in the order that they were named in."""
+        if self.training_files is None:
+            return None
+        return [{"id": file_id, "weight": weight} for file_id, weight in self.training_files.items()]
+
 
 def read_request(body: object) -> JobRequest:
     """The body of a create request, checked as far as one can without the database. InvalidRequest names the field."""

@@ -205,7 +205,7 @@ def _row(project: Project, request: JobRequest, spec: TrainingSpec, start: Model
         method=spec.method,
         model_id=start.id,
         training_file_id=request.training_file,
-        training_files=request.training_files,
+        training_files=request.weighed_files,
         validation_file_id=request.validation_file,
         gpus=request.resources.gpus,
         seed=spec.seed,

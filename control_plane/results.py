@@ -51,7 +51,9 @@ def work_order(session: Session, claim: Claim) -> WorkOrder:
     reference = None if named in ("start", "none") else session.get_one(Model, named)
     return WorkOrder(
         job=job,
-        training_files=[session.get_one(File, file_id) for file_id in job.training_files or [job.training_file_id]],
+        training_files=[
+            session.get_one(File, file["id"]) for file in job.training_files or [{"id": job.training_file_id}]
+        ],
         validation_file=session.get_one(File, job.validation_file_id) if job.validation_file_id else None,
         start=start,
         start_base=_base(session, start),

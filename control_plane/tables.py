@@ -161,8 +161,10 @@ class Job(Created, Leased, Base):
     method: Mapped[str]
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
     training_file_id: Mapped[str]
-    training_files: Mapped[Json | None]
-    """All training files by id with their weights, where there are several; `training_file_id` is one of them."""
+    training_files: Mapped[list[Json] | None]
+    """All training files as `id` and `weight`, in the user's order, where there are several; `training_file_id` is
+    one of them. A list, because JSONB keeps no order of an object's keys, and rows are trained on in that of the files.
+    """
     validation_file_id: Mapped[str | None]
     gpus: Mapped[int]
     seed: Mapped[int]

@@ -62,8 +62,7 @@ def _run(inputs: _Inputs, asked: Json, check_id: str, device: Device) -> RunSpec
         reference=inputs.model(reference) if reference else None,
         training_file=inputs.file(asked["training_file"]),
         training_files=[
-            WeighedFile(id=file_id, path=inputs.file(file_id), weight=weight)
-            for file_id, weight in (asked.get("training_files") or {}).items()
+            WeighedFile(path=inputs.file(file["id"]), **file) for file in asked.get("training_files") or ()
         ],
         validation_file=inputs.file(validation) if validation else None,
         ranks=asked["gpus"],

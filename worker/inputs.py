@@ -35,10 +35,7 @@ def collect(
         else None,
         reference_cache=reference_cache,
         training_file=training[order.job.training_file_id],
-        training_files=[
-            WeighedFile(id=file_id, path=training[file_id], weight=weight)
-            for file_id, weight in (order.job.training_files or {}).items()
-        ],
+        training_files=[WeighedFile(path=training[file["id"]], **file) for file in order.job.training_files or ()],
         validation_file=fetch_file(storage, order.validation_file, inputs / "validation.jsonl")
         if order.validation_file is not None
         else None,

@@ -10,7 +10,7 @@ from control_plane import files, jobs, workers
 from control_plane.database import Database
 from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.job_states import FINAL, State
-from control_plane.tables import Attempt
+from control_plane.tables import Attempt, Job
 from tests.control_plane.rows import (
     MODEL,
     PROJECT,
@@ -178,8 +178,11 @@ def test_events_are_paged_by_their_order(stocked: Database) -> None:
 def test_a_job_over_several_files_keeps_their_weights_and_the_files(stocked: Database) -> None:
     with stocked.transaction() as session:
         add_file(session, "file-2")
-        job = create(session, training_files={"file-1": 1, "file-2": 2.5})
-        assert (job.training_file_id, job.training_files) == ("file-1", {"file-1": 1.0, "file-2": 2.5})
+        job_id = create(session, training_files={"file-2": 2.5, "file-1": 1}).id
+    with stocked.transaction() as session:
+        job = session.get_one(Job, job_id)
+        given = [{"id": "file-2", "weight": 2.5}, {"id": "file-1", "weight": 1.0}]
+        assert (job.training_file_id, job.training_files) == ("file-1", given), "in the user's order"
     with stocked.transaction() as session, pytest.raises(Conflict, match="in use by the unfinished job"):
         files.delete(session, PROJECT, "file-2")
     with stocked.transaction() as session, pytest.raises(InvalidRequest, match="no file 'file-9'") as caught:

@@ -87,7 +87,8 @@ def test_what_was_used_least_recently_goes_first(world: World) -> None:
 
 
 def test_several_files_reach_the_program_with_their_weights(world: World) -> None:
-    first, second = world.file("{}\n"), world.file("{ }\n")
+    texts = {world.file(text): text for text in ("{}\n", "{ }\n")}
+    first, second = sorted(texts, reverse=True)
     weights = {first: 1.0, second: 0.5}
     with supervisor(
         world.settings, stub_programs(["--steps=2", "--checkpoint-every=1", "--hold-at=1", f"--until={world.go}"])
@@ -96,11 +97,8 @@ def test_several_files_reach_the_program_with_their_weights(world: World) -> Non
         world.held(job_id, 1)
         (spec,) = world.runs.glob(f"{job_id}/*/spec.json")
         given = json.loads(spec.read_text())["training_files"]
-        assert {file["id"]: file["weight"] for file in given} == weights
-        assert [Path(file["path"]).read_text() for file in sorted(given, key=lambda it: -it["weight"])] == [
-            "{}\n",
-            "{ }\n",
-        ]
+        assert [(file["id"], file["weight"]) for file in given] == list(weights.items()), "in the user's order"
+        assert [Path(file["path"]).read_text() for file in given] == [texts[first], texts[second]]
         world.go.touch()
         world.reaches(job_id, "succeeded")
         world.nothing_left()
