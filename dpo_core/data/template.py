@@ -9,23 +9,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from jinja2 import Environment, TemplateError, nodes
+from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from dpo_core.data.records import JsonText, Message
+from dpo_core.data.sandbox import Sandbox
 from dpo_core.errors import user_error
 
 Variable = str | int | float | bool
-
-
-PLAIN = frozenset({str, int, float, bool, list, dict, tuple, type(None)})
-"""What JSON is made of: the attributes of such a value are those of its type."""
 
 
 class TemplateRefusal(Exception):
@@ -48,7 +44,8 @@ class ChatTemplate:
         self.wrote_date = False
         """Whether a rendering since this was last reset asked for today's date."""
         try:
-            self._template = self._environment().from_string(source)
+            self._sandbox = self._environment()
+            self._template = self._sandbox.bounded(source)
         except TemplateSyntaxError as error:
             message = (
                 f"The chat template is not valid Jinja: {error.message} (template line {error.lineno}). Correct it."
@@ -68,13 +65,17 @@ class ChatTemplate:
         `variables` are the row's own, and stand before those of every rendering.
 
         Raises:
-            TemplateRefusal: the template raised an error for these messages, or a variable has a reserved name.
+            TemplateRefusal: the template raised an error for these messages, takes or writes more than
+                `dpo_core.data.sandbox` allows, or a variable has a reserved name.
         """
         own: dict[str, object] = {} if variables is None else json.loads(variables)
         if taken := RESERVED & own.keys():
             raise TemplateRefusal(f"its own `{min(taken)}` stands among the variables of the chat template")
+        given = sum(map(_characters, messages)) + len(tools or "") + len(variables or "")
         try:
-            return self._template.render(
+            return self._sandbox.render(
+                self._template,
+                given,
                 messages=[_as_dict(message) for message in messages],
                 tools=None if tools is None else json.loads(tools),
                 add_generation_prompt=add_generation_prompt,
@@ -83,8 +84,8 @@ class ChatTemplate:
         except Exception as error:  # a template may fail in any way Python can
             raise TemplateRefusal(f"the chat template fails on it: {error}") from error
 
-    def _environment(self) -> Environment:
-        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols])
+    def _environment(self) -> Sandbox:
+        environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = self._strftime_now
@@ -95,6 +96,10 @@ class ChatTemplate:
     def _strftime_now(self, form: str) -> str:
         self.wrote_date = True
         return datetime.now().strftime(form)
+
+
+def _characters(message: Message) -> int:
+    return len(message.content) + len(message.reasoning or "") + len(message.tool_calls or "")
 
 
 def _as_dict(message: Message) -> dict[str, object]:
@@ -109,28 +114,6 @@ def _as_dict(message: Message) -> dict[str, object]:
     if message.name is not None:
         given["name"] = message.name
     return given
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, which decides alike for all values of a plain type, and so decides once."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._safe: dict[tuple[type, str], bool] = {}
-
-    def getattr(self, obj: object, attribute: str) -> object:
-        """An item of an object of JSON is found at once: Jinja would first fail to find an attribute of that name."""
-        if type(obj) is dict and attribute in obj and not hasattr(dict, attribute):
-            return obj[attribute]
-        return super().getattr(obj, attribute)
-
-    def is_safe_attribute(self, obj: object, attr: str, value: object) -> bool:
-        kind = type(obj)
-        if kind not in PLAIN:
-            return super().is_safe_attribute(obj, attr, value)
-        if (kind, attr) not in self._safe:
-            self._safe[kind, attr] = super().is_safe_attribute(obj, attr, value)
-        return self._safe[kind, attr]
 
 
 class GenerationBlock(Extension):

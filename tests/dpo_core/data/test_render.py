@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,10 @@ from tokenizers import Tokenizer, processors
 
 from dpo_core.data.formats import read_rows
 from dpo_core.data.options import ReadOptions
-from dpo_core.data.records import Example, Message, Pair
+from dpo_core.data.records import Example, Message, Pair, TokenExample, TokenPair
 from dpo_core.data.render import Renderer
 from dpo_core.data.template import TemplateRefusal
-from dpo_core.data.truncate import fit_example, fit_pair, least_length, shorter_prompts
+from dpo_core.data.truncate import fit, least_length, prompt_from, starts
 from dpo_core.errors import RunError
 from tests.makers import CHAT_TEMPLATE, make_tokenizer, real_data
 
@@ -154,6 +155,45 @@ def test_templates_stay_in_the_sandbox(folder: Path, template: str) -> None:
         Renderer(folder, template).pair(PAIR)
 
 
+def test_what_the_sandbox_refused_once_it_refuses_again(folder: Path) -> None:
+    """The decision about a plain type's attribute is kept, and kept as it was."""
+    renderer = Renderer(folder, "{{ ''.__class__.__mro__ if messages[0].content == 'in' }}" + CHAT_TEMPLATE)
+    for row in 2 * [Pair(1, "in", "4", "5")]:
+        with pytest.raises(TemplateRefusal, match="unsafe"):
+            renderer.pair(row)
+        renderer.pair(Pair(2, "out", "4", "5"))
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ 'a' * 10**7 }}", "characters"),
+        ("{% set a = [0] * 10**9 %}", "characters"),
+        ("{{ 2**100000 }}", "bits"),
+        ("{% for i in range(999) %}{{ 'a' * 1000 }}{% endfor %}", "characters"),
+        ("{% set x %}{% for i in range(999) %}{{ 'a' * 1000 }}{% endfor %}{% endset %}", "characters"),
+        ("{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}", "characters"),
+        ("{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}", "characters"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "steps"),
+        ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}", "steps"),
+        ("{% for m in messages recursive %}{{ loop(range(99999)) if loop.depth < 9 }}{% endfor %}", "steps"),
+    ],
+)
+def test_a_template_that_takes_without_end_is_refused(folder: Path, template: str, reason: str) -> None:
+    with pytest.raises(TemplateRefusal, match=f"more than [\\d,]+ {reason}"):
+        Renderer(folder, template).pair(PAIR)
+
+
+def test_bounds_change_nothing_that_a_template_writes(folder: Path) -> None:
+    template = (
+        "{% for message in messages if message.role %}{{ loop.index ~ '/' ~ loop.length }}{{ ', ' if not loop.last }}"
+        "{% else %}none{% endfor %}{% for i in [1, 2] %}{{ i * 2 + 1 }}{{ '-' * i }}{% endfor %}"
+        "{{ '%s' % 7 }}{{ 2**3 }}"
+    )
+    renderer = Renderer(folder, template)
+    assert text(renderer, renderer.prompt((Message("user", "a"), Message("user", "b")))) == "1/2, 2/23-5--78"
+
+
 def test_a_template_with_a_syntax_error(folder: Path) -> None:
     with pytest.raises(RunError, match=r"not valid Jinja.*line 1") as caught:
         Renderer(folder, "{% for %}")
@@ -193,38 +233,77 @@ def long_pair() -> Pair:
 def test_long_prompts_lose_their_oldest_turns(folder: Path) -> None:
     renderer = Renderer(folder)
     whole = renderer.pair(long_pair())
-    assert fit_pair(renderer, long_pair(), whole.length) == (whole, False)
-    cut, truncated = fit_pair(renderer, long_pair(), whole.length - 1)
-    assert truncated
-    assert cut is not None
+    turns = long_pair().prompt
+    assert fit(renderer, long_pair(), whole.length) == (whole, turns)
+    cut, left = fit(renderer, long_pair(), whole.length - 1)
+    assert left == (turns[0], turns[3])
+    assert isinstance(cut, TokenPair)
     turn = "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\n4<|im_end|>"
     assert text(renderer, cut.chosen) == turn
     assert cut.chosen[: cut.chosen_prompt] == cut.rejected[: cut.rejected_prompt]
-    assert fit_pair(renderer, long_pair(), cut.length - 1) == (None, False)
+    assert fit(renderer, long_pair(), cut.length - 1) == (None, turns)
     assert least_length(renderer, long_pair()) == cut.length
     example = Example(1, long_pair().prompt, PAIR.chosen)
-    assert fit_example(renderer, example, whole.length - 1)[0] == renderer.example(
+    assert fit(renderer, example, whole.length - 1)[0] == renderer.example(
         Example(1, (Message("system", "s"), Message("user", "two")), PAIR.chosen)
     )
 
 
 def test_shorter_prompts_begin_with_a_user_turn() -> None:
     turns = tuple(Message(role, role) for role in ("user", "assistant", "tool", "user", "user"))
-    assert list(shorter_prompts(turns)) == [turns[3:], turns[4:]]
-    assert list(shorter_prompts("text")) == []
+    assert [prompt_from(turns, start) for start in starts(turns)] == [turns[3:], turns[4:]]
+    system = (Message("system", "s"), *turns)
+    assert [prompt_from(system, start) for start in starts(system)] == [(system[0], *turns[at:]) for at in (3, 4)]
+    assert starts("text") == []
+
+
+class Counting(Renderer):
+    """Counts the rows that it renders one by one."""
+
+    rendered = 0
+
+    def pair(self, pair: Pair) -> TokenPair:
+        self.rendered += 1
+        return super().pair(pair)
+
+
+def test_the_longest_prompt_that_fits_is_found_in_few_steps(folder: Path) -> None:
+    turns = tuple(Message(role, f"{n} word") for n in range(200) for role in ("user", "assistant"))[:-1]
+    row, renderer = Pair(1, turns, PAIR.chosen, PAIR.rejected), Counting(folder)
+    lengths = [renderer.pair(replace(row, prompt=prompt_from(turns, start))).length for start in starts(turns)]
+    for place in (0, 1, 70, 198):
+        renderer.rendered = 0
+        for limit in (lengths[place], lengths[place] + 1):
+            assert fit(renderer, row, limit)[1] == turns[starts(turns)[place] :]
+        assert renderer.rendered <= 2 * 10
+    assert fit(renderer, row, lengths[-1] - 1)[0] is None
+
+
+@pytest.mark.parametrize("refused", [(1,), (3,), (1, 3), (5,), (7, 9), (1, 3, 5, 7, 9)])
+def test_a_shorter_prompt_that_the_template_refuses_is_passed_over(folder: Path, refused: tuple[int, ...]) -> None:
+    """A prompt of 11 turns; the shorter ones have an odd number of them."""
+    counts = [count + extra for count in refused for extra in (0, 1)]  # with an answer behind it, too
+    refuses = f"{{% if messages | length in {counts} %}}{{{{ raise_exception('no') }}}}{{% endif %}}"
+    turns = tuple(Message("assistant" if n % 2 else "user", f"{n}") for n in range(11))
+    row, renderer = Pair(1, turns, PAIR.chosen, PAIR.rejected), Renderer(folder, refuses + CHAT_TEMPLATE)
+    kept = [start for start in starts(turns) if len(turns) - start not in refused]
+    lengths = {start: Renderer(folder).pair(replace(row, prompt=turns[start:])).length for start in kept}
+    assert least_length(renderer, row) == min([*lengths.values(), renderer.pair(row).length])
+    for start, length in lengths.items():
+        assert fit(renderer, row, length)[1] == turns[start:]
+    assert fit(renderer, row, 1) == (None, turns)
 
 
 def test_plain_prompts_lose_tokens_from_the_left(plain: Path) -> None:
     renderer = Renderer(plain)
-    cut, truncated = fit_pair(renderer, STRINGS, 5)
-    assert truncated
-    assert cut is not None
+    cut, _ = fit(renderer, STRINGS, 5)
+    assert isinstance(cut, TokenPair)
     assert text(renderer, cut.chosen) == "<|im_start|>2?4<|im_end|>"
     assert (cut.chosen_prompt, cut.rejected_prompt) == (3, 3)
-    assert fit_pair(renderer, STRINGS, 3) == (None, False)
+    assert fit(renderer, STRINGS, 3) == (None, STRINGS.prompt)
     assert (least_length(renderer, STRINGS), least_length(renderer, Example(1, "2+2?", "4"))) == (4, 4)
-    example, _ = fit_example(renderer, Example(1, "2+2?", "4"), 4)
-    assert example is not None
+    example, _ = fit(renderer, Example(1, "2+2?", "4"), 4)
+    assert isinstance(example, TokenExample)
     assert text(renderer, example.tokens) == "<|im_start|>?4<|im_end|>"
 
 
