@@ -28,6 +28,11 @@ Made = TypeVar("Made")
 CHUNK_BYTES = 2**20
 """Of rows in one chunk: a second's work or two, so that a run that is stopped does not wait long."""
 
+ROW_BYTES = 256
+"""What a row takes besides its text, roughly: a chunk of rows that say next to nothing has an end, too."""
+
+CELL_BYTES = 64
+
 CHUNKS_ALONE = 3
 """So many are worked through here: to start the other processes would take longer."""
 
@@ -47,10 +52,12 @@ def chunks(rows: Iterable[RawRow | FileProblem]) -> Iterator[list[RawRow | FileP
 
 
 def _size(row: RawRow | FileProblem) -> int:
-    """Of the text in a row, roughly in bytes."""
+    """Of a row in memory, roughly in bytes."""
     if isinstance(row, FileProblem) or isinstance(row.content, RowProblem):
-        return 0
-    return len(row.content) if isinstance(row.content, bytes) else sum(map(len, row.content.values()))
+        return ROW_BYTES
+    if isinstance(row.content, bytes):
+        return ROW_BYTES + len(row.content)
+    return ROW_BYTES + sum(CELL_BYTES + len(cell) for cell in row.content.values())
 
 
 def map_in_order(

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from dpo_core.data.formats import RawRow
-from dpo_core.data.parallel import CHUNK_BYTES, CHUNKS_ALONE, chunks, map_in_order
-from dpo_core.data.records import FileProblem
+from dpo_core.data.parallel import CHUNK_BYTES, CHUNKS_ALONE, ROW_BYTES, chunks, map_in_order
+from dpo_core.data.records import FileProblem, RowProblem
 from dpo_core.errors import RunError, user_error
 from tests.dpo_core.runs import all_gone
 
@@ -42,6 +42,16 @@ def test_neighbours_are_joined_to_chunks() -> None:
     rows += [RawRow(4, 4, b"x" * CHUNK_BYTES), FileProblem(5, "truncated_gzip", "cut off")]
     assert list(chunks(rows)) == [rows[:2], rows[2:4], rows[4:]]
     assert list(chunks([])) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{}", b"", dict.fromkeys("abcdef", ""), RowProblem(1, "cells_missing", None, "The row has 2 cells.")],
+)
+def test_a_chunk_of_rows_that_say_nothing_has_an_end(content: bytes | dict[str, str] | RowProblem) -> None:
+    found = list(chunks(RawRow(1, number, content) for number in range(1, 10_001)))
+    assert sum(map(len, found)) == 10_000
+    assert max(map(len, found)) <= CHUNK_BYTES // ROW_BYTES
 
 
 def test_results_come_in_order_from_several_processes_and_little_is_read_ahead() -> None:
