@@ -6,6 +6,9 @@ from dpo_core.data.fields import BadRow
 from dpo_core.data.records import Message, Text
 from dpo_core.data.turns import message_of, text_of, turns_of
 
+MAX_ROUNDS = 100
+"""Of tools in one answer: for each the conversation so far is written twice, and all of them are held at once."""
+
 
 def answer_of(value: object, field: str) -> Text:
     """Text, or the turns of an answer.
@@ -38,6 +41,9 @@ def check_answer(turns: tuple[Message, ...], field: str) -> None:
             "tools; join turns that belong together."
         )
         raise BadRow("many_turns", field, message)
+    if (rounds := sum(turn.role == "assistant" for turn in turns) - 1) > MAX_ROUNDS:
+        message = f"The answer in `{field}` calls tools {rounds:,} times; at most {MAX_ROUNDS} are taken. Shorten it."
+        raise BadRow("too_many_turns", field, message)
     for turn in turns:
         if turn.role == "assistant" and turn.tool_calls is None:
             check_text(turn.content, field)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
-from dpo_core.data.fields import BadRow, Row, names_in_words, shown
+from dpo_core.data.fields import BadRow, Row, close_matches, names_in_words, shown
 
 COLUMNS = (
     "prompt",
@@ -49,7 +49,7 @@ def rename(row: Row, columns: Mapping[str, str]) -> Row:
     renamed = {name: value for name, value in row.items() if name not in taken}
     for field, column in columns.items():
         if column not in row:
-            close = difflib.get_close_matches(column, list(row), n=1)
+            close = close_matches(column, row)
             way = f"{shown(close[0])} is there" if close else f"it has {names_in_words(row)}"
             message = (
                 f"`columns` says that `{field}` is `{column}`, which the row doesn't have; {way}. Correct `columns`."

@@ -12,20 +12,21 @@ from io import BufferedReader
 
 from dpo_core.data.fields import BadRow, Row, shown
 from dpo_core.data.json_values import decode
+from dpo_core.data.preference import BETTER, WORSE
+from dpo_core.data.prompts import CONVERSATIONS, QUESTIONS
 from dpo_core.data.records import RowProblem
+from dpo_core.data.scored import ANSWERS, SCORES
+from dpo_core.data.supervised import COMPLETIONS
 from dpo_core.data.unpack import BadFile
 
 DELIMITERS = ",;\t"
 NOT_IN_A_NAME = re.compile(r'[{}\[\]":\x00-\x08]')
 MAX_NAME = 100
 
-ALWAYS_JSON = (
-    *("messages", "conversations", "preferred_output", "non_preferred_output", "history"),
-    *("answers", "responses", "completions", "candidates", "scores", "ratings", "rewards"),
-)
+ALWAYS_JSON = (*CONVERSATIONS, *ANSWERS, *SCORES, "preferred_output", "non_preferred_output", "history")
 """Fields that can't be text, so that a cell of one is JSON."""
 
-MAY_BE_TURNS = ("prompt", "chosen", "rejected", "completion", "response_chosen", "response_rejected", "input")
+MAY_BE_TURNS = ("prompt", "input", *QUESTIONS, *BETTER, *WORSE, *COMPLETIONS)
 TURNS = re.compile(r"""\s*(\[\s*\{\s*['"](role|from|content|value)|\{\s*['"](role|from|messages))['"]\s*:""")
 """Begins messages, as JSON or as Python prints them, whose first field is a usual one."""
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from itertools import islice
 
 from dpo_core.data.records import ProblemCode
 
 Row = Mapping[str, object]
+
+FIELDS_COMPARED = 100
+"""To compare a name with every one of 100,000 would take longer than all else that is done with a row."""
 
 
 class BadRow(Exception):
@@ -27,16 +31,22 @@ def require(given: Row, name: str, prefix: str = "") -> object:
         return value
     if name in given:
         message = f"`{prefix}{name}` is null. Give it a value, or remove the row."
-    elif close := difflib.get_close_matches(name, list(given), n=1):
+    elif close := close_matches(name, given):
         message = f"`{prefix}{name}` is missing; {shown(close[0])} is there. Rename it to `{name}`."
     else:
         message = f"`{prefix}{name}` is missing. Add it, or remove the row."
     raise BadRow("missing_field", prefix + name, message)
 
 
+def close_matches(name: str, given: Row) -> list[str]:
+    """The one field that `name` is most like, if any is; of a row with very many, the first are looked at."""
+    return difflib.get_close_matches(name, list(islice(given, FIELDS_COMPARED)), n=1)
+
+
 def first_of(given: Row, names: tuple[str, ...]) -> str | None:
-    """The first of several names for the same thing that the row has, whatever its value."""
-    return next((name for name in names if name in given), None)
+    """The first of several names for the same thing that the row has; one that is null or empty only if all are."""
+    there = [name for name in names if name in given]
+    return next((name for name in there if given[name] not in (None, "")), there[0] if there else None)
 
 
 def shown(value: object) -> str:

@@ -105,7 +105,7 @@ def _single(batch: pa.RecordBatch, limit: int) -> bytes:
 
 
 def _line(row: dict[str, object], limit: int) -> bytes:
-    text = json.dumps({name: _plain(value) for name, value in row.items()}, ensure_ascii=False).encode()
+    text = json.dumps(_plain(row), ensure_ascii=False).encode()
     if len(text) > limit:
         message = f"The row is longer than {limit // 2**20} MiB. Shorten or remove it."
         return BAD_ROW + json.dumps(["line_too_long", None, message]).encode() + b"\n"
@@ -113,7 +113,7 @@ def _line(row: dict[str, object], limit: int) -> bytes:
 
 
 def _plain(value: object) -> object:
-    """The value as JSON has it. A struct has all fields that any row has; those that are null weren't there."""
+    """The value as JSON has it. A row and a struct have all fields that any has; those that are null weren't there."""
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, dict):

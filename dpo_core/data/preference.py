@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dpo_core.data.answers import answer_of, answer_start, check_answer, refuse_equal
 from dpo_core.data.fields import BadRow, Row, first_of, kind_of, require
-from dpo_core.data.prompts import PROMPTS, check_prompt, opened, prompt_of, variables_of
+from dpo_core.data.prompts import PROMPTS, SYSTEMS, check_prompt, opened, prompt_of, variables_of
 from dpo_core.data.records import Message, Pair, Text
 from dpo_core.data.tool_calls import tools_of
 from dpo_core.data.turns import as_turns, conversation, is_conversation, refuse_media, role_of, turns_of
@@ -24,7 +26,7 @@ def openai_pair(row: Row, line: int) -> Pair:
     better, worse = "preferred_output", "non_preferred_output"
     chosen, rejected = answer_of(require(row, better), better), answer_of(require(row, worse), worse)
     refuse_equal(chosen, rejected, better, worse)
-    return pair_of(row, line, prompt, chosen, rejected)
+    return pair_of(row, line, opened(row, prompt), chosen, rejected)
 
 
 def chosen_rejected(row: Row, line: int) -> Pair:
@@ -58,10 +60,17 @@ def _holds_prompt(value: object) -> bool:
 
 
 def _repeated(row: Row, line: int, better: str, worse: str) -> Pair:
-    """Both answers begin with the prompt that the row has in a field, too (as in UltraFeedback's binarized form)."""
+    """Both answers begin with the prompt that the row has in a field, too (as in UltraFeedback's binarized form).
+
+    One of the two may have more turns before what both say (a system turn, often); the longer one is the prompt.
+    """
     prompt, field = prompt_of(row)
-    pair = _implicit(row, line, better, worse)
-    if _last(prompt) != _last(pair.prompt):
+    own = {name: value for name, value in row.items() if name not in (*SYSTEMS, "history")}
+    pair = _implicit(own, line, better, worse)
+    given, repeated = as_turns(prompt, "user"), as_turns(pair.prompt, "user")
+    if _ends_with(given, repeated):
+        return replace(pair, prompt=given)
+    if not _ends_with(repeated, given):
         message = (
             f"`{better}` repeats a conversation that is not the one in `{field}`. Keep only the answer's own turn; the "
             "rest belongs to the prompt."
@@ -70,8 +79,10 @@ def _repeated(row: Row, line: int, better: str, worse: str) -> Pair:
     return pair
 
 
-def _last(prompt: Text) -> str:
-    return as_turns(prompt, "user")[-1].content.strip()
+def _ends_with(turns: tuple[Message, ...], end: tuple[Message, ...]) -> bool:
+    """Whether the last of these turns are those, but for space around them."""
+    said = [[(turn.role, turn.content.strip(), turn.tool_calls) for turn in it] for it in (turns, end)]
+    return said[0][-len(end) :] == said[1]
 
 
 def _implicit(row: Row, line: int, better: str, worse: str) -> Pair:

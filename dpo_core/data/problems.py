@@ -38,6 +38,7 @@ TITLES: dict[str, str] = {
     "prompts_differ": "the two conversations differ before the answer",
     "too_few_answers": "fewer than two answers to compare",
     "too_many_answers": "more answers than are taken",
+    "too_many_turns": "more turns than are taken",
     "two_systems": "two system turns",
     "unknown_format": "the fields belong to no known format",
     "unpaired": "one answer with a label instead of a pair",

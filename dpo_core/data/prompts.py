@@ -5,7 +5,7 @@ from __future__ import annotations
 from dpo_core.data.fields import BadRow, Row, first_of, kind_of, require
 from dpo_core.data.records import JsonText, Message, Text
 from dpo_core.data.tool_calls import json_text, parsed
-from dpo_core.data.turns import as_turns, text_of, turns_of
+from dpo_core.data.turns import MARKER, as_turns, conversation, refuse_many, text_of, turns_of
 
 CONVERSATIONS = ("conversations", "messages")
 QUESTIONS = ("instruction", "question", "query")
@@ -23,12 +23,27 @@ def prompt_of(row: Row) -> tuple[Text, str]:
     """
     name = first_of(row, PROMPTS) or "prompt"
     value = require(row, name)
-    prompt = text_of(value, name) if isinstance(value, str) else turns_of(value, name)
-    if name in QUESTIONS and isinstance(prompt, str) and row.get("input"):
-        further = text_of(row["input"], "input")
-        prompt = f"{prompt}\n{further}" if prompt.strip() else further
+    prompt = _text_or_turns(value, name) if isinstance(value, str) else turns_of(value, name)
+    if isinstance(prompt, str) and row.get("input"):
+        prompt = _joined(prompt, text_of(row["input"], "input"), name)
     check_prompt(prompt, name)
     return opened(row, prompt), name
+
+
+def _text_or_turns(value: str, field: str) -> Text:
+    """Turns, where the text is a transcript that opens the assistant's turn (hh-rlhf's prompts, taken apart)."""
+    if MARKER.match(value):
+        turns = conversation(value, field)
+        if turns[-1] == Message("assistant", ""):
+            return turns[:-1]
+    return text_of(value, field)
+
+
+def _joined(prompt: str, further: str, field: str) -> str:
+    """Some files have a whole `prompt` beside the parts it was made of."""
+    if field == "prompt" and further.strip() in prompt:
+        return prompt
+    return f"{prompt}\n{further}" if prompt.strip() else further
 
 
 def opened(row: Row, prompt: Text) -> Text:
@@ -60,6 +75,7 @@ def _history(row: Row) -> tuple[Message, ...]:
         raise BadRow("wrong_type", "history", f"`history` must be a list of turns, not {kind_of(given)}.")
     if isinstance(given[0], dict):
         return turns_of(given, "history")
+    refuse_many(2 * len(given), "history")
     turns: list[Message] = []
     for index, pair in enumerate(given):
         if not isinstance(pair, list) or len(pair) != 2:
@@ -78,6 +94,8 @@ def check_prompt(prompt: Text, field: str) -> None:
             "Join it to the answer, or remove the row."
         )
         raise BadRow("bad_prompt_end", field, message)
+    if not isinstance(prompt, str) and prompt and prompt[-1].role == "tool":
+        return  # a tool may have nothing to say
     last = prompt if isinstance(prompt, str) else prompt[-1].content if prompt else ""
     if not last.strip():
         raise BadRow(

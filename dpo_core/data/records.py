@@ -102,6 +102,7 @@ ProblemCode = Literal[
     "prompts_differ",
     "too_few_answers",
     "too_many_answers",
+    "too_many_turns",
     "two_systems",
     "unknown_format",
     "unpaired",

@@ -7,10 +7,14 @@ as JSON themselves, and text would be written as JSON twice.
 from __future__ import annotations
 
 import json
+import re
 
 from dpo_core.data.fields import BadRow, Row, kind_of, shown
 from dpo_core.data.json_values import decode
 from dpo_core.data.records import JsonText
+
+NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+"""In JSON; behind an even number of backslashes, because the one of an odd number stands for itself."""
 
 
 def json_text(value: object, field: str) -> JsonText:
@@ -25,7 +29,7 @@ def json_text(value: object, field: str) -> JsonText:
     except UnicodeEncodeError:
         message = f"`{field}` holds half of a surrogate pair (such as \\ud83d alone), which is no text. Correct it."
         raise BadRow("bad_text", field, message) from None
-    if "\\u0000" in text:
+    if NUL.search(text):
         raise BadRow("bad_text", field, f"`{field}` holds a NUL character (\\u0000), which is no text. Remove it.")
     return JsonText(text)
 

@@ -46,6 +46,10 @@ MARKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 """Opens a turn of a transcript as in hh-rlhf (Bai et al. 2022, arXiv:2204.05862)."""
 
 
+MAX_TURNS = 1000
+"""More in one field are refused: what a row takes of time grows faster than its turns."""
+
+
 def as_turns(text: Text, role: str) -> tuple[Message, ...]:
     """A plain string becomes one turn of `role`; turns stay as they are."""
     return (Message(role, text),) if isinstance(text, str) else text
@@ -78,6 +82,7 @@ def conversation(value: object, field: str) -> tuple[Message, ...]:
     if before.strip() or not marked:
         message = f"`{field}` is no transcript. Begin every turn with a blank line and `Human:` or `Assistant:`."
         raise BadRow("bad_transcript", field, message)
+    refuse_many(len(marked) // 2, field)
     speakers = {"Human": "user", "Assistant": "assistant"}
     return tuple(
         Message(speakers[speaker], text.strip()) for speaker, text in zip(marked[::2], marked[1::2], strict=True)
@@ -90,7 +95,15 @@ def turns_of(value: object, field: str) -> tuple[Message, ...]:
         raise BadRow("wrong_type", field, f"`{field}` must be text or a list of messages, not {kind_of(value)}.")
     if not value:
         raise BadRow("wrong_type", field, f"`{field}` is an empty list. Give at least one message, or remove the row.")
+    refuse_many(len(value), field)
     return tuple(message_of(item, f"{field}[{index}]") for index, item in enumerate(value))
+
+
+def refuse_many(turns: int, field: str) -> None:
+    """BadRow where a conversation has more than MAX_TURNS."""
+    if turns > MAX_TURNS:
+        message = f"`{field}` has {turns:,} turns; at most {MAX_TURNS:,} are taken. Shorten or remove the row."
+        raise BadRow("too_many_turns", field, message)
 
 
 def message_of(value: object, field: str) -> Message:

@@ -14,9 +14,13 @@ import pytest
 import zstandard
 
 from dpo_core.data import json_array, parquet_program, unpack
+from dpo_core.data.csv_rows import unfold
 from dpo_core.data.formats import MAX_ROW_BYTES, read_rows
 from dpo_core.data.options import ReadOptions
+from dpo_core.data.preference import BETTER, WORSE
+from dpo_core.data.prompts import QUESTIONS
 from dpo_core.data.records import Example, FileProblem, Message, Pair, RowProblem
+from dpo_core.data.supervised import COMPLETIONS
 
 Record = Pair | Example | RowProblem | FileProblem
 ROW = b'{"prompt": "q", "chosen": "good", "rejected": "bad"}'
@@ -125,6 +129,24 @@ def test_cells_may_hold_conversations(tmp_path: Path) -> None:
     assert isinstance(python, RowProblem)
     assert (python.code, python.field, python.line) == ("not_json", "prompt", 9)
     assert "json.dumps" in python.message
+
+
+@pytest.mark.parametrize("name", [*QUESTIONS, *BETTER, *WORSE, *COMPLETIONS])
+def test_a_cell_of_any_name_may_hold_messages(name: str) -> None:
+    messages = [{"role": "user", "content": "q"}]
+    assert unfold({name: json.dumps(messages)}) == {name: messages}
+    assert unfold({name: "[1]"}) == {name: "[1]"}
+
+
+def test_an_empty_cell_stands_behind_a_synonym_that_is_filled(tmp_path: Path) -> None:
+    rows = read(tmp_path, b"prompt,question,chosen,rejected\nq,,good,bad\n,q,good,bad\n")
+    assert rows == [Pair(line, "q", "good", "bad") for line in (2, 3)]
+
+
+def test_a_null_in_parquet_is_no_field(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"prompt": "q", "question": None}, {"prompt": None, "question": "q"}]
+    found = parquet(tmp_path, [row | {"chosen": "good", "rejected": "bad", "preferred_output": None} for row in rows])
+    assert found == [Pair(line, "q", "good", "bad") for line in (1, 2)]
 
 
 def test_columns_of_a_csv_file(tmp_path: Path) -> None:

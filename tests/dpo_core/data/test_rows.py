@@ -18,6 +18,8 @@ TURNS = Pair(1, (QUESTION,), (GOOD,), (BAD,))
 USER = {"role": "user", "content": "q"}
 RIGHT = {"role": "assistant", "content": "good"}
 WRONG = {"role": "assistant", "content": "bad"}
+EARLIER = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+TOLD = {"role": "tool", "content": "3"}
 HUMAN = {"from": "human", "value": "q"}
 FUNCTION = {"name": "add", "parameters": {"type": "object", "properties": {}}}
 TOOLS = JsonText('[{"type":"function","function":{"name":"add","parameters":{"type":"object","properties":{}}}}]')
@@ -33,6 +35,9 @@ def read(row: object, options: ReadOptions | None = None) -> list[Pair | Example
 
 def answers(**more: object) -> dict[str, object]:
     return {"chosen": "good", "rejected": "bad"} | more
+
+
+OPENAI = {"input": {"messages": [USER]}, "preferred_output": [RIGHT], "non_preferred_output": [WRONG]}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +62,30 @@ def answers(**more: object) -> dict[str, object]:
          Pair(1, (SYSTEM, Message("user", "a"), Message("assistant", "b"), QUESTION), (GOOD,), (BAD,))),
         # the prompt once more at the beginning of each answer, as in UltraFeedback's binarized form
         ({"prompt": "q", "chosen": [USER, RIGHT], "rejected": [USER, WRONG], "messages": [USER, RIGHT]}, TURNS),
+        # … of which one side may have more turns before
+        ({"prompt": [{"role": "system", "content": "be brief"}, USER], "chosen": [USER, RIGHT],
+          "rejected": [USER, WRONG]}, Pair(1, (SYSTEM, QUESTION), (GOOD,), (BAD,))),
+        ({"prompt": "q", "system": "be brief", "chosen": [USER, RIGHT], "rejected": [USER, WRONG]},
+         Pair(1, (SYSTEM, QUESTION), (GOOD,), (BAD,))),
+        ({"prompt": " q ", "chosen": [{"role": "system", "content": "be brief"}, USER, RIGHT],
+          "rejected": [{"role": "system", "content": "be brief"}, USER, WRONG]},
+         Pair(1, (SYSTEM, QUESTION), (GOOD,), (BAD,))),
+        ({"prompt": "q", "history": [["a", "b"]], "chosen": [*EARLIER, USER, RIGHT],
+          "rejected": [*EARLIER, USER, WRONG]},
+         Pair(1, (Message("user", "a"), Message("assistant", "b"), QUESTION), (GOOD,), (BAD,))),
+        (OPENAI | {"system": "be brief"}, Pair(1, (SYSTEM, QUESTION), (GOOD,), (BAD,))),
+        (OPENAI | {"history": [["a", "b"]]},
+         Pair(1, (Message("user", "a"), Message("assistant", "b"), QUESTION), (GOOD,), (BAD,))),
+        (answers(prompt="q", input="more"), Pair(1, "q\nmore", "good", "bad")),
+        (answers(prompt="say: more!", input="more"), Pair(1, "say: more!", "good", "bad")),
+        (answers(prompt="\n\nHuman: q\n\nAssistant:"), TURNS),
+        (answers(prompt="Human: q"), Pair(1, "Human: q", "good", "bad")),
+        (answers(prompt=None, question="q", chosen_response=None), TEXTS),
+        (answers(prompt="", question="q"), TEXTS),
+        (answers(prompt=[USER, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": ""}]),
+         Pair(1, (QUESTION, CALLING, Message("tool", "")), (GOOD,), (BAD,))),
+        (answers(prompt="q", tools=[{"name": "\\u0000"}]),
+         Pair(1, "q", "good", "bad", tools=JsonText('[{"type":"function","function":{"name":"\\\\u0000"}}]'))),
         (answers(prompt="q", chat_template_kwargs={"enable_thinking": False}),
          Pair(1, "q", "good", "bad", variables=JsonText('{"enable_thinking":false}'))),
     ],
@@ -192,6 +221,24 @@ def scored(*scores: object, count: int | None = None) -> dict[str, object]:
         (answers(prompt="q", tools={"a": 1}), "wrong_type", "tools", "list of functions"),
         (answers(prompt="q", tools=[{"a": 1}]), "wrong_type", "tools[0]", "no function"),
         (answers(prompt="q", tools=[{"name": "\ud83d"}]), "bad_text", "tools", "surrogate"),
+        (answers(prompt="q", tools=[{"name": "\\\0"}]), "bad_text", "tools", "NUL"),
+        (answers(prompt=[USER] * 1001), "too_many_turns", "prompt", "1,001 turns; at most 1,000"),
+        (answers(prompt="q", history=[["a", "b"]] * 501), "too_many_turns", "history", "1,002 turns"),
+        (
+            {"chosen": "\n\nHuman: q\n\nAssistant: a" * 501, "rejected": "\n\nHuman: q\n\nAssistant: b"},
+            "too_many_turns", "chosen", "1,002 turns",
+        ),
+        (
+            answers(prompt="q") | {"chosen": [{"role": "assistant", "tool_calls": [CALL]}, TOLD] * 101 + [RIGHT]},
+            "too_many_turns", "chosen", "101 times; at most 100",
+        ),
+        ({f"column {number}": "" for number in range(100_000)} | {"prompt": "q", "chosen": "a"}, "missing_field",
+         "rejected", "Add it"),
+        (
+            {"prompt": [{"role": "system", "content": "x"}, USER], "chosen": [{"role": "system", "content": "y"}, USER,
+             RIGHT], "rejected": [{"role": "system", "content": "y"}, USER, WRONG]},
+            "prompt_in_answer", "chosen", "not the one in `prompt`",
+        ),
         (answers(prompt="q", kto_tag=True, chosen=None), "missing_field", "chosen", "null"),
         ({"prompt": "q", "completion": "a", "kto_tag": True}, "unpaired", "kto_tag", "unpaired"),
         (
