@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -229,4 +228,6 @@ def peak_memory(device: torch.device) -> float:
     """Bytes at the peak so far: allocated on the GPU, or resident in this process."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    # Linux's own line for this process; getrusage would begin at the peak of the process that started it.
+    status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+    return float(status.partition("VmHWM:")[2].split()[0]) * 1024
