@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs: create, list, read, cancel; events, checkpoints and metrics."""
+"""/v1/fine_tuning/jobs: create, list, read, cancel, pause, resume; events, checkpoints and metrics."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from api.job_shapes import (
 from api.json_body import JsonBody
 from api.lists import After, Limit, ListOf, list_of
 from api.services import Services, ServicesOf
-from control_plane import jobs
+from control_plane import jobs, pauses
 from control_plane.job_requests import JobRequest, read_request
 from control_plane.repetition import Repeatable
 from control_plane.tables import Metric
@@ -97,6 +97,20 @@ def retrieve_job(job_id: str, services: ServicesOf, caller: CallerOf) -> JobObje
 def cancel_job(job_id: str, services: ServicesOf, caller: CallerOf) -> JobObject:
     with services.database.transaction() as session:
         return job_object(jobs.cancel(session, caller.project_id, job_id))
+
+
+@router.post("/{job_id}/pause", summary="Pause a job: one that runs makes a checkpoint and gives its GPUs back")
+def pause_job(job_id: str, services: ServicesOf, caller: CallerOf) -> JobObject:
+    with services.database.transaction() as session:
+        return job_object(pauses.pause(session, caller.project_id, job_id))
+
+
+@router.post("/{job_id}/resume", summary="Let a paused job go on from its last checkpoint")
+def resume_job(job_id: str, services: ServicesOf, caller: CallerOf) -> JobObject:
+    with services.database.transaction() as session:
+        shape = job_object(pauses.resume(session, caller.project_id, job_id))
+    services.hints.send()
+    return shape
 
 
 @router.get("/{job_id}/events", summary="What happened to a job, newest first")

@@ -1,4 +1,4 @@
-"""`dpo submit`, `watch`, `jobs`, `cancel` and `download`: a job from a file to weights, over HTTP alone.
+"""`dpo submit`, `watch`, `jobs`, `cancel`, `pause`, `resume`, `download`: from a file to weights, over HTTP alone.
 
 They talk to the service that OPENAI_BASE_URL and OPENAI_API_KEY name, or else to this user's `dpo up`.
 """
@@ -133,6 +133,29 @@ def cancel(
     with connected() as client:
         client.fine_tuning.jobs.cancel(job)
     typer.echo(f"cancelled {job}")
+
+
+def pause(
+    job: Annotated[str, typer.Argument(metavar="JOB", callback=given, help="The id that `dpo jobs` shows.")],
+) -> None:
+    """Let a job make a checkpoint, stop it and free its GPUs; `dpo resume` goes on from there."""
+    from cli.client import connected
+
+    with connected() as client:
+        run = (client.fine_tuning.jobs.pause(job).model_extra or {})["run"]
+    done = "paused" if run["state"] == "paused" else "a checkpoint is made, then it is paused:"
+    typer.echo(f"{done} {job}; to go on: {command('resume', job)}")
+
+
+def resume(
+    job: Annotated[str, typer.Argument(metavar="JOB", callback=given, help="The id that `dpo jobs` shows.")],
+) -> None:
+    """Let a paused job go on from its last checkpoint."""
+    from cli.client import connected
+
+    with connected() as client:
+        client.fine_tuning.jobs.resume(job)
+    typer.echo(f"resumed {job}")
 
 
 def watch_job(

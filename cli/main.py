@@ -102,6 +102,8 @@ app.command("report")(jobs.report)
 app.command("watch")(jobs.watch_job)
 app.command("jobs")(jobs.list_jobs)
 app.command("cancel")(jobs.cancel)
+app.command("pause")(jobs.pause)
+app.command("resume")(jobs.resume)
 app.command("download")(jobs.download)
 
 

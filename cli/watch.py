@@ -123,6 +123,8 @@ class _Watcher:
     def _awaited(self, job: FineTuningJob) -> str:
         run = (job.model_extra or {})["run"]
         gpus = run["gpus"]
+        if run["state"] == "paused":
+            return f"paused; to go on: {command('resume', job.id)}"
         if run["waits_for"]:
             shared = "read the data" if job.status == "validating_files" else "measured the reference"
             return f"waiting until {run['waits_for']} of the same sweep has {shared}"

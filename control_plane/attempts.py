@@ -44,7 +44,7 @@ def end_for_another(
     what = failure.message.rstrip(".")
     data: Json = {"log": failure.log} if failure.log else {}
     if job.state == State.pausing:
-        message = f"{what}; the job is paused."
+        message = f"{what}. {paused(session, job)}"
         move(session, job, State.paused, code=failure.code, message=message, level="warn", data=data)
         return False
     if job.state == State.validating:
@@ -70,6 +70,11 @@ def what_follows(session: Session, job: Job) -> str:
         if checkpoint is not None
         else "begins again, as it has no checkpoint yet"
     )
+
+
+def paused(session: Session, job: Job) -> str:
+    """The words for a job that is paused now."""
+    return f"The job is paused. Resumed, it {what_follows(session, job)}."
 
 
 def give_up(session: Session, job: Job, failure: Failure) -> None:

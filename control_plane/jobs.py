@@ -97,6 +97,13 @@ def get(session: Session, project_id: str, job_id: str) -> Job:
     return _found(job, job_id)
 
 
+def lock(session: Session, project_id: str, job_id: str) -> Job:
+    """As `get`; nobody else moves the job before this transaction ends."""
+    mine = select(Job).where(Job.project_id == project_id, Job.id == job_id)
+    query = mine.with_for_update().execution_options(populate_existing=True)
+    return _found(session.scalars(query).one_or_none(), job_id)
+
+
 def list_jobs(
     session: Session,
     project_id: str,
@@ -117,9 +124,7 @@ def cancel(session: Session, project_id: str, job_id: str) -> Job:
 
     The worker learns it at its next heartbeat and stops the processes.
     """
-    mine = select(Job).where(Job.project_id == project_id, Job.id == job_id)
-    query = mine.with_for_update().execution_options(populate_existing=True)
-    job = _found(session.scalars(query).one_or_none(), job_id)
+    job = lock(session, project_id, job_id)
     if State(job.state) in FINAL:
         raise Conflict(f"Job {job_id} is {job.state} already; there is nothing to cancel.", code="illegal_move")
     if job.lease_until is not None:

@@ -71,9 +71,13 @@ def claim(
     return _take(session, job, worker_id, lease_seconds)
 
 
-def renew(session: Session, claim: Claim) -> None:
-    """Another `lease_seconds` from now by PostgreSQL's clock. StaleFence when the job is no longer this claim's."""
+def renew(session: Session, claim: Claim) -> bool:
+    """Another `lease_seconds` from now by PostgreSQL's clock; True when the job is to be paused.
+
+    StaleFence when the job is no longer this claim's: that is how the order to cancel arrives.
+    """
     fences.renew(session, Job, claim.job_id, claim.fence, claim.lease_seconds)
+    return session.scalar(select(Job.state).where(Job.id == claim.job_id)) == State.pausing
 
 
 def held(session: Session, claim: Claim) -> Job:

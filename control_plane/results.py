@@ -182,7 +182,7 @@ def hand_back(session: Session, claim: Claim) -> None:
         events.add(session, job, code="handed_back", message="The worker stops; another one checks the files.")
         return
     if job.state == State.pausing:
-        move(session, job, State.paused, code="job_paused", message="The job is paused after its last checkpoint.")
+        move(session, job, State.paused, code="job_paused", message=attempts.paused(session, job))
         return
     message = f"The worker stops; the job {attempts.what_follows(session, job)}."
     move(session, job, State.queued, code="handed_back", message=message)

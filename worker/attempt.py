@@ -56,7 +56,8 @@ class Attempt(Work):
         self._run.create(spec)
 
     def _renew(self, session: Session) -> None:
-        leases.renew(session, self._claim)
+        if leases.renew(session, self._claim):
+            self.stop(self._tools.settings.stop_seconds)
 
     def _relay(self) -> None:
         self._relayed.relay()

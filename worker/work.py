@@ -87,7 +87,7 @@ class Work(ABC):
 
     @abstractmethod
     def _renew(self, session: Session) -> None:
-        """Renews the lease. StaleFence when the row is no longer ours; so below, too."""
+        """Renews the lease and obeys what it brings. StaleFence when the row is no longer ours; so below, too."""
 
     @abstractmethod
     def _report(self, session: Session, ending: Ending) -> None:
@@ -126,11 +126,12 @@ class Work(ABC):
             self._guarded(self._renew_and_relay, "renewing the lease and relaying metrics")
 
     def stop(self, seconds: float) -> None:
-        """Asks the program for a checkpoint, if it makes any, and its end; after `seconds` it is killed."""
-        self._stopping = True
+        """Asks the program once for a checkpoint, if it makes any, and its end; `seconds` after the first call, or
+        earlier if a later one says so, it is killed."""
         self._kill_at = min(self._kill_at, time.monotonic() + seconds)
-        if self._process is not None and self._process.poll() is None:
+        if not self._stopping and self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
+        self._stopping = True
 
     def abandon(self, reason: str) -> None:
         """The work is no longer ours: kills, reports nothing."""

@@ -14,6 +14,7 @@ from control_plane import leases, models, results
 from control_plane.database import Database
 from control_plane.leases import Claim
 from dpo_core.run_directory import Failure
+from dpo_core.spec import TrainingSpec
 from tests.control_plane.model_folders import make_folder
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -35,6 +36,10 @@ def claim_next(database: Database) -> Claim:
         claim = leases.claim(session, worker_id="w", free=8, total=8, lease_seconds=60)
     assert claim is not None
     return claim
+
+
+def resolved() -> dict[str, Any]:
+    return TrainingSpec(batch_size=16, epochs=2, beta=0.1, learning_rate=1e-6).model_dump(mode="json")
 
 
 def create(http: httpx2.Client, body: dict[str, Any], **headers: str) -> dict[str, Any]:
@@ -137,6 +142,22 @@ def test_cancel_is_final(http: httpx2.Client, request_body: dict[str, Any]) -> N
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "illegal_move")
 
 
+def test_pause_and_resume(http: httpx2.Client, request_body: dict[str, Any], database: Database) -> None:
+    url = f"{JOBS}/{create(http, request_body)['id']}"
+    refused = http.post(f"{url}/pause")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "illegal_move")
+    with database.transaction() as session:
+        results.finish_validation(session, claim_next(database), {"training": resolved()})
+    assert (http.post(f"{url}/pause").json()["status"], http.get(url).json()["run"]["state"]) == ("queued", "paused")
+    resumed = http.post(f"{url}/resume").json()
+    assert (resumed["status"], resumed["run"]["state"]) == ("queued", "queued")
+    claim_next(database)
+    pausing = http.post(f"{url}/pause").json()
+    assert (pausing["status"], pausing["run"]["state"]) == ("running", "pausing")
+    refused = http.post(f"{url}/resume")
+    assert (refused.status_code, "still makes its checkpoint" in refused.json()["error"]["message"]) == (400, True)
+
+
 def test_a_failed_job_says_why(http: httpx2.Client, request_body: dict[str, Any], database: Database) -> None:
     job = create(http, request_body)
     failure = Failure(kind="user", code="bad_row", message="Line 3 has no `chosen`.", param="training_file", line=3)
@@ -181,7 +202,8 @@ def test_another_projects_job_is_not_there(
     for tail in ("", "/events", "/checkpoints", "/metrics"):
         answer = http.get(f"{JOBS}/{job['id']}{tail}", headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
-    assert http.post(f"{JOBS}/{job['id']}/cancel", headers=headers).status_code == 404
+    for order in ("cancel", "pause", "resume"):
+        assert http.post(f"{JOBS}/{job['id']}/{order}", headers=headers).status_code == 404
     assert http.post(JOBS, json=request_body, headers=headers).json()["error"]["param"] == "training_file"
     assert http.get(JOBS, headers=headers).json()["data"] == []
     with pytest.raises(openai.BadRequestError, match="in use by the unfinished job"):

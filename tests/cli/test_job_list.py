@@ -1,4 +1,4 @@
-"""`dpo jobs`, `dpo cancel`, and what `dpo submit` says around a job; `dpo --version`."""
+"""`dpo jobs`, `cancel`, `pause`, `resume`, and what `dpo submit` says around a job; `dpo --version`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from openai import OpenAI
 from control_plane.database import Database
 from control_plane.settings import Settings
 from tests.cli.conftest import Dpo
-from tests.cli.work import STEPS, whole_job
+from tests.cli.work import STEPS, claim, validated, whole_job
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +38,18 @@ def test_jobs_are_listed_newest_first_and_cancelled(
         refused = dpo("cancel", wrong)
         assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
         assert said in refused.stderr
+
+
+def test_a_job_is_paused_and_resumed(job_id: str, dpo: Dpo, database: Database) -> None:
+    validated(database)
+    paused = dpo("pause", job_id)
+    assert paused.stdout.startswith(f"paused {job_id}; to go on: ") and f" resume {job_id}" in paused.stdout
+    assert dpo("jobs").stdout.splitlines()[1].split()[1:3] == ["queued", "paused"]
+    assert dpo("resume", job_id).stdout == f"resumed {job_id}\n"
+    claim(database)
+    assert dpo("pause", job_id).stdout.startswith(f"a checkpoint is made, then it is paused: {job_id}")
+    refused = dpo("resume", job_id)
+    assert refused.returncode == 1 and "still makes its checkpoint" in refused.stderr
 
 
 def test_a_new_job_comes_with_its_warnings_and_the_ways_on(base: str, pairs: Path, dpo: Dpo) -> None:

@@ -1,4 +1,4 @@
-"""kill -9 of any part, a frozen worker, an emptied Redis: the job ends as if nothing had happened.
+"""kill -9 of any part, a frozen worker, an emptied Redis, a pause: the job ends as if nothing had happened.
 
 The moments are random: `DPO_FAULT_SEED` repeats those of an earlier run, whose seed its output shows.
 """
@@ -200,6 +200,25 @@ def test_one_death(embedded: Embedded, seed: int, tell: Callable[[str], None], n
     check(embedded, job_id)
     assert ended_early(embedded, job_id) >= 1
     embedded.service.nothing_left()
+
+
+def test_paused_and_resumed(embedded: Embedded, seed: int, tell: Callable[[str], None]) -> None:
+    """Real ranks stop after a checkpoint and leave nothing behind; the resumed run ends in the same bytes."""
+    step = random.Random(f"{seed} pause").randrange(STEPS // 6)  # the order has to come before the run is over
+    tell(f"paused at step {step}")
+    job_id = embedded.start_job()
+    poll_until(lambda: embedded.step(job_id) >= step, f"{job_id} is at step {step}", every=0.01)
+    embedded.service.openai.fine_tuning.jobs.pause(job_id)
+    poll_until(lambda: state_of(embedded, job_id) != "pausing", f"{job_id} is paused")
+    assert state_of(embedded, job_id) == "paused"
+    embedded.service.nothing_left()
+    assert embedded.service.openai.fine_tuning.jobs.resume(job_id).status == "queued"
+    check(embedded, job_id)
+    assert [outcome for _, _, outcome in embedded.attempts(job_id)] == ["succeeded", "stopped", "succeeded"]
+
+
+def state_of(embedded: Embedded, job_id: str) -> str:
+    return str((embedded.service.job(job_id).model_extra or {})["run"]["state"])
 
 
 @pytest.mark.long

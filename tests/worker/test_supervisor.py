@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from pydantic import SecretStr
 
-from control_plane import jobs, removals
+from control_plane import jobs, pauses, removals
 from control_plane.database import Database
 from control_plane.tables import Worker
 from migrations.run import upgrade
@@ -136,6 +136,27 @@ def test_cancel_kills_the_run_and_publishes_nothing_more(world: World) -> None:
     assert world.state(job_id) == "cancelled"
     assert [checkpoint.step for checkpoint in world.checkpoints(job_id)] == [2]
     assert world.state(other) == "succeeded", "the slots came back"
+
+
+def test_a_paused_run_frees_its_slots_and_goes_on_from_its_checkpoint(world: World) -> None:
+    with supervisor(world.settings, stub_programs(["--hold-at=3", f"--until={world.go}"])):
+        job_id = world.job(resources={"gpus": 2})
+        world.held(job_id, step=2)
+        with world.database.transaction() as session:
+            assert pauses.pause(session, world.project_id, job_id).state == "pausing"
+        world.reaches(job_id, "paused")
+        world.nothing_left()
+        assert [checkpoint.step for checkpoint in world.checkpoints(job_id)] == [2, 3], "it made one more"
+        world.go.touch()
+        other = world.job(resources={"gpus": 2})
+        world.reaches(other, "succeeded", "failed")
+        assert (world.state(other), world.state(job_id)) == ("succeeded", "paused"), "the slots were free"
+        with world.database.transaction() as session:
+            pauses.resume(session, world.project_id, job_id)
+        world.reaches(job_id, "succeeded", "failed")
+    assert world.final_weights(job_id) == chain(6, job_id)
+    assert world.outcomes(job_id)[1:] == [("train", "stopped"), ("train", "succeeded")]
+    assert world.measured(job_id) == list(range(6))
 
 
 def test_slots_are_never_overcommitted(world: World) -> None:
