@@ -1,28 +1,47 @@
-"""Who calls: the API key in `Authorization: Bearer`, and the project that it opens."""
+"""Who calls, and what they may do: the API key in `Authorization: Bearer`, its project and its scopes.
+
+Every route takes its caller by one of the types at the end, which says what the key must be allowed to do, and takes it
+before the body, so that nothing is read of a caller who may not send it. A route that doesn't say so keeps the
+application from starting.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Security
+from fastapi import Depends, FastAPI, Security
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import RouteContext, iter_route_contexts
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.services import ServicesOf
 from control_plane import keys
-from control_plane.errors import Unauthenticated
+from control_plane.errors import PermissionDenied, Unauthenticated
+from control_plane.keys import Scope
+
+PUBLIC = frozenset({"/healthz", "/readyz", "/openapi.json"})
+"""Routes without a key: they tell nothing of anybody's data."""
+
+SAFE = frozenset({"GET", "HEAD"})
 
 
 @dataclass(frozen=True)
 class Caller:
     project_id: str
     key_id: str
+    key_name: str
+    scopes: frozenset[str]
+
+    def may(self, scope: Scope) -> bool:
+        return scope in self.scopes or Scope.admin in self.scopes
 
 
 _bearer = HTTPBearer(auto_error=False, description="An API key, `sk-dpo-…`; `dpo keys create NAME` makes one.")
 
 
-def caller_of(
+def authenticated(
     services: ServicesOf, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 ) -> Caller:
     """Raises Unauthenticated without a key, or with a wrong one."""
@@ -33,7 +52,61 @@ def caller_of(
         )
     with services.database.transaction() as session:
         key = keys.authenticate(session, credentials.credentials)
-        return Caller(project_id=key.project_id, key_id=key.id)
+        return Caller(key.project_id, key.id, f"{key.hint}… ({key.name})", frozenset(key.scopes))
 
 
-CallerOf = Annotated[Caller, Depends(caller_of)]
+Authenticated = Annotated[Caller, Depends(authenticated)]
+"""For what other dependencies need of a caller; it says nothing about what a route does."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The dependency that lets a caller pass whose key has `scope`; with None, any key of the project."""
+
+    scope: Scope | None
+
+    def __call__(self, caller: Authenticated) -> Caller:
+        """Raises PermissionDenied."""
+        if self.scope is not None and not caller.may(self.scope):
+            has = ", ".join(sorted(caller.scopes)) or "none"
+            raise PermissionDenied(
+                f"The API key {caller.key_name} may not do this: it takes the scope {self.scope}, and the key's scopes "
+                f"are {has}. `dpo keys create NAME --scope {self.scope}` on the server makes one that may.",
+                code="missing_scope",
+            )
+        return caller
+
+
+CallerOf = Annotated[Caller, Depends(Needs(None))]
+"""Any key: for reading the project's own files and jobs."""
+
+FilesWriter = Annotated[Caller, Depends(Needs(Scope.files_write))]
+JobsWriter = Annotated[Caller, Depends(Needs(Scope.jobs_write))]
+ModelsReader = Annotated[Caller, Depends(Needs(Scope.models_read))]
+Admin = Annotated[Caller, Depends(Needs(Scope.admin))]
+
+
+def require_scopes(app: FastAPI) -> None:
+    """Raises RuntimeError for a route that anybody could call, and for a change that any key could make."""
+    for route in iter_route_contexts(app.routes):
+        declared = needs_of(route)
+        methods = route.methods or {"*"}
+        named = any(needs.scope is not None for needs in declared)
+        if route.path not in PUBLIC and not (named or (declared and methods <= SAFE)):
+            raise RuntimeError(
+                f"{', '.join(sorted(methods))} {route.path} must say what its caller's key must be allowed to do: "
+                "give it a parameter of a type at the end of api/auth.py, for a change another one than CallerOf"
+            )
+
+
+def needs_of(route: RouteContext) -> list[Needs]:
+    """What a route says about its caller's key."""
+    dependant = getattr(route, "dependant", None)
+    return list(_needs_below(dependant)) if isinstance(dependant, Dependant) else []
+
+
+def _needs_below(dependant: Dependant) -> Iterator[Needs]:
+    if isinstance(dependant.call, Needs):
+        yield dependant.call
+    for below in dependant.dependencies:
+        yield from _needs_below(below)

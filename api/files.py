@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from api.auth import Caller, CallerOf
+from api.auth import Caller, CallerOf, FilesWriter
 from api.lists import After, Item, ListOf, list_of
 from api.services import Services, ServicesOf
 from api.upload import FIELD_BYTES, Upload, receive_upload, too_large
@@ -62,7 +62,7 @@ class FileDeleted(BaseModel):
 
 
 @router.post("", summary="Upload a file", openapi_extra=UPLOAD_FORM)
-async def upload_file(request: Request, services: ServicesOf, caller: CallerOf) -> FileObject:
+async def upload_file(request: Request, services: ServicesOf, caller: FilesWriter) -> FileObject:
     """The form's parts may come in any order. The file appears once all of it is stored; then it is checked."""
     limit = services.settings.max_file_bytes
     if int(request.headers.get("content-length", 0)) > limit + 4 * FIELD_BYTES:
@@ -110,7 +110,7 @@ def read_content(file_id: str, services: ServicesOf, caller: CallerOf) -> Stream
 
 
 @router.delete("/{file_id}", summary="Delete a file that no unfinished job uses")
-def delete_file(file_id: str, services: ServicesOf, caller: CallerOf) -> FileDeleted:
+def delete_file(file_id: str, services: ServicesOf, caller: FilesWriter) -> FileDeleted:
     with services.database.transaction() as session:
         files.delete(session, caller.project_id, file_id)
     removals.carry_out(services.database, services.storage)

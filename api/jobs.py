@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from api.answers import LONGEST_WAIT, PENDING, Wait
-from api.auth import Caller, CallerOf
+from api.auth import Caller, CallerOf, JobsWriter
 from api.estimates import EstimateObject, estimate
 from api.job_shapes import (
     JobCheckpoint,
@@ -51,9 +51,9 @@ class MetricsList(BaseModel):
 
 @router.post("", summary="Create a job, or say what it would take", openapi_extra=JOB_BODY, responses=PENDING)
 async def create_job(
+    caller: JobsWriter,
     body: JsonBody,
     services: ServicesOf,
-    caller: CallerOf,
     response: Response,
     *,
     dry_run: bool = False,
@@ -94,7 +94,7 @@ def retrieve_job(job_id: str, services: ServicesOf, caller: CallerOf) -> JobObje
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job; final at once")
-def cancel_job(job_id: str, services: ServicesOf, caller: CallerOf) -> JobObject:
+def cancel_job(job_id: str, services: ServicesOf, caller: JobsWriter) -> JobObject:
     with services.database.transaction() as session:
         return job_object(jobs.cancel(session, caller.project_id, job_id))
 

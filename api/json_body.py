@@ -7,12 +7,12 @@ from typing import Annotated, Any, NoReturn
 
 from fastapi import Depends, Request
 
-from api.auth import CallerOf
+from api.auth import Authenticated
 from api.services import ServicesOf
 from control_plane.errors import InvalidRequest, TooLarge
 
 
-async def body_of(request: Request, services: ServicesOf, _: CallerOf) -> bytes:
+async def body_of(request: Request, services: ServicesOf, _: Authenticated) -> bytes:
     """The body's bytes; nothing is read of a caller without a key. Raises TooLarge above the setting max_json_bytes."""
     limit = services.settings.max_json_bytes
     body = bytearray()

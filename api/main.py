@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from api import errors, file_reports, files, health, jobs, models, sweeps
+from api import auth, errors, file_reports, files, health, jobs, models, sweeps
 from api.edge import Edge
 from api.services import Services
 from control_plane.database import Database
@@ -47,7 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,  # the pages load scripts of other people's servers into the operator's browser
         redoc_url=None,
         lifespan=lifespan,
-        responses={400: {"model": errors.ErrorEnvelope}, 401: {"model": errors.ErrorEnvelope}},
+        responses={status: {"model": errors.ErrorEnvelope} for status in (400, 401, 403)},
         telemetry={"auto_configure": False},  # else FastAPI would read the environment by itself
     )
     app.state.services = services
@@ -55,5 +55,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Edge)
     for part in (files, file_reports, jobs, sweeps, models, health):
         app.include_router(part.router)
+    auth.require_scopes(app)
     app.openapi()["components"]["schemas"].update(sweeps.request_schema())  # FastAPI keeps the document it made
     return app

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from api.archive import Archive
-from api.auth import CallerOf
+from api.auth import JobsWriter, ModelsReader
 from api.lists import Item, ListOf, list_of
 from api.services import ServicesOf
 from control_plane import models, projects, removals
@@ -48,7 +48,7 @@ class ModelDeleted(BaseModel):
 
 
 @router.get("", summary="List base models and your own")
-def list_models(services: ServicesOf, caller: CallerOf) -> ListOf[ModelObject]:
+def list_models(services: ServicesOf, caller: ModelsReader) -> ListOf[ModelObject]:
     with services.database.transaction() as session:
         found = models.list_models(session, caller.project_id)
         return list_of([model_object(model) for model in found], has_more=False)
@@ -60,7 +60,7 @@ def list_models(services: ServicesOf, caller: CallerOf) -> ListOf[ModelObject]:
     response_class=StreamingResponse,
     responses={200: {"content": {"application/x-tar": {}}}},
 )
-def download_archive(project: str, name: str, services: ServicesOf, caller: CallerOf) -> StreamingResponse:
+def download_archive(project: str, name: str, services: ServicesOf, caller: ModelsReader) -> StreamingResponse:
     with services.database.transaction() as session:
         model = models.get(session, caller.project_id, f"{project}/{name}")
     if model.storage_prefix is None:
@@ -77,13 +77,13 @@ def download_archive(project: str, name: str, services: ServicesOf, caller: Call
 
 
 @router.get("/{model_id:path}", summary="Read a model's facts")
-def retrieve_model(model_id: str, services: ServicesOf, caller: CallerOf) -> ModelObject:
+def retrieve_model(model_id: str, services: ServicesOf, caller: ModelsReader) -> ModelObject:
     with services.database.transaction() as session:
         return model_object(models.get(session, caller.project_id, model_id))
 
 
 @router.delete("/{model_id:path}", summary="Delete a checkpoint")
-def delete_model(model_id: str, services: ServicesOf, caller: CallerOf) -> ModelDeleted:
+def delete_model(model_id: str, services: ServicesOf, caller: JobsWriter) -> ModelDeleted:
     with services.database.transaction() as session:
         models.delete(session, caller.project_id, model_id)
     removals.carry_out(services.database, services.storage)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header
 from sqlalchemy.orm import Session
 
 from api import jobs as job_routes
-from api.auth import CallerOf
+from api.auth import CallerOf, JobsWriter
 from api.job_shapes import JobObject, job_object
 from api.json_body import JsonBody, OptionalJsonBody
 from api.lists import After, Limit, ListOf, list_of
@@ -35,9 +35,9 @@ SWEEP_BODY: dict[str, Any] = {
 
 @router.post("", summary="Create a sweep and all of its jobs", openapi_extra=SWEEP_BODY)
 def create_sweep(
+    caller: JobsWriter,
     body: JsonBody,
     services: ServicesOf,
-    caller: CallerOf,
     idempotency_key: Annotated[str | None, Header()] = None,
     x_stainless_retry_count: Annotated[int, Header()] = 0,
 ) -> SweepTable:
@@ -74,13 +74,13 @@ def list_jobs(
 
 
 @router.post("/{sweep_id}/cancel", summary="Cancel all of a sweep's unfinished jobs; final at once")
-def cancel_sweep(sweep_id: str, services: ServicesOf, caller: CallerOf) -> SweepTable:
+def cancel_sweep(sweep_id: str, services: ServicesOf, caller: JobsWriter) -> SweepTable:
     with services.database.transaction() as session:
         return _table(session, sweeps.cancel(session, caller.project_id, sweep_id))
 
 
 @router.post("/{sweep_id}/promote", summary="Give a job's model the sweep's name")
-def promote_job(sweep_id: str, services: ServicesOf, caller: CallerOf, body: OptionalJsonBody) -> ModelObject:
+def promote_job(sweep_id: str, services: ServicesOf, caller: JobsWriter, body: OptionalJsonBody) -> ModelObject:
     """`job`: which; by default the best, once all jobs are over."""
     asked = validated(Promotion, json_object(body))
     with services.database.transaction() as session:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime, timedelta
 from typing import Annotated
 
 import typer
@@ -9,33 +11,73 @@ import typer
 from cli.connection import PROJECT, DataOption, transaction
 from cli.tables import show
 from control_plane import keys, projects
+from control_plane.keys import Scope
+from control_plane.tables import ApiKey
 
 ProjectOption = Annotated[str, typer.Option("--project", help="Whose key it is.")]
 app = typer.Typer(help="API keys: made here, shown once, stored hashed.", no_args_is_help=True)
+
+_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+
+
+def duration(text: str) -> timedelta:
+    """`12h`, `90d` or `4w`. Raises BadParameter."""
+    found = re.fullmatch(r"([1-9][0-9]{0,4})([hdw])", text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is no time; give hours, days or weeks, as 12h, 90d or 4w")
+    return int(found[1]) * _UNITS[found[2]]
 
 
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="What to recognise the key by.")],
+    *,
     project: ProjectOption = PROJECT,
+    scope: Annotated[
+        list[Scope] | None,
+        typer.Option(help="What it may do; as often as needed.", show_default="all but admin"),
+    ] = None,
+    expires: Annotated[
+        timedelta | None,
+        typer.Option(parser=duration, metavar="90d", help="Refuse it after so long.", show_default="never"),
+    ] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Its own limit.", show_default="DPO_REQUESTS_PER_MINUTE")
+    ] = None,
     data: DataOption = None,
 ) -> None:
     """Make a key and print it: the only time it can be read."""
     with transaction(data) as session:
-        _, secret = keys.create(session, projects.ensure(session, project).id, name)
+        _, secret = keys.create(
+            session,
+            projects.ensure(session, project).id,
+            name,
+            scopes=scope or keys.USUAL,
+            expires_in=expires,
+            requests_per_minute=requests_per_minute,
+        )
     typer.echo(secret)
 
 
 @app.command("list")
 def list_(project: ProjectOption = PROJECT, data: DataOption = None) -> None:
-    """List the project's keys, revoked ones too."""
+    """List the project's keys, revoked and expired ones too."""
     with transaction(data) as session:
         found = keys.list_keys(session, projects.ensure(session, project).id)
     show(
-        ("id", "name", "begins with", "made", "state"),
+        ("id", "name", "begins with", "scopes", "made", "used", "expires", "state"),
         [
-            (key.id, key.name, key.hint, f"{key.created_at:%Y-%m-%d %H:%M}", "revoked" if key.revoked_at else "valid")
-            for key in found
+            (
+                key.id,
+                key.name,
+                key.hint,
+                ",".join(key.scopes),
+                _minute(key.created_at),
+                _minute(key.last_used_at),
+                _minute(key.expires_at),
+                _state(key, valid),
+            )
+            for key, valid in found
         ],
     )
 
@@ -50,3 +92,13 @@ def revoke(
     with transaction(data) as session:
         key = keys.revoke(session, projects.ensure(session, project).id, key_id)
     typer.echo(f"revoked {key.id} ({key.name})")
+
+
+def _state(key: ApiKey, valid: bool) -> str:
+    if key.revoked_at is not None:
+        return "revoked"
+    return "valid" if valid else "expired"
+
+
+def _minute(moment: datetime | None) -> str:
+    return f"{moment:%Y-%m-%d %H:%M}" if moment is not None else "-"

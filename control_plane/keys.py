@@ -1,46 +1,101 @@
-"""API keys: random, shown once, stored hashed, revocable."""
+"""API keys: random, shown once, stored hashed, scoped, revocable; they may expire."""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+from enum import StrEnum
 
-from sqlalchemy import select
+from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from control_plane.database import dpo_now
-from control_plane.errors import NotFound, Unauthenticated
+from control_plane.errors import InvalidRequest, NotFound, Unauthenticated
 from control_plane.ids import new_id
 from control_plane.tables import ApiKey
+from control_plane.validation import nearest
 
 PREFIX = "sk-dpo-"
 
+USE_NOTED = timedelta(minutes=1)
+"""How exact `last_used_at` is: a key that is used all the time costs one write in so long."""
 
-def create(session: Session, project_id: str, name: str) -> tuple[ApiKey, str]:
-    """A new key and its secret, `sk-dpo-` and 43 characters; nothing can show the secret again."""
+
+class Scope(StrEnum):
+    """What a key may do beyond reading its project's files and jobs, which every key may."""
+
+    files_write = "files:write"
+    """Upload and delete files."""
+    jobs_write = "jobs:write"
+    """Create and steer jobs and sweeps, and delete the models that they made."""
+    models_read = "models:read"
+    """See models and download them."""
+    admin = "admin"
+    """All of the others, and the project's audit log."""
+
+
+USUAL = (Scope.files_write, Scope.jobs_write, Scope.models_read)
+"""What a key gets when nothing else is asked for: all that the openai client and the Hub's clients do."""
+
+
+def create(
+    session: Session,
+    project_id: str,
+    name: str,
+    *,
+    scopes: Collection[str] = USUAL,
+    expires_in: timedelta | None = None,
+    requests_per_minute: int | None = None,
+) -> tuple[ApiKey, str]:
+    """A new key and its secret, `sk-dpo-` and 43 characters; nothing can show the secret again.
+
+    Raises InvalidRequest for a scope that there is not. `requests_per_minute`: another limit than the setting's.
+    """
     secret = PREFIX + secrets.token_urlsafe(32)
-    key = ApiKey(id=new_id("key"), project_id=project_id, name=name, hint=secret[: len(PREFIX) + 4], hash=_hash(secret))
+    key = ApiKey(
+        id=new_id("key"),
+        project_id=project_id,
+        name=name,
+        hint=secret[: len(PREFIX) + 4],
+        hash=_hash(secret),
+        scopes=_known(scopes),
+        requests_per_minute=requests_per_minute,
+    )
+    if expires_in is not None:
+        key.expires_at = session.scalars(select(dpo_now() + expires_in)).one()
     session.add(key)
     session.flush()
     return key, secret
 
 
 def authenticate(session: Session, secret: str) -> ApiKey:
-    """The key behind a secret. Raises Unauthenticated for an unknown or revoked one."""
-    key = session.scalars(select(ApiKey).where(ApiKey.hash == _hash(secret))).one_or_none()
-    if key is None:
+    """The key behind a secret. Raises Unauthenticated for an unknown, revoked or expired one.
+
+    Found by the hash of the whole secret, so no comparison takes longer for a secret that is nearly right.
+    """
+    rarely = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < dpo_now() - USE_NOTED)
+    query = select(ApiKey, ApiKey.expires_at <= dpo_now(), rarely).where(ApiKey.hash == _hash(secret))
+    found = session.execute(query).one_or_none()
+    if found is None:
         raise Unauthenticated("This API key is not known here. `dpo keys create NAME` on the server makes one.")
-    if key.revoked_at is not None:
+    key, is_expired, not_noted = found
+    if key.revoked_at is not None or is_expired:
+        how = "was revoked" if key.revoked_at is not None else f"expired on {key.expires_at:%Y-%m-%d}"
         raise Unauthenticated(
-            f"The API key {key.hint}… ({key.name}) was revoked. `dpo keys create NAME` on the server makes a new one."
+            f"The API key {key.hint}… ({key.name}) {how}. `dpo keys create NAME` on the server makes a new one."
         )
+    if not_noted:
+        session.execute(update(ApiKey).where(ApiKey.id == key.id, rarely).values(last_used_at=dpo_now()))
     return key
 
 
-def list_keys(session: Session, project_id: str) -> Sequence[ApiKey]:
-    """The project's keys, revoked ones too, oldest first."""
-    return session.scalars(select(ApiKey).where(ApiKey.project_id == project_id).order_by(ApiKey.id)).all()
+def list_keys(session: Session, project_id: str) -> Sequence[tuple[ApiKey, bool]]:
+    """The project's keys, revoked and expired ones too, oldest first; each with whether it still opens anything."""
+    valid = ApiKey.revoked_at.is_(None) & or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > dpo_now())
+    query = select(ApiKey, valid).where(ApiKey.project_id == project_id).order_by(ApiKey.id)
+    return [(key, is_valid) for key, is_valid in session.execute(query)]
 
 
 def revoke(session: Session, project_id: str, key_id: str) -> ApiKey:
@@ -52,6 +107,17 @@ def revoke(session: Session, project_id: str, key_id: str) -> ApiKey:
         key.revoked_at = session.scalars(select(dpo_now())).one()
         session.flush()
     return key
+
+
+def _known(scopes: Collection[str]) -> list[str]:
+    """In the order of `Scope`, each once."""
+    known = [scope.value for scope in Scope]
+    for scope in scopes:
+        if scope not in known:
+            raise InvalidRequest(
+                f"There is no scope {scope!r}.{nearest(scope, known)} A key takes {', '.join(known)}.", param="scope"
+            )
+    return [scope for scope in known if scope in scopes]
 
 
 def _hash(secret: str) -> str:

@@ -65,7 +65,14 @@ class ApiKey(Created, Base):
     hint: Mapped[str]
     """The first characters, to recognise a key by; the key itself is never stored."""
     hash: Mapped[str] = mapped_column(unique=True)
+    scopes: Mapped[list[str]]
+    """`control_plane.keys.Scope`."""
+    expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    """To the minute."""
+    requests_per_minute: Mapped[int | None]
+    """None: the setting's."""
 
 
 class File(Created, Base):

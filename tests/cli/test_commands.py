@@ -29,6 +29,22 @@ def test_keys_are_made_listed_and_revoked(database_url: str, database: Database)
         keys.authenticate(session, secret)
 
 
+def test_keys_with_scopes_and_an_end(database_url: str, database: Database) -> None:
+    narrow = ("keys", "create", "ci", "--scope", "files:write", "--scope", "jobs:write", "--expires", "90d")
+    secret = dpo(*narrow, DPO_DATABASE_URL=database_url).stdout.strip()
+    with database.transaction() as session:
+        key = keys.authenticate(session, secret)
+        assert key.scopes == ["files:write", "jobs:write"]
+        assert key.expires_at is not None
+        assert abs((key.expires_at - key.created_at).total_seconds() - 90 * 86400) < 60
+    wrong = dpo("keys", "create", "ci", "--expires", "soon", DPO_DATABASE_URL=database_url)
+    assert wrong.returncode == 2
+    assert "12h, 90d or 4w" in wrong.stderr
+    wrong = dpo("keys", "create", "ci", "--scope", "everything", DPO_DATABASE_URL=database_url)
+    assert wrong.returncode == 2
+    assert "jobs:write" in wrong.stderr
+
+
 def test_models_are_added_listed_and_removed(database_url: str, tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
     make_tiny_model(folder)
