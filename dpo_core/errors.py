@@ -23,3 +23,12 @@ class RunError(Exception):
 def user_error(code: str, message: str, *, param: str | None = None, line: int | None = None) -> RunError:
     """The user's data or spec is at fault: no other attempt can help, `message` says what does."""
     return RunError(Failure(kind="user", code=code, message=message, param=param, line=line))
+
+
+def reader_killed() -> RunError:
+    """A process that helps this one was killed from outside, which the kernel does where memory is short."""
+    message = (
+        "A process that read the data was killed, probably because the host's memory was short. Run fewer jobs at "
+        "once on this host, or give it more memory."
+    )
+    return RunError(Failure(kind="resource", code="reader_killed", message=message))

@@ -18,9 +18,8 @@ from typing import Any, Generic, TypeVar
 
 from dpo_core.data.formats import RawRow
 from dpo_core.data.records import FileProblem, RowProblem
-from dpo_core.errors import RunError
+from dpo_core.errors import reader_killed
 from dpo_core.process import die_with
-from dpo_core.run_directory import Failure
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -88,11 +87,7 @@ def map_in_order(
     try:
         yield from _submitted(pool, everything, at_once=2 * processes)
     except BrokenProcessPool as broken:
-        message = (
-            "A process that read the data was killed, probably because the host's memory was short. Run fewer jobs at "
-            "once on this host, or give it more memory."
-        )
-        raise RunError(Failure(kind="resource", code="reader_killed", message=message)) from broken
+        raise reader_killed() from broken
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -1,7 +1,8 @@
-"""Writes the rows of a Parquet file to standard output: `python -m dpo_core.data.parquet_program FILE LIMIT`.
+"""Writes the rows of a Parquet file to standard output.
 
-A line begins with what it is: `ROW` and the row's JSON text, `BAD_ROW` and what is wrong with it, or, as the last one,
-`BAD_FILE`. Row groups are read column by column in batches, so memory doesn't grow with the file.
+`python -m dpo_core.data.parquet_program FILE ROW_BYTES MEMORY_BYTES CPU_SECONDS`, with bounds on a row's text and on
+what reading takes. A line begins with what it is: `ROW` and the row's JSON text, `BAD_ROW` and what is wrong with it,
+or, as the last one, `BAD_FILE`. Row groups are read column by column in batches, so memory doesn't grow with the file.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ if TYPE_CHECKING:
 
 ROW, BAD_ROW, BAD_FILE = b"+", b"?", b"!"
 
-MEMORY_BYTES = 3 * 2**29
-"""What reading may take beside the program itself."""
-
 MAX_GROUP_BYTES = 8 * 2**30
 """What a row group may say that it unpacks to."""
 
 BATCH_ROWS = 32
 BUFFER_BYTES = 2**20
 
+GRACE_SECONDS = 5
+"""Between the signal that says that the time is over, and the one that says nothing."""
 
-def main(path: Path, limit: int, output: BinaryIO) -> None:
-    """Writes every row; what is wrong with the file comes last."""
+
+def main(path: Path, limit: int, memory: int, seconds: int, output: BinaryIO) -> None:
+    """Writes every row; what is wrong with the file comes last. MemoryError where reading takes too much."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
-    _bound(path.stat().st_size)
+    _bound(memory, seconds)
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
             too_large = _too_large(file.metadata)
@@ -49,27 +50,27 @@ def main(path: Path, limit: int, output: BinaryIO) -> None:
             for batch in file.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
                 for line in _lines(batch, limit):
                     output.write(line)
-    except (MemoryError, pa.ArrowMemoryError):
-        message = f"Reading the Parquet file takes more than {MEMORY_BYTES // 2**20} MiB. Write smaller row groups."
-        _say(output, BAD_FILE, "parquet_too_large", message)
+    except pa.ArrowMemoryError as error:
+        raise MemoryError from error
     except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
         reason = printable(" ".join(str(error).split())[:200])
         message = f"The Parquet file is damaged: {reason}. Write or upload it again, or send it as JSONL."
         _say(output, BAD_FILE, "damaged_parquet", message)
 
 
-def _bound(size: int) -> None:
+def _bound(memory: int, seconds: int) -> None:
     """The kernel ends what takes more; a damaged file may also make the reader work for ever."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    _lower(resource.RLIMIT_AS, pages * resource.getpagesize() + MEMORY_BYTES)
-    _lower(resource.RLIMIT_CPU, 60 + 20 * (size // 2**20))
+    _lower(resource.RLIMIT_AS, pages * resource.getpagesize() + memory)
+    _lower(resource.RLIMIT_CPU, seconds, seconds + GRACE_SECONDS)
+    _lower(resource.RLIMIT_CORE, 0)
 
 
-def _lower(limit: int, value: int) -> None:
+def _lower(limit: int, soft: int, hard: int | None = None) -> None:
     """Sets a limit, unless whoever started us has set a lower one."""
-    _, hard = resource.getrlimit(limit)
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(limit, (value, value))
+    _, there = resource.getrlimit(limit)
+    wanted = soft, soft if hard is None else hard
+    resource.setrlimit(limit, wanted if there == resource.RLIM_INFINITY else (min(soft, there), min(wanted[1], there)))
 
 
 def _too_large(metadata: pq.FileMetaData) -> str | None:
@@ -142,4 +143,4 @@ if __name__ == "__main__":
 
     arm_parent_death()
     with open(sys.stdout.fileno(), "wb", closefd=False) as stream:
-        main(Path(sys.argv[1]), int(sys.argv[2]), stream)
+        main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), stream)

@@ -135,6 +135,7 @@ FileProblemCode = Literal[
     "not_data",
     "not_utf8",
     "parquet_too_large",
+    "parquet_too_slow",
     "row_too_long",
     "text_after_array",
     "truncated_array",

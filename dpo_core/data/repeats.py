@@ -1,14 +1,15 @@
 """Finds rows that say again, or contradict, what an earlier row said, and prompts that come back.
 
 Memory does not grow with the data: fingerprints lie on disk, dealt to partitions by their first byte, so that equal
-ones meet in one partition and one partition is looked at at a time.
+ones meet in one partition and one partition is looked at at a time. Their file has no name, so nothing is left of it
+however this process ends.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,10 @@ class Partitions:
 
     def __init__(self, field: str) -> None:
         self._field = field
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._file: IO[bytes] | None = None
+        self._pieces: list[list[tuple[int, int]]] = [[] for _ in range(PARTITIONS)]
+        """For each partition where its rows lie in the file: the offset and how many they are."""
+
         self._held: list[Array] = []
         self._rows = 0
 
@@ -49,25 +53,32 @@ class Partitions:
 
     def take(self) -> Iterator[Array]:
         """All of them, once: nothing is left behind them."""
-        if self._folder is None:
+        if self._file is None:
             yield np.concatenate(self._held) if self._held else np.empty(0, FINGERPRINT)
             return
         self._spill()
-        with self._folder as folder:
-            for path in sorted(Path(folder).iterdir()):
-                yield np.fromfile(path, FINGERPRINT)
+        with self._file as file:
+            for pieces in self._pieces:
+                if pieces:
+                    yield np.concatenate([_read(file, *piece) for piece in pieces])
 
     def _spill(self) -> None:
         if not self._held:
             return
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="dpo-fingerprints-")
+        if self._file is None:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 (`take` closes it)
         rows = np.concatenate(self._held)
         places = np.ascontiguousarray(rows[self._field]).view(np.uint8).reshape(len(rows), -1)[:, 0] % PARTITIONS
         for place in np.unique(places):
-            with open(Path(self._folder.name) / f"{place:02}", "ab") as file:
-                file.write(rows[places == place].tobytes())
+            mine = rows[places == place]
+            self._pieces[place].append((self._file.tell(), len(mine)))
+            self._file.write(mine.tobytes())
         self._held, self._rows = [], 0
+
+
+def _read(file: IO[bytes], offset: int, count: int) -> Array:
+    file.seek(offset)
+    return np.frombuffer(file.read(count * FINGERPRINT.itemsize), FINGERPRINT)
 
 
 class Repeats:

@@ -8,19 +8,21 @@ import io
 import json
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from dpo_core.data import json_array, parquet_program, unpack
+from dpo_core.data import json_array, parquet_program, parquet_rows, unpack
 from dpo_core.data.csv_rows import unfold
-from dpo_core.data.formats import MAX_ROW_BYTES, read_rows
+from dpo_core.data.formats import MAX_ROW_BYTES, RawRow, raw_rows, read_rows
 from dpo_core.data.options import ReadOptions
 from dpo_core.data.preference import BETTER, WORSE
 from dpo_core.data.prompts import QUESTIONS
 from dpo_core.data.records import Example, FileProblem, Message, Pair, RowProblem
 from dpo_core.data.supervised import COMPLETIONS
+from dpo_core.errors import RunError
 
 Record = Pair | Example | RowProblem | FileProblem
 ROW = b'{"prompt": "q", "chosen": "good", "rejected": "bad"}'
@@ -318,3 +320,33 @@ def test_a_parquet_file_that_needs_too_much_memory(tmp_path: Path) -> None:
     assert (tmp_path / "f").stat().st_size < 2**20
     problem = last_problem(list(read_rows(tmp_path / "f", ReadOptions("dpo"))))
     assert problem.code in ("parquet_too_large", "unpacks_too_large")
+
+
+def test_too_little_memory_for_parquet_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_parquet(tmp_path / "f", [{"prompt": str(number) * 1000} for number in range(10_000)])
+    monkeypatch.setattr(parquet_rows, "MEMORY_BYTES", 2**20)
+    problem = last_problem(list(read_rows(path, ReadOptions("dpo"))))
+    assert problem.code == "parquet_too_large"
+    assert "more than 1 MiB of memory. Write smaller row groups" in problem.message
+
+
+def test_too_little_time_for_parquet_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_parquet(tmp_path / "f", [{"prompt": [str(number)] * 9} for number in range(1000)])
+    pq.write_table(pa.concat_tables([pq.read_table(path)] * 300), path, compression="zstd")
+    monkeypatch.setattr(parquet_rows, "CPU_SECONDS", 1)
+    monkeypatch.setattr(parquet_rows, "CPU_SECONDS_PER_MIB", 0)
+    *_, last = raw_rows(path)
+    assert isinstance(last, FileProblem)
+    assert last.code == "parquet_too_slow"
+    assert "more than 1 s of processor time" in last.message
+
+
+def test_a_parquet_reader_that_is_killed_says_nothing_of_the_file(tmp_path: Path) -> None:
+    rows = raw_rows(write_parquet(tmp_path / "f", [{"prompt": "q" * 1000, "n": number} for number in range(10_000)]))
+    assert isinstance(next(rows), RawRow)
+    (reader,) = [child for child in psutil.Process().children() if "dpo_core.data.parquet_program" in child.cmdline()]
+    reader.kill()
+    with pytest.raises(RunError) as refused:
+        for _ in rows:
+            pass
+    assert (refused.value.failure.kind, refused.value.failure.code) == ("resource", "reader_killed")

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,3 +74,14 @@ def test_prompts_are_compared_without_case_and_spacing() -> None:
 def test_a_file_without_rows_repeats_nothing() -> None:
     assert Repeats().findings() == [[]]
     assert Prompts().take() == (0, [])
+
+
+def test_what_lies_on_disk_has_no_name_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed can't tidy up."""
+    monkeypatch.setattr(repeats, "ROWS_IN_MEMORY", 7)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    look = Repeats()
+    look.add(array(Pair(line, "q", "a", "b") for line in range(1, 10)))
+    assert list(tmp_path.iterdir()) == []
+    ((duplicate,),) = look.findings()
+    assert duplicate.count == 8
