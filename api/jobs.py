@@ -100,13 +100,13 @@ def cancel_job(job_id: str, services: ServicesOf, caller: JobsWriter) -> JobObje
 
 
 @router.post("/{job_id}/pause", summary="Pause a job: one that runs makes a checkpoint and gives its GPUs back")
-def pause_job(job_id: str, services: ServicesOf, caller: CallerOf) -> JobObject:
+def pause_job(job_id: str, services: ServicesOf, caller: JobsWriter) -> JobObject:
     with services.database.transaction() as session:
         return job_object(pauses.pause(session, caller.project_id, job_id))
 
 
 @router.post("/{job_id}/resume", summary="Let a paused job go on from its last checkpoint")
-def resume_job(job_id: str, services: ServicesOf, caller: CallerOf) -> JobObject:
+def resume_job(job_id: str, services: ServicesOf, caller: JobsWriter) -> JobObject:
     with services.database.transaction() as session:
         shape = job_object(pauses.resume(session, caller.project_id, job_id))
     services.hints.send()
