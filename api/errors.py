@@ -20,6 +20,7 @@ from control_plane.errors import (
     NotFound,
     PermissionDenied,
     ServiceError,
+    Stalled,
     StorageFull,
     TooLarge,
     Unauthenticated,
@@ -33,6 +34,7 @@ STATUS: dict[type[ServiceError], HTTPStatus] = {
     PermissionDenied: HTTPStatus.FORBIDDEN,
     NotFound: HTTPStatus.NOT_FOUND,
     Conflict: HTTPStatus.BAD_REQUEST,  # the openai client retries 409
+    Stalled: HTTPStatus.REQUEST_TIMEOUT,
     TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     StorageFull: HTTPStatus.INSUFFICIENT_STORAGE,
 }
@@ -53,7 +55,11 @@ def envelope(status: int, message: str, *, code: str | None, param: str | None =
     kinds = {401: "authentication_error", 403: "permission_error"}
     kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
     body = ErrorEnvelope(error=ErrorBody(message=message, type=kind, param=param, code=code))
-    extra = {401: {"WWW-Authenticate": "Bearer"}, 507: {"x-should-retry": "false"}}  # the second is the openai client's
+    extra = {
+        401: {"WWW-Authenticate": "Bearer"},
+        408: {"Connection": "close"},  # the rest of the request would be read as the next one
+        507: {"x-should-retry": "false"},  # the openai client's
+    }
     return JSONResponse(body.model_dump(), status, headers=extra.get(status))
 
 

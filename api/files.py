@@ -12,18 +12,35 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from api.auth import Caller, CallerOf, FilesWriter
+from api.forms import FIELD_BYTES, FormShape, Received, receive_form, too_large
 from api.lists import After, Item, ListOf, list_of
 from api.services import Services, ServicesOf
-from api.upload import FIELD_BYTES, Upload, receive_upload, too_large
 from control_plane import checks, files, removals
+from control_plane.errors import InvalidRequest
+from control_plane.files import ExpiresAfter
 from control_plane.ids import new_id
 from control_plane.questions import about_file
 from control_plane.storage import file_key
 from control_plane.tables import File
+from control_plane.validation import validated
 
 CHUNK_BYTES = 1024**2
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
+
+
+def _check_field(name: str, value: str) -> None:
+    if name == "purpose":
+        files.require_purpose(value)
+
+
+FORM = FormShape(
+    file="file",
+    example="file=@pairs.jsonl",
+    if_too_large="Send it packed with gzip or zstd, split it, or ask the operator to raise DPO_MAX_FILE_BYTES.",
+    fields=("purpose", "expires_after[anchor]", "expires_after[seconds]"),
+    check=_check_field,
+)
 
 UPLOAD_FORM: dict[str, Any] = {
     "requestBody": {
@@ -36,6 +53,8 @@ UPLOAD_FORM: dict[str, Any] = {
                     "properties": {
                         "file": {"type": "string", "format": "binary"},
                         "purpose": {"type": "string", "enum": list(files.PURPOSES)},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
                     },
                 }
             }
@@ -66,12 +85,18 @@ async def upload_file(request: Request, services: ServicesOf, caller: FilesWrite
     """The form's parts may come in any order. The file appears once all of it is stored; then it is checked."""
     limit = services.settings.max_file_bytes
     if int(request.headers.get("content-length", 0)) > limit + 4 * FIELD_BYTES:
-        raise too_large(limit)
+        raise too_large(FORM, limit)
     file_id = new_id("file")
     sink = services.storage.writer(file_key(file_id))
-    content_type = request.headers.get("content-type")
-    upload = await receive_upload(request.stream(), content_type, sink, max_bytes=limit)
-    shape = await run_in_threadpool(_record, services, caller, file_id, upload)
+    form = await receive_form(
+        request.stream(),
+        request.headers.get("content-type"),
+        sink,
+        FORM,
+        max_bytes=limit,
+        idle_seconds=services.settings.idle_seconds,
+    )
+    shape = await run_in_threadpool(_record, services, caller, file_id, form)
     await run_in_threadpool(services.hints.send)
     return shape
 
@@ -88,13 +113,13 @@ def list_files(
 ) -> ListOf[FileObject]:
     with services.database.transaction() as session:
         page = files.list_files(session, caller.project_id, purpose=purpose, after=after, limit=limit, order=order)
-        return list_of([_shape(file) for file in page.items], page.has_more)
+        return list_of([file_object(file) for file in page.items], page.has_more)
 
 
 @router.get("/{file_id}", summary="Read a file's facts")
 def retrieve_file(file_id: str, services: ServicesOf, caller: CallerOf) -> FileObject:
     with services.database.transaction() as session:
-        return _shape(files.get(session, caller.project_id, file_id))
+        return file_object(files.get(session, caller.project_id, file_id))
 
 
 @router.get("/{file_id}/content", summary="Read a file's bytes", response_class=StreamingResponse)
@@ -124,7 +149,7 @@ def read_chunks(stream: BinaryIO) -> Iterator[bytes]:
             yield chunk
 
 
-def _record(services: Services, caller: Caller, file_id: str, upload: Upload) -> FileObject:
+def _record(services: Services, caller: Caller, file_id: str, form: Received) -> FileObject:
     """The row of a file whose bytes are stored. A row that can't be made takes the bytes with it; after a commit
     that was not answered they stay, because the row may be there."""
     with services.database.transaction() as session:
@@ -132,25 +157,43 @@ def _record(services: Services, caller: Caller, file_id: str, upload: Upload) ->
             file = files.add(
                 session,
                 caller.project_id,
-                filename=upload.filename,
-                purpose=upload.purpose,
-                bytes=upload.bytes,
-                sha256=upload.sha256,
+                filename=form.filename,
+                purpose=_purpose(form),
+                bytes=form.bytes,
+                sha256=form.sha256,
                 storage_key=file_key(file_id),
                 file_id=file_id,
+                expires_after=_expires_after(form),
             )
             checks.ask(session, caller.project_id, about_file(file))
         except BaseException:
             services.storage.delete(file_key(file_id))
             raise
-        return _shape(file)
+        return file_object(file)
 
 
-def _shape(file: File) -> FileObject:
+def _purpose(form: Received) -> str:
+    if "purpose" not in form.fields:
+        raise InvalidRequest("The form has no `purpose`; with curl: -F purpose=fine-tune.", param="purpose")
+    return form.fields["purpose"]
+
+
+def _expires_after(form: Received) -> ExpiresAfter | None:
+    """The form's `expires_after[…]` fields, as OpenAI's clients write an object into a form."""
+    given = {
+        name: form.fields[f"expires_after[{name}]"]
+        for name in ("anchor", "seconds")
+        if f"expires_after[{name}]" in form.fields
+    }
+    return validated(ExpiresAfter, given, where="expires_after") if given else None
+
+
+def file_object(file: File) -> FileObject:
     return FileObject(
         id=file.id,
         bytes=file.bytes,
         created_at=int(file.created_at.timestamp()),
+        expires_at=int(file.expires_at.timestamp()) if file.expires_at else None,
         filename=file.filename,
         purpose=file.purpose,
         status=file.status,

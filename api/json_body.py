@@ -8,15 +8,17 @@ from typing import Annotated, Any, NoReturn
 from fastapi import Depends, Request
 
 from api.auth import Authenticated
+from api.forms import never_idle
 from api.services import ServicesOf
 from control_plane.errors import InvalidRequest, TooLarge
 
 
 async def body_of(request: Request, services: ServicesOf, _: Authenticated) -> bytes:
-    """The body's bytes; nothing is read of a caller without a key. Raises TooLarge above the setting max_json_bytes."""
+    """The body's bytes; nothing is read of a caller without a key. Raises TooLarge above the setting max_json_bytes,
+    and Stalled where it stops coming."""
     limit = services.settings.max_json_bytes
     body = bytearray()
-    async for chunk in request.stream():
+    async for chunk in never_idle(request.stream(), services.settings.idle_seconds):
         body += chunk
         if len(body) > limit:
             raise TooLarge(f"The JSON body is larger than {limit:,} bytes; data belongs into files (POST /v1/files).")

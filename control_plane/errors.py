@@ -6,6 +6,7 @@ ServiceError
 ├── PermissionDenied    403   the key may not do this
 ├── NotFound            404   no such thing in this project
 ├── Conflict            400   the thing is not in a state that allows this (never 409: clients retry it)
+├── Stalled             408   the request's body stopped coming
 ├── TooLarge            413   more bytes than allowed
 ├── StorageFull         507   no room for the bytes (the openai client is told not to send them again)
 └── StaleFence                a worker reported with a fence that is no longer the job's; changes nothing
@@ -52,6 +53,10 @@ class NotFound(ServiceError):
 
 class Conflict(ServiceError):
     code = "conflict"
+
+
+class Stalled(ServiceError):
+    code = "request_timeout"
 
 
 class TooLarge(ServiceError):

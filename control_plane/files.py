@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from datetime import timedelta
+from typing import Annotated, Literal
 
-from sqlalchemy import Select, or_, select
-from sqlalchemy.orm import Session
+from pydantic import Field
+from sqlalchemy import ColumnElement, Select, func, literal, or_, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from control_plane import checks, removals, token_cache
+from control_plane.database import dpo_now
 from control_plane.errors import Conflict, InvalidRequest, NotFound
-from control_plane.job_states import FINAL
+from control_plane.job_states import FINAL, State
 from control_plane.pages import Page, paginate
 from control_plane.tables import File, Job
+from dpo_core.spec import StrictModel
 
 PURPOSES = ("fine-tune",)
 MAX_LIMIT = 10_000
 """Files a page; OpenAI's own bound and default."""
+
+SWEPT_AT_ONCE = 100
+"""Expired files that one transaction removes."""
+
+UNFINISHED = frozenset(State) - FINAL
+
+
+class ExpiresAfter(StrictModel):
+    """When a file goes by itself, as OpenAI has it."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=3600, le=2_592_000)]
+    """An hour to 30 days after it was made."""
 
 
 def require_purpose(purpose: str) -> None:
@@ -37,10 +54,14 @@ def add(
     sha256: str,
     storage_key: str,
     file_id: str,
+    expires_after: ExpiresAfter | None = None,
 ) -> File:
     """Records a file whose bytes are in storage already."""
     require_purpose(purpose)
+    now = session.scalars(select(dpo_now())).one()
     file = File(
+        created_at=now,
+        expires_at=None if expires_after is None else now + timedelta(seconds=expires_after.seconds),
         id=file_id,
         project_id=project_id,
         filename=filename,
@@ -75,7 +96,7 @@ def list_files(
     order: Literal["asc", "desc"] = "desc",
 ) -> Page[File]:
     """A page of the project's files by age. Raises InvalidRequest for a limit or an `after` that can't be."""
-    query = select(File).where(File.project_id == project_id)
+    query = select(File).where(File.project_id == project_id, _not_expired())
     if purpose is not None:
         query = query.where(File.purpose == purpose)
     return paginate(
@@ -97,32 +118,55 @@ def delete(session: Session, project_id: str, file_id: str) -> None:
     Raises NotFound, and Conflict while an unfinished job uses the file.
     """
     file = _one(session, _owned(project_id, file_id).with_for_update(), file_id)
-    job_id = session.scalar(
-        select(Job.id)
-        .where(
-            Job.project_id == project_id,
-            Job.state.not_in(FINAL),
-            or_(
-                Job.training_file_id == file_id,
-                Job.training_files.contains([{"id": file_id}]),
-                Job.validation_file_id == file_id,
-            ),
-        )
-        .limit(1)
-    )
+    job_id = _user_of(session, file)
     if job_id is not None:
         raise Conflict(
             f"The file {file_id!r} is in use by the unfinished job {job_id!r}; cancel that job, or wait for its end.",
             code="file_in_use",
         )
-    checks.forget(session, file_id)
-    token_cache.forget_file(session, project_id, file_id)
+    _remove(session, file)
+
+
+def remove_expired(session: Session) -> int:
+    """As `delete`, for files whose time is over; one that an unfinished job uses waits for that job's end.
+
+    Returns how many went; those that somebody else has locked are left to the next time.
+    """
+    used = select(Job.id).where(_unfinished_jobs_with(File.id)).exists()
+    query = select(File).where(File.expires_at <= dpo_now(), ~used).order_by(File.expires_at).limit(SWEPT_AT_ONCE)
+    removed = 0
+    for file in session.scalars(query.with_for_update(skip_locked=True)):
+        if _user_of(session, file) is None:  # asked again under the lock: a job may have come between
+            _remove(session, file)
+            removed += 1
+    return removed
+
+
+def _remove(session: Session, file: File) -> None:
+    checks.forget(session, file.id)
+    token_cache.forget_file(session, file.project_id, file.id)
     session.delete(file)
     removals.note(session, file.storage_key)
 
 
+def _user_of(session: Session, file: File) -> str | None:
+    """An unfinished job that uses the file."""
+    return session.scalar(select(Job.id).where(_unfinished_jobs_with(literal(file.id))).limit(1))
+
+
+def _unfinished_jobs_with(file_id: ColumnElement[str] | InstrumentedAttribute[str]) -> ColumnElement[bool]:
+    listed = func.jsonb_build_array(func.jsonb_build_object("id", file_id))
+    return Job.state.in_(UNFINISHED) & or_(
+        Job.training_file_id == file_id, Job.training_files.contains(listed), Job.validation_file_id == file_id
+    )
+
+
+def _not_expired() -> ColumnElement[bool]:
+    return or_(File.expires_at.is_(None), File.expires_at > dpo_now())
+
+
 def _owned(project_id: str, file_id: str) -> Select[File]:
-    return select(File).where(File.project_id == project_id, File.id == file_id)
+    return select(File).where(File.project_id == project_id, File.id == file_id, _not_expired())
 
 
 def _one(session: Session, query: Select[File], file_id: str) -> File:

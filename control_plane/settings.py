@@ -91,6 +91,9 @@ class Settings(DatabaseSettings):
     max_json_bytes: Annotated[int, Field(ge=1)] = 1024**2
     """Largest JSON body of a request."""
 
+    idle_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """How long a request's body may stand still before the request is given up."""
+
     @model_validator(mode="after")
     def _beats_often_enough(self) -> Self:
         if 2 * self.heartbeat_seconds > self.lease_seconds:

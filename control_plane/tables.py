@@ -5,7 +5,19 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, ForeignKey, Identity, Index, MetaData, Text, UniqueConstraint, func, select
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 
@@ -77,7 +89,10 @@ class ApiKey(Created, Base):
 
 class File(Created, Base):
     __tablename__ = "files"
-    __table_args__ = (Index(None, "project_id", "id"),)
+    __table_args__ = (
+        Index(None, "project_id", "id"),
+        Index(None, "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
@@ -88,6 +103,8 @@ class File(Created, Base):
     storage_key: Mapped[str]
     status: Mapped[str]
     status_details: Mapped[str | None]
+    expires_at: Mapped[datetime | None] = mapped_column()
+    """From then on it is not there any more; None for one that stays."""
 
 
 class Model(Created, Base):

@@ -39,6 +39,7 @@ OTHER_FORMATS = {
     b"%PDF": "a PDF",
     parquet_rows.ENCRYPTED_MAGIC: "an encrypted Parquet file",
     parquet_rows.MAGIC: "a Parquet file that was packed once more",
+    **{bytes((0x80, version)): "a Python pickle: a program, and never opened here" for version in range(2, 6)},
     GZIP_MAGIC: "packed twice",
     ZSTD_MAGIC: "packed twice",
 }

@@ -10,8 +10,10 @@ import openai
 import pytest
 from openai import OpenAI
 
+from control_plane.database import Database
 from control_plane.settings import Settings
 from tests.api.conftest import Api
+from tests.control_plane.rows import set_clock_ahead
 
 ROWS = b'{"prompt": "What is 1+1?", "chosen": "2", "rejected": "3"}\n' * 100
 
@@ -80,7 +82,7 @@ def test_refused_forms(http: httpx2.Client, settings: Settings) -> None:
         (http.post("/v1/files", files=[*file.items(), *file.items()]), "file", "two `file` parts"),
         (http.post("/v1/files", files={"file": (None, "text")}), "file", "as a text field"),
         (http.post("/v1/files", files=file, data={"purpos": "fine-tune"}), "purpos", "unknown field"),
-        (http.post("/v1/files", files=file, data={"expires_after[seconds]": "3600"}), "expires_after", "not supported"),
+        (http.post("/v1/files", files=file, data={"expires_after": "3600"}), "expires_after", "unknown field"),
         (http.post("/v1/files", files=file, data={"purpose": "x" * 20_000}), "purpose", "too long"),
         (http.post("/v1/files", json={"purpose": "fine-tune"}), "file", "multipart/form-data"),
     ]:
@@ -140,3 +142,100 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_refused_expiries(http: httpx2.Client, settings: Settings) -> None:
+    for given, param, words in [
+        ({"anchor": "created_at", "seconds": "3599"}, "expires_after.seconds", "3600"),
+        ({"anchor": "created_at", "seconds": "2592001"}, "expires_after.seconds", "2592000"),
+        ({"anchor": "created_at", "seconds": "soon"}, "expires_after.seconds", "integer"),
+        ({"anchor": "last_active_at", "seconds": "3600"}, "expires_after.anchor", "created_at"),
+        ({"seconds": "3600"}, "expires_after.anchor", "missing"),
+        ({"anchor": "created_at"}, "expires_after.seconds", "missing"),
+    ]:
+        form = {"purpose": "fine-tune", **{f"expires_after[{name}]": value for name, value in given.items()}}
+        refused = http.post("/v1/files", files={"file": ("a.jsonl", ROWS)}, data=form)
+        assert refused.status_code == 400, refused.text
+        assert refused.json()["error"]["param"] == param
+        assert words in refused.json()["error"]["message"]
+    assert stored(settings) == []
+
+
+def test_an_expired_file_is_gone(client: OpenAI, database: Database) -> None:
+    kept = client.files.create(file=("kept.jsonl", ROWS), purpose="fine-tune")
+    expiry = {"anchor": "created_at", "seconds": 3600}
+    file = client.files.create(file=("a.jsonl", ROWS), purpose="fine-tune", expires_after=expiry)  # type: ignore[arg-type]
+    assert (file.expires_at, kept.expires_at) == (file.created_at + 3600, None)
+    assert len(client.files.list().data) == 2
+    with database.transaction() as session:
+        set_clock_ahead(session, 3600)
+    assert client.files.list().data == [kept]
+    for call in (client.files.retrieve, client.files.content, client.files.delete):
+        with pytest.raises(openai.NotFoundError):
+            call(file.id)
+
+
+FORM = {"Content-Type": "multipart/form-data; boundary=x"}
+PURPOSE = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
+
+
+def test_ten_thousand_parts(http: httpx2.Client, settings: Settings) -> None:
+    """Refused at the first part that can't be, however small each is, and however many headers one has."""
+    empty = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n\r\n'
+    many_headers = b"--x\r\n" + b"A: b\r\n" * 10_000 + b"\r\n"
+    for body, words in [
+        (PURPOSE * 10_000, "two `purpose` parts"),
+        (empty * 10_000, "purpose '' is not supported"),
+        (b"".join(empty.replace(b"purpose", b"field-%d" % n) for n in range(10_000)), "unknown field 'field-0'"),
+        (b"--x\r\n\r\n\r\n" * 10_000, "unknown field ''"),
+        (many_headers, "valid multipart form"),
+    ]:
+        refused = http.post("/v1/files", content=body + b"--x--\r\n", headers=FORM)
+        assert refused.status_code == 400, refused.text
+        assert words in refused.json()["error"]["message"]
+    assert stored(settings) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("../../../etc/cron.d/job.jsonl", "job.jsonl"),
+        ("..\\..\\windows\\job.jsonl", "job.jsonl"),
+        ("..%2f..%2fetc%2fpasswd", "..%2f..%2fetc%2fpasswd"),
+        ("..", ".."),
+        ("$(touch x);`id`|&.jsonl", "$(touch x);`id`|&.jsonl"),
+        ("a\0b\x1b[31m.jsonl", "ab[31m.jsonl"),
+        ("x" * 3_000, "x" * 255),
+        ("folder/", "file"),
+    ],
+)
+def test_odd_file_names(http: httpx2.Client, settings: Settings, name: str, shown: str) -> None:
+    """Kept to be shown back, and never a path or a header of their own."""
+    head = f'--x\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'.encode()
+    answer = http.post("/v1/files", content=PURPOSE + head + ROWS + b"\r\n--x--\r\n", headers=FORM)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["filename"] == shown
+    assert [path.name for path in stored(settings)] == [answer.json()["id"]]
+    content = http.get(f"/v1/files/{answer.json()['id']}/content")
+    assert content.content == ROWS
+    assert content.headers["content-disposition"].startswith("attachment; filename*=UTF-8''")
+
+
+@pytest.mark.parametrize("length", [100, 10_000_000])
+def test_a_length_that_is_a_lie(serve: Callable[[Settings], Api], settings: Settings, secret: str, length: int) -> None:
+    """Too short: the rest is not read as file. Too long: the server stops waiting for what never comes."""
+    api = serve(settings.model_copy(update={"idle_seconds": 0.5}))
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n' + ROWS + b"\r\n--x--\r\n"
+    head = (
+        f"POST /v1/files HTTP/1.1\r\nHost: {api.host}\r\nAuthorization: Bearer {secret}\r\n"
+        f"Content-Type: {FORM['Content-Type']}\r\nContent-Length: {length}\r\n\r\n"
+    )
+    with socket.create_connection((api.host, api.port), timeout=20) as connection:
+        connection.sendall(head.encode() + PURPOSE + part[:-8])
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+    status, words = (b" 400 ", b"was cut off") if length == 100 else (b" 408 ", b"Nothing of the request's body came")
+    assert status in answer.splitlines()[0]
+    assert words in answer
+    wait_until(lambda: stored(settings) == [])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -284,6 +285,8 @@ def test_a_file_without_rows(tmp_path: Path, content: bytes) -> None:
         (json.dumps({"prompt": "q"}).encode("utf-32-le"), "not_utf8", "Save it as UTF-8"),
         (b"\0" * 1000, "not_utf8", "UTF-8"),
         (b"PK\x03\x04" + bytes(100), "not_data", "Excel"),
+        (pickle.dumps([{"prompt": "a"}]), "not_data", "a Python pickle: a program, and never opened here"),
+        (gzip.compress(pickle.dumps({}, protocol=2)), "not_data", "a Python pickle"),
         (gzip.compress(gzip.compress(b"{}")), "not_data", "packed twice"),
         (gzip.compress(b"PAR1" + bytes(100)), "not_data", "Parquet file that was packed"),
     ],

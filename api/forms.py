@@ -1,45 +1,72 @@
-"""A multipart upload parsed straight into storage: the memory in use doesn't depend on the file's size."""
+"""A multipart form with one file, parsed straight into storage: the memory in use doesn't depend on the file's size."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import BinaryIO
 
+import anyio
 from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
-from control_plane.errors import InvalidRequest, TooLarge
-from control_plane.files import require_purpose
+from control_plane.errors import InvalidRequest, Stalled, TooLarge
+from control_plane.filenames import clean_filename
 
 WRITE_BYTES = 1024**2
 """File bytes gathered for one write."""
 FIELD_BYTES = 16 * 1024
-"""All fields beside the file, and each header, together."""
-FILENAME_CHARACTERS = 255
+"""All fields beside the file together."""
+MAX_PARTS = 16
+"""Parts of a form; the parser bounds the headers of each."""
 
 
 @dataclass(frozen=True)
-class Upload:
+class FormShape:
+    """What a form must hold."""
+
+    file: str
+    """The field whose content goes to storage."""
+    example: str
+    """How curl sends it."""
+    if_too_large: str
+    """What to do about a file above the limit."""
+    fields: tuple[str, ...] = ()
+    """Text fields that may stand beside it."""
+    check: Callable[[str, str], None] = lambda _name, _value: None
+    """Called with each text field as soon as it is there; raises for one that can't be."""
+
+
+@dataclass(frozen=True)
+class Received:
+    """A form whose file is in storage."""
+
     filename: str
-    purpose: str
+    fields: dict[str, str]
     bytes: int
     sha256: str
 
 
-async def receive_upload(
-    body: AsyncIterator[bytes], content_type: str | None, sink: AbstractContextManager[BinaryIO], *, max_bytes: int
-) -> Upload:
-    """Writes the form's `file` to `sink` and returns its facts; every error leaves nothing in storage.
+async def receive_form(
+    body: AsyncIterator[bytes],
+    content_type: str | None,
+    sink: AbstractContextManager[BinaryIO],
+    shape: FormShape,
+    *,
+    max_bytes: int,
+    idle_seconds: float,
+) -> Received:
+    """Writes the form's file to `sink` and returns its facts; every error leaves nothing in storage.
 
     The parts may come in any order. Raises InvalidRequest for a form that is cut off, incomplete or
-    not understood, TooLarge for a file above `max_bytes`, and ClientDisconnect where the client left.
+    not understood, TooLarge for a file above `max_bytes`, Stalled where nothing came for `idle_seconds`,
+    and ClientDisconnect where the client left.
     """
-    form = _Form(max_bytes)
+    form = _Form(shape, max_bytes)
     parser = _parser(form, content_type)
     digest = hashlib.sha256()
     async with contextmanager_in_threadpool(sink) as file:
@@ -48,7 +75,7 @@ async def receive_upload(
             digest.update(data)
             file.write(data)
 
-        async for chunk in body:
+        async for chunk in never_idle(body, idle_seconds):
             try:
                 parser.write(chunk)
             except FormParserError as error:
@@ -57,15 +84,30 @@ async def receive_upload(
                 await run_in_threadpool(write, form.take())
         await run_in_threadpool(write, form.take())
         form.require_complete()
-    return Upload(form.filename or "file", form.fields["purpose"], form.file_bytes, digest.hexdigest())
+    return Received(form.filename or "file", form.fields, form.file_bytes, digest.hexdigest())
+
+
+async def never_idle(body: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
+    """The same chunks. Raises Stalled when none comes for `seconds`."""
+    while True:
+        try:
+            with anyio.fail_after(seconds):
+                chunk = await anext(body)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise Stalled(
+                f"Nothing of the request's body came for {seconds:g} s, so nothing of it was kept. Send it again."
+            ) from None
+        yield chunk
 
 
 def _parser(form: _Form, content_type: str | None) -> MultipartParser:
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise InvalidRequest(
-            "An upload is a form: send multipart/form-data with a boundary, and in it `purpose` and `file`.",
-            param="file",
+            f"This takes a form: send multipart/form-data with a boundary, and in it {_known(form.shape)}.",
+            param=form.shape.file,
         )
     try:
         return MultipartParser(
@@ -88,13 +130,15 @@ def _parser(form: _Form, content_type: str | None) -> MultipartParser:
 class _Form:
     """What the parser has seen: small fields whole, and the file's bytes until somebody takes them."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, shape: FormShape, max_bytes: int) -> None:
+        self.shape = shape
         self.fields: dict[str, str] = {}
         self.filename: str | None = None
         self.file_bytes = 0
         self.gathered = bytearray()
         self._max_bytes = max_bytes
         self._complete = False
+        self._parts = 0
         self._header_name = b""
         self._header_value = b""
         self._disposition = b""
@@ -108,19 +152,21 @@ class _Form:
         return taken
 
     def require_complete(self) -> None:
-        """Raises InvalidRequest unless the form ended and held a purpose and a file with something in it."""
+        """Raises InvalidRequest unless the form ended and held a file with something in it."""
+        name = self.shape.file
         if not self._complete:
-            raise InvalidRequest("The upload was cut off before its end, so no file was made. Send it again.")
+            raise InvalidRequest("The upload was cut off before its end, so nothing of it was kept. Send it again.")
         if self.filename is None:
-            raise InvalidRequest("The form has no `file` part; with curl: -F file=@pairs.jsonl.", param="file")
-        if "purpose" not in self.fields:
-            raise InvalidRequest("The form has no `purpose`; with curl: -F purpose=fine-tune.", param="purpose")
+            raise InvalidRequest(f"The form has no `{name}` part; with curl: -F {self.shape.example}.", param=name)
         if self.file_bytes == 0:
-            raise InvalidRequest(f"The file {self.filename!r} is empty; send one row a line.", param="file")
+            raise InvalidRequest(f"`{name}` ({self.filename!r}) is empty; there is nothing to store.", param=name)
 
     # -- the parser's callbacks ------------------------------------------------------------------
 
     def on_part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise InvalidRequest(f"The form has more than {MAX_PARTS} parts; it takes {_known(self.shape)}.")
         self._disposition = b""
         self._value.clear()
 
@@ -137,23 +183,26 @@ class _Form:
 
     def on_headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition.decode("latin-1"))
-        self._field = options.get(b"name", b"").decode("utf-8", "replace")
-        _require_known(self._field)
-        if self._field != "file":
+        self._field = field = options.get(b"name", b"").decode("utf-8", "replace")
+        if field in self.fields or (field == self.shape.file and self.filename is not None):
+            raise InvalidRequest(f"The form has two `{field}` parts; send one of each.", param=field)
+        if field in self.shape.fields:
             return
+        if field != self.shape.file:
+            raise InvalidRequest(
+                f"The form has an unknown field {field[:80]!r}; it takes {_known(self.shape)}.", param=field[:80]
+            )
         if b"filename" not in options:
             raise InvalidRequest(
-                "`file` came as a text field; send it as a file (with curl: -F file=@pairs.jsonl).", param="file"
+                f"`{field}` came as a text field; send it as a file (with curl: -F {self.shape.example}).", param=field
             )
-        if self.filename is not None:
-            raise InvalidRequest("The form has two `file` parts; send one file an upload.", param="file")
-        self.filename = _clean_filename(options[b"filename"])
+        self.filename = clean_filename(options[b"filename"].decode("utf-8", "replace"))
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._field == "file":
+        if self._field == self.shape.file:
             self.file_bytes += end - start
             if self.file_bytes > self._max_bytes:
-                raise too_large(self._max_bytes)
+                raise too_large(self.shape, self._max_bytes)
             self.gathered += memoryview(data)[start:end]
             return
         self._field_bytes += end - start
@@ -162,37 +211,21 @@ class _Form:
         self._value += data[start:end]
 
     def on_part_end(self) -> None:
-        if self._field == "file":
+        if self._field == self.shape.file:
             return
         value = self._value.decode("utf-8", "replace")
-        if self._field == "purpose":
-            require_purpose(value)
+        self.shape.check(self._field, value)
         self.fields[self._field] = value
 
     def on_end(self) -> None:
         self._complete = True
 
 
-def too_large(max_bytes: int) -> TooLarge:
-    return TooLarge(
-        f"The file is larger than the {max_bytes:,} bytes that this server takes (DPO_MAX_FILE_BYTES). "
-        "Split it, or ask the operator to raise the limit.",
-        param="file",
-        code="file_too_large",
-    )
+def too_large(shape: FormShape, max_bytes: int) -> TooLarge:
+    message = f"`{shape.file}` is larger than {max_bytes:,} bytes. {shape.if_too_large}"
+    return TooLarge(message, param=shape.file, code="file_too_large")
 
 
-def _require_known(field: str) -> None:
-    if field.startswith("expires_after"):
-        raise InvalidRequest(
-            "`expires_after` is not supported yet: leave it out, and delete the file when you are done with it.",
-            param="expires_after",
-        )
-    if field not in ("file", "purpose"):
-        raise InvalidRequest(f"The form has an unknown field {field!r}; it takes `purpose` and `file`.", param=field)
-
-
-def _clean_filename(given: bytes) -> str:
-    """The last part of the client's path, printable. It is shown back, and never becomes a path here."""
-    name = given.decode("utf-8", "replace").replace("\\", "/").rsplit("/", 1)[-1]
-    return "".join(letter for letter in name if letter.isprintable())[:FILENAME_CHARACTERS] or "file"
+def _known(shape: FormShape) -> str:
+    """The form's fields in words."""
+    return " and ".join(f"`{name}`" for name in (*shape.fields, shape.file))
