@@ -15,7 +15,7 @@ from dpo_core.data.columns import what_is_wrong
 from dpo_core.data.dataset import load
 from dpo_core.data.facts import FileFacts
 from dpo_core.data.options import ReadOptions
-from dpo_core.data.preview import Preview, PreviewRow, PreviewSequence, PreviewToken, preview
+from dpo_core.data.preview import Preview, PreviewRow, PreviewSequence, PreviewToken, places, preview
 from dpo_core.data.problems import lines_in_words, problem_in_words, rows_in_words
 from dpo_core.data.render import Renderer
 from dpo_core.errors import RunError
@@ -35,6 +35,7 @@ LEGEND = (
     ("learned of rejected", "learned: less of this"),
     ("silent", "told in between (results of tools), carries no loss"),
 )
+LEFT_OUT = "italic"
 LEARNED = "bold"
 """On top of `shared`: tokens that carry loss in both answers."""
 
@@ -87,20 +88,24 @@ def show_preview(shown: Preview, console: Console) -> None:
     for row in shown.rows:
         console.print(Text(f"line {row.line}", style="bold underline"))
         for sequence in row.sequences:
-            console.print(Text(f"{sequence.answer}, {len(sequence.tokens):,} tokens, {sequence.learned:,} learned:"))
+            console.print(Text(f"{sequence.answer}, {sequence.length:,} tokens, {sequence.learned:,} learned:"))
             console.print(coloured(sequence, row.shared))
         for remark in remarks(row):
             console.print(Text(remark))
         console.print()
+    if shown.rows_left_out:
+        console.print(Text(f"{rows_in_words(shown.rows_left_out)} more are not shown: ask for fewer at once\n"))
     if shown.missing_lines:
         console.print(Text(f"no row: {lines_in_words(shown.missing_lines, len(shown.missing_lines))}\n"))
 
 
 def coloured(sequence: PreviewSequence, shared: int) -> Text:
     """The sequence's text; each token in the style of what it is for."""
-    text = Text()
-    for place, token in enumerate(sequence.tokens):
+    text, ends = Text(), dict(sequence.left_out)
+    for place, token in zip(places(sequence), sequence.tokens, strict=True):
         text.append(token.text, style=_style(token, sequence.answer, is_shared=place < shared))
+        if place + 1 in ends:
+            text.append(f"\n… {ends[place + 1] - place - 1:,} tokens not shown …\n", style=LEFT_OUT)
     return text
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from control_plane.tables import File, Json, Model
@@ -56,5 +57,7 @@ def about_rows(
     file: File, models: Sequence[Model], *, limit: int, lines: Sequence[int], max_length: int | None
 ) -> Question:
     """What a model sees of some rows. `models` as above."""
-    shown = {"limit": limit, "lines": sorted(set(lines)), "max_length": max_length}
+    # A chat template may write the date: what a job sees that is made today.
+    today = datetime.now(UTC).date().isoformat()
+    shown = {"limit": limit, "lines": sorted(set(lines)), "max_length": max_length, "today": today}
     return Question("preview", {"file": file.id, "model": models[0].id, **shown}, (file,), tuple(models))

@@ -29,7 +29,7 @@ def answer(question: Question, directory: RunDirectory) -> StrictModel:
     if isinstance(question, FileQuestion):
         return check_file(question.file)
     if isinstance(question, TokenQuestion):
-        return check_tokens(question.file, question.model)
+        return check_tokens(question.file, question.model, question.today)
     if isinstance(question, PreviewQuestion):
         return _preview(question)
     return estimate(question.run, directory.tokens)
@@ -39,7 +39,7 @@ def _preview(question: PreviewQuestion) -> StrictModel:
     training = TrainingSpec(method=method_of(question.file))
     return preview(
         question.file,
-        Renderer.for_run(question.model, training),
+        Renderer.for_run(question.model, training, question.today),
         ReadOptions.of(training),
         rows=question.limit,
         lines=question.lines,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +10,7 @@ from pydantic import Field
 
 from dpo_core.spec import ModelSource, PositiveInt, RunSpec, StrictModel
 
-ANSWERS = 1
+ANSWERS = 2
 """Raised with every change of what an answer says: answers of an earlier version are not given any more."""
 
 
@@ -26,6 +27,8 @@ class TokenQuestion(StrictModel):
     kind: Literal["model_file"] = "model_file"
     file: Path
     model: ModelSource
+    today: date
+    """What a chat template writes that asks for the date."""
 
 
 class PreviewQuestion(StrictModel):
@@ -34,6 +37,7 @@ class PreviewQuestion(StrictModel):
     kind: Literal["preview"] = "preview"
     file: Path
     model: ModelSource
+    today: date
     limit: PositiveInt
     lines: list[PositiveInt]
     max_length: PositiveInt | None

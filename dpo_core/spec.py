@@ -7,6 +7,7 @@ them and says why.
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -286,6 +287,9 @@ class RunSpec(StrictModel):
     """Where there are several: all of them. `training_file` is one."""
 
     validation_file: Path | None = None
+    today: date = Field(default_factory=date.today)
+    """The day that a chat template writes where it asks for the date: one for all attempts, whenever they run."""
+
     ranks: PositiveInt = 1
     """Training processes; on CUDA one per GPU."""
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from control_plane.checks import WorkOrder
 from control_plane.storage import Storage
-from control_plane.tables import Check, Json
+from control_plane.tables import Check
 from dpo_core.questions import CheckSpec, EstimateQuestion, FileQuestion, PreviewQuestion, Question, TokenQuestion
 from dpo_core.run_directory import RunDirectory
 from dpo_core.spec import Device, ModelSource, RunSpec, TrainingSpec, WeighedFile
-from worker.inputs import fetch_file, fetch_model
+from worker.inputs import day_of, fetch_file, fetch_model
 
 
 def collect(storage: Storage, order: WorkOrder, run: RunDirectory, device: Device) -> CheckSpec:
@@ -26,14 +26,14 @@ def collect(storage: Storage, order: WorkOrder, run: RunDirectory, device: Devic
 def _question(inputs: _Inputs, check: Check, device: Device) -> Question:
     asked = check.question
     if check.kind == "estimate":
-        return EstimateQuestion(run=_run(inputs, asked, check.id, device))
+        return EstimateQuestion(run=_run(inputs, check, device))
     file = inputs.file(asked["file"])
     if check.kind == "file":
         return FileQuestion(file=file)
     model = inputs.model(asked["model"])
     if check.kind == "model_file":
-        return TokenQuestion(file=file, model=model)
-    shown = {name: asked[name] for name in ("limit", "lines", "max_length")}
+        return TokenQuestion(file=file, model=model, today=day_of(check.created_at))
+    shown = {name: asked[name] for name in ("limit", "lines", "max_length", "today")}
     return PreviewQuestion(file=file, model=model, **shown)
 
 
@@ -53,10 +53,11 @@ class _Inputs:
         return fetch_model(self._storage, model, base, self._folder / self._names[model_id])
 
 
-def _run(inputs: _Inputs, asked: Json, check_id: str, device: Device) -> RunSpec:
+def _run(inputs: _Inputs, check: Check, device: Device) -> RunSpec:
+    asked = check.question
     validation, reference = asked["validation_file"], asked["reference"]
     return RunSpec(
-        job_id=check_id,
+        job_id=check.id,
         training=TrainingSpec.model_validate(asked["training"]),
         model=inputs.model(asked["model"]),
         reference=inputs.model(reference) if reference else None,
@@ -65,6 +66,7 @@ def _run(inputs: _Inputs, asked: Json, check_id: str, device: Device) -> RunSpec
             WeighedFile(path=inputs.file(file["id"]), **file) for file in asked.get("training_files") or ()
         ],
         validation_file=inputs.file(validation) if validation else None,
+        today=day_of(check.created_at),
         ranks=asked["gpus"],
         device=device,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from control_plane.leases import Claim
@@ -39,6 +40,7 @@ def collect(
         validation_file=fetch_file(storage, order.validation_file, inputs / "validation.jsonl")
         if order.validation_file is not None
         else None,
+        today=day_of(order.job.created_at),
         ranks=claim.gpus if claim.kind == "train" else max(1, order.job.gpus),
         device=device,
         resume_from=resume_from,
@@ -50,6 +52,11 @@ def _training(order: WorkOrder, claim: Claim) -> TrainingSpec:
     if claim.kind == "train" and order.job.resolved is not None:
         return TrainingSpec.model_validate(order.job.resolved["training"])
     return TrainingSpec.model_validate(order.job.training)
+
+
+def day_of(moment: datetime) -> date:
+    """The day of a moment, wherever the worker is."""
+    return moment.astimezone(UTC).date()
 
 
 def fetch_file(storage: Storage, file: File, path: Path) -> Path:

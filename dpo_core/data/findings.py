@@ -29,8 +29,9 @@ FindingCode = Literal[
 
 FINDINGS: dict[FindingCode, str] = {
     "answer_changed": "The chat template left out or changed some of the answer's text.",
-    "date_in_template": "The chat template writes today's date, so the same row renders differently tomorrow. "
-    "Give the date in `chat_template_kwargs`.",
+    "date_in_template": "The chat template writes the date, which in a job is the day that it was made on: one "
+    "that is made tomorrow sees other tokens. If the template takes a date (Llama's `date_string`), give it in "
+    "`chat_template_kwargs`.",
     "doubled_bos": "The text began with the begin-of-text token twice; the second was removed.",
     "doubled_end_of_turn": "The answer ended with more than one end-of-turn token; those behind the first were "
     "removed, because generation stops at the first.",

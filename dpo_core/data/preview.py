@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,15 @@ from dpo_core.spec import StrictModel
 ROWS = 3
 """So many are shown where no line is asked for."""
 
+WINDOW = 512
+"""Tokens that are shown of a long sequence's beginning and end, and on each side of where its answer begins."""
+
+MOST_TOKENS = 2**16
+"""In a whole preview; rows behind them are left out."""
+
+LEAD_IN = 8
+"""Tokens before those that are shown, so that a character that is several tokens is put together."""
+
 TokenRole = Literal["prompt", "learned", "silent"]
 
 
@@ -40,7 +49,13 @@ class PreviewSequence(StrictModel):
     answer: Literal["chosen", "rejected", "completion"]
     tokens: list[PreviewToken]
     learned: int
-    """Tokens that carry loss."""
+    """Tokens that carry loss, with those that are not shown."""
+
+    length: int
+    """All of its tokens."""
+
+    left_out: list[tuple[int, int]] = Field(default_factory=list)
+    """Places of tokens that are not shown: half-open ranges, from 0. Empty for a sequence of up to 2,048 tokens."""
 
 
 class PreviewCut(StrictModel):
@@ -77,6 +92,9 @@ class Preview(StrictModel):
     missing_lines: list[int]
     """Lines that were asked for and hold no row."""
 
+    rows_left_out: int = 0
+    """Rows that were asked for, behind the 65,536 tokens that a preview may show."""
+
 
 def preview(
     path: Path,
@@ -95,17 +113,23 @@ def preview(
     """
     renderer.take_findings()
     shown: list[PreviewRow] = []
+    left_out: list[int] = []
+    tokens = 0
     for raw in _asked(path, lines, rows):
         if isinstance(raw, FileProblem):
             shown.append(PreviewRow(line=raw.line, problems=[Remark(code=raw.code, message=raw.message)]))
             continue
         for row in records(raw, options):
-            if isinstance(row, RowProblem):
+            if tokens >= MOST_TOKENS:
+                left_out.append(row.line)
+            elif isinstance(row, RowProblem):
                 remark = Remark(code=row.code, field=row.field, message=row.message)
                 shown.append(PreviewRow(line=row.line, problems=[remark]))
             else:
                 shown.append(preview_row(row, renderer, max_length))
-    return Preview(rows=shown, missing_lines=sorted(set(lines) - {row.line for row in shown}))
+                tokens += sum(len(sequence.tokens) for sequence in shown[-1].sequences)
+    missing = set(lines) - {row.line for row in shown} - set(left_out)
+    return Preview(rows=shown, missing_lines=sorted(missing), rows_left_out=len(left_out))
 
 
 def _asked(path: Path, lines: Sequence[int], rows: int) -> Iterator[RawRow | FileProblem]:
@@ -189,9 +213,43 @@ def _sequence(
     for start, end in silent:
         for place in range(start, end):
             roles[place] = "silent"
+    windows = list(_windows(len(tokens), prompt))
+    ends = pairwise([0, *chain.from_iterable(windows), len(tokens)])
+    return PreviewSequence(
+        answer=answer,
+        tokens=[token for window in windows for token in _shown(tokens, roles, window, tokenizer)],
+        learned=roles.count("learned"),
+        length=len(tokens),
+        left_out=[gap for gap in islice(ends, 0, None, 2) if gap[0] < gap[1]],
+    )
+
+
+def places(sequence: PreviewSequence) -> Iterator[int]:
+    """Where in the sequence each of its shown tokens stands."""
+    left_out = iter([*sequence.left_out, (sequence.length, sequence.length)])
+    place = 0
+    for start, end in left_out:
+        yield from range(place, start)
+        place = end
+
+
+def _windows(length: int, prompt: int) -> Iterator[tuple[int, int]]:
+    """What is shown of a sequence: ascending ranges that do not touch."""
+    start, end = 0, min(WINDOW, length)
+    for begin, stop in ((prompt - WINDOW, prompt + WINDOW), (length - WINDOW, length)):
+        if begin > end:
+            yield start, end
+            start = begin
+        end = max(end, min(stop, length))
+    yield start, end
+
+
+def _shown(
+    tokens: Sequence[int], roles: Sequence[TokenRole], window: tuple[int, int], tokenizer: Tokenizer
+) -> Iterator[PreviewToken]:
+    start, end = window
     stream = DecodeStream(skip_special_tokens=False)
-    shown = [
-        PreviewToken(id=token, text=stream.step(tokenizer, token) or "", role=role)
-        for token, role in zip(tokens, roles, strict=True)
-    ]
-    return PreviewSequence(answer=answer, tokens=shown, learned=roles.count("learned"))
+    for place in range(max(0, start - LEAD_IN), end):
+        text = stream.step(tokenizer, tokens[place]) or ""
+        if place >= start:
+            yield PreviewToken(id=tokens[place], text=text, role=roles[place])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -28,19 +29,23 @@ from dpo_core.spec import ModelSource, TrainingSpec
 class Renderer:
     """Turns canonical rows into token ids, by the tokenizer and chat template in `folder`.
 
-    `chat_template` replaces the folder's own; `variables` go to the template.
+    `chat_template` replaces the folder's own; `variables` go to the template, and the date it writes is `today`.
 
     Raises:
         RunError: the tokenizer is missing or damaged, or the template is not valid Jinja.
     """
 
     def __init__(
-        self, folder: Path, chat_template: str | None = None, variables: dict[str, Variable] | None = None
+        self,
+        folder: Path,
+        chat_template: str | None = None,
+        variables: dict[str, Variable] | None = None,
+        today: date | None = None,
     ) -> None:
         self.tokenizer = tokenizer_files.load_tokenizer(folder)
         named = tokenizer_files.special_tokens(folder)
         source = chat_template or tokenizer_files.chat_template(folder)
-        self.template = None if source is None else ChatTemplate(source, {**named, **(variables or {})})
+        self.template = None if source is None else ChatTemplate(source, {**named, **(variables or {})}, today)
         self.end_tokens = tokenizer_files.end_tokens(folder, self.tokenizer)
         self._ends = frozenset(self.end_tokens)
         self._end_texts = [text for end in self.end_tokens if (text := self.tokenizer.id_to_token(end)) is not None]
@@ -55,9 +60,9 @@ class Renderer:
         self._seen = Tally()
 
     @classmethod
-    def for_run(cls, model: ModelSource, training: TrainingSpec) -> Renderer:
+    def for_run(cls, model: ModelSource, training: TrainingSpec, today: date | None) -> Renderer:
         folder = tokenizer_files.tokenizer_folder(model)
-        return cls(folder, training.chat_template, dict(training.chat_template_kwargs))
+        return cls(folder, training.chat_template, dict(training.chat_template_kwargs), today)
 
     def pairs(self, rows: Sequence[Pair]) -> list[TokenPair | TemplateRefusal]:
         """Both sequences of each pair, uncut, or why the template can't render it. Much quicker than one by one.

@@ -61,7 +61,7 @@ def open_or_load(run: RunSpec, source: Source, limit: Limit, folder: Path) -> To
     path, training = table_path(folder, source.part), run.training
     table = _found(path, limit)
     if table is None:
-        renderer = partial(Renderer.for_run, run.model, training)
+        renderer = partial(Renderer.for_run, run.model, training, run.today)
         table = load(source.paths, ReadOptions.of(training), renderer, limit, path, names=source.names)
     for number, facts in enumerate(table.facts.files):
         refuse_problems(facts, source.part, source.called(number), training.skip_bad_rows)

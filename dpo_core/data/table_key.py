@@ -6,7 +6,6 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
@@ -70,10 +69,10 @@ def _present(model: ModelSource) -> list[tuple[str, Path]]:
 
 
 def _today(run: RunSpec) -> str | None:
-    """The date, where a chat template may write it."""
+    """The run's date, where a chat template may write it."""
     may_hold_one = [path for name, path in _present(run.model) if name.endswith(".jinja") or "config" in name]
     templates = [run.training.chat_template or "", *(path.read_text(encoding="utf-8") for path in may_hold_one)]
-    return str(date.today()) if any("strftime_now" in template for template in templates) else None
+    return str(run.today) if any("strftime_now" in template for template in templates) else None
 
 
 def _code() -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime, time
 from typing import NoReturn
 
 from jinja2 import TemplateError, nodes
@@ -39,7 +39,9 @@ class ChatTemplate:
         RunError: the template is not valid Jinja.
     """
 
-    def __init__(self, source: str, variables: Mapping[str, Variable]) -> None:
+    def __init__(self, source: str, variables: Mapping[str, Variable], today: date | None = None) -> None:
+        """`today` is what `strftime_now` writes, at midnight; None is the day on which this is made."""
+        self._today = datetime.combine(today or date.today(), time())
         self._variables = {"documents": None, **variables}
         self.wrote_date = False
         """Whether a rendering since this was last reset asked for today's date."""
@@ -95,7 +97,7 @@ class ChatTemplate:
 
     def _strftime_now(self, form: str) -> str:
         self.wrote_date = True
-        return datetime.now().strftime(form)
+        return self._today.strftime(form)
 
 
 def _characters(message: Message) -> int:

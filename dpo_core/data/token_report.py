@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -25,15 +26,19 @@ RENDERING = ("not_rendered", "equal_tokens")
 """Problems that a row has with a model only; the others are in the file's own report."""
 
 
-def check_tokens(path: Path, model: ModelSource, processes: int | None = None) -> TokenReport:
+def check_tokens(
+    path: Path, model: ModelSource, today: date | None = None, processes: int | None = None
+) -> TokenReport:
     """Every good row of `path`, uncut, by the model's own chat template; in as many `processes` as there are cores.
+
+    `today` is the date that the template may write.
 
     Raises:
         RunError: kind `user`; the model's folder is damaged, or the rows need a chat template that it doesn't have.
         OSError: the file can't be read.
     """
     training = TrainingSpec(method=method_of(path))
-    rendering = Rendering(partial(Renderer.for_run, model, training), ReadOptions.of(training), None)
+    rendering = Rendering(partial(Renderer.for_run, model, training, today), ReadOptions.of(training), None)
     facts, counts = FileFacts(), Counter[int]()
     for portion in map_in_order(rendering, (Chunk(0, rows) for rows in chunks(raw_rows(path))), processes):
         facts.merge(portion.facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from datetime import date
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,10 +16,22 @@ from hypothesis import strategies as st
 
 from dpo_core.data.dataset import load
 from dpo_core.data.options import ReadOptions
-from dpo_core.data.preview import ROWS, PreviewRow, PreviewSequence, preview, preview_row
+from dpo_core.data.preview import (
+    MOST_TOKENS,
+    ROWS,
+    WINDOW,
+    PreviewRow,
+    PreviewSequence,
+    places,
+    preview,
+    preview_row,
+)
 from dpo_core.data.records import Example, Message, Pair, TokenItem, TokenPair
 from dpo_core.data.render import Renderer
+from dpo_core.data.run_data import make_tables, table_path
+from dpo_core.data.token_table import TokenTable
 from dpo_core.packing import rows_of
+from dpo_core.spec import ModelSource, RunSpec, TrainingSpec
 from tests.dpo_core.data.conversations import TOOLS, call
 from tests.makers import CHAT_TEMPLATE, make_tokenizer, real_data, write_preference_file, write_rows
 
@@ -165,3 +178,50 @@ def test_an_example_is_one_sequence(renderer: Renderer, tmp_path: Path) -> None:
     item = renderer.example(Example(1, "q", "a"))
     assert [ids(sequence) for sequence in made.sequences] == [item.tokens]
     assert isinstance(PreviewRow.model_validate_json(made.model_dump_json()), PreviewRow)
+
+
+@pytest.mark.parametrize(("prompt", "answer"), [(3000, 10), (10, 3000), (3000, 3000), (900, 900), (10, 10)])
+def test_a_long_sequence_is_shown_in_parts(renderer: Renderer, prompt: int, answer: int) -> None:
+    """Its beginning, its end, and where the answer begins; what is left out is said."""
+    pair = Pair(
+        1, (Message("user", "why " * prompt),), (Message("assistant", "so " * answer),), (Message("assistant", "no"),)
+    )
+    item = renderer.pair(pair)
+    chosen, rejected = preview_row(pair, renderer, None).sequences
+    for sequence, tokens, start in (
+        (chosen, item.chosen, item.chosen_prompt),
+        (rejected, item.rejected, item.rejected_prompt),
+    ):
+        shown = list(places(sequence))
+        assert ids(sequence) == [tokens[place] for place in shown]
+        assert (sequence.length, sequence.learned) == (len(tokens), len(tokens) - start)
+        gone = [place for begin, end in sequence.left_out for place in range(begin, end)]
+        assert sorted(shown + gone) == list(range(len(tokens)))
+        assert {0, start - 1, start, len(tokens) - 1} <= set(shown)
+        assert len(shown) <= 4 * WINDOW
+        assert not gone or len(shown) >= 2 * WINDOW
+
+
+def test_a_preview_shows_so_many_tokens_and_no_more(renderer: Renderer, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "f.jsonl", [row("why " * 3000, "so " * 3000)] * 60)
+    shown = preview(file, renderer, DPO, rows=60)
+    tokens = sum(len(sequence.tokens) for it in shown.rows for sequence in it.sequences)
+    assert MOST_TOKENS <= tokens < MOST_TOKENS + 8 * WINDOW
+    assert len(shown.rows) + shown.rows_left_out == 60
+    assert preview(file, renderer, DPO, rows=60, lines=[*range(1, 61), 99]).missing_lines == [99]
+
+
+def test_the_date_is_that_of_the_job(tmp_path: Path) -> None:
+    """In training, in the preview and in chat, whenever that is."""
+    folder = make_tokenizer(tmp_path / "model", chat_template="{{ strftime_now('%d %B %Y %H') }}" + CHAT_TEMPLATE)
+    model, training, day = ModelSource(id="m", path=folder), TrainingSpec(max_length=512), date(2024, 2, 29)
+    file = write_preference_file(tmp_path / "f.jsonl", 4)
+    run = RunSpec(job_id="job", training=training, model=model, training_file=file, today=day)
+    renderer = Renderer.for_run(model, training, day)
+    shown = preview(file, renderer, DPO, rows=4).rows
+    assert text(shown[0].sequences[0]).startswith("29 February 2024 00")
+    make_tables(RunSpec.model_validate_json(run.model_dump_json()), tmp_path / "tokens")
+    trained = TokenTable(table_path(tmp_path / "tokens", "training"))
+    for item, it in zip(trained, shown, strict=True):
+        assert item.sequences == [ids(sequence) for sequence in it.sequences]
+    assert Renderer.for_run(model, training, date(2024, 3, 1)).prompt("q") != renderer.prompt("q")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -95,13 +96,9 @@ def test_what_the_files_are_called(run: RunSpec, tmp_path: Path) -> None:
     assert_all_differ(keys(named("a", "b"), ("1", "2")), keys(named("a", "c"), ("1", "2")))
 
 
-def test_the_date_counts_where_a_template_writes_it(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_date_of_the_run_counts_where_a_template_writes_it(run: RunSpec) -> None:
     def on_two_days(**spec: object) -> list[list[str]]:
-        made = []
-        for day in ("2026-01-01", "2026-01-02"):
-            monkeypatch.setattr(table_key, "date", type("Day", (), {"today": lambda day=day: day}))
-            made.append(keys(run, **spec))
-        return made
+        return [keys(run.model_copy(update={"today": date(2026, 1, day)}), **spec) for day in (1, 2)]
 
     first, second = on_two_days()
     assert first == second
