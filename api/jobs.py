@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -12,6 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
+from api import event_stream
 from api.answers import LONGEST_WAIT, PENDING, Wait
 from api.auth import Caller, CallerOf, JobsWriter
 from api.estimates import EstimateObject, estimate
@@ -28,7 +30,7 @@ from api.job_shapes import (
 from api.json_body import JsonBody
 from api.lists import After, Limit, ListOf, list_of
 from api.services import Services, ServicesOf
-from control_plane import jobs, pauses
+from control_plane import events, jobs, pauses
 from control_plane.job_requests import JobRequest, read_request
 from control_plane.repetition import Repeatable
 from control_plane.tables import Metric
@@ -40,6 +42,11 @@ JOB_BODY: dict[str, Any] = {
         "required": True,
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}}},
     }
+}
+
+EVENT_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    204: {"description": "A stream's `Last-Event-ID` is the job's last event: there is no more to come."},
 }
 
 
@@ -113,10 +120,25 @@ def resume_job(job_id: str, services: ServicesOf, caller: JobsWriter) -> JobObje
     return shape
 
 
-@router.get("/{job_id}/events", summary="What happened to a job, newest first")
+@router.get(
+    "/{job_id}/events",
+    summary="What happened to a job, newest first; or as a stream, oldest first",
+    response_model=ListOf[JobEvent],
+    responses=EVENT_STREAM,
+)
 def list_events(
-    job_id: str, services: ServicesOf, caller: CallerOf, after: After = None, limit: Limit = 20
-) -> ListOf[JobEvent]:
+    job_id: str,
+    services: ServicesOf,
+    caller: CallerOf,
+    *,
+    after: After = None,
+    limit: Limit = 20,
+    stream: bool = False,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> ListOf[JobEvent] | Response:
+    """`stream=true`: server-sent events until the job's last one; a `Last-Event-ID` goes on behind that event."""
+    if stream:
+        return _event_stream(services, caller, job_id, last_event_id)
     with services.database.transaction() as session:
         page = jobs.list_events(session, caller.project_id, job_id, after=after, limit=limit)
         return list_of([job_event(event) for event in page.items], page.has_more)
@@ -147,6 +169,20 @@ def list_metrics(
     if form == "csv":
         return StreamingResponse(_csv(found), media_type="text/csv")
     return MetricsList(data=[measurement(metric) for metric in found])
+
+
+def _event_stream(services: Services, caller: Caller, job_id: str, last_event_id: str | None) -> Response:
+    place = 0
+    with services.database.transaction() as session:
+        job = jobs.get(session, caller.project_id, job_id)
+        if last_event_id is not None:
+            place = events.place(session, job, last_event_id)
+            news = events.after(session, {job.id: place})[job.id]
+            if news.over and not news.events:
+                return Response(status_code=HTTPStatus.NO_CONTENT)
+    return StreamingResponse(
+        event_stream.stream(services.feed, job.id, place), media_type="text/event-stream", headers=event_stream.HEADERS
+    )
 
 
 def _create(services: Services, caller: Caller, request: JobRequest, repeatable: Repeatable) -> JobObject:

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from api import auth, errors, file_reports, files, health, jobs, models, sweeps
 from api.edge import Edge
+from api.event_stream import Feed
 from api.services import Services
 from control_plane.database import Database
 from control_plane.hints import Hints
@@ -25,11 +26,13 @@ def factory() -> FastAPI:
 def create_app(settings: Settings) -> FastAPI:
     """Connects to nothing until it is asked. Raises InvalidRequest for a storage URL that can't be."""
     storage = open_storage(settings.storage_url)
+    database = Database(settings.database_url.get_secret_value())
     services = Services(
         settings=settings,
-        database=Database(settings.database_url.get_secret_value()),
+        database=database,
         storage=storage,
         hints=Hints(settings.redis_url.get_secret_value()),
+        feed=Feed(database),
     )
 
     @asynccontextmanager

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.event_stream import Feed
 from control_plane.database import Database
 from control_plane.hints import Hints
 from control_plane.settings import Settings
@@ -19,6 +20,7 @@ class Services:
     database: Database
     storage: Storage
     hints: Hints
+    feed: Feed
 
 
 def services_of(request: Request) -> Services:

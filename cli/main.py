@@ -120,14 +120,17 @@ def api(
 
     with clear_settings():
         settings = Settings()
+    application = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings),
+        application,
         host=settings.host,
         port=settings.port,
         access_log=False,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
-    uvicorn.Server(config).run(sockets=None if fd is None else [socket.socket(fileno=fd)])
+    server = uvicorn.Server(config)
+    application.state.services.feed.stopping = lambda: server.should_exit
+    server.run(sockets=None if fd is None else [socket.socket(fileno=fd)])
 
 
 @app.command()
