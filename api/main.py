@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from api import auth, errors, file_reports, files, health, jobs, models, sweeps
+from api import auth, errors, file_reports, files, health, jobs, models, sweeps, uploads
 from api.edge import Edge
 from api.event_stream import Feed
 from api.services import Services
@@ -56,8 +56,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = services
     errors.install(app)
     app.add_middleware(Edge)
-    for part in (files, file_reports, jobs, sweeps, models, health):
+    for part in (files, uploads, file_reports, jobs, sweeps, models, health):
         app.include_router(part.router)
     auth.require_scopes(app)
-    app.openapi()["components"]["schemas"].update(sweeps.request_schema())  # FastAPI keeps the document it made
+    for part in (sweeps, uploads):
+        app.openapi()["components"]["schemas"].update(part.request_schema())  # FastAPI keeps the document it made
     return app

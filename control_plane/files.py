@@ -81,6 +81,11 @@ def get(session: Session, project_id: str, file_id: str) -> File:
     return _one(session, _owned(project_id, file_id), file_id)
 
 
+def find(session: Session, project_id: str, file_id: str) -> File | None:
+    """As `get`; None where there is none."""
+    return session.scalars(_owned(project_id, file_id)).one_or_none()
+
+
 def hold(session: Session, project_id: str, file_id: str) -> File:
     """As `get`; nobody can delete the file before this transaction ends."""
     return _one(session, _owned(project_id, file_id).with_for_update(read=True, key_share=True), file_id)

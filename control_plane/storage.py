@@ -1,6 +1,7 @@
 """Where bytes live: uploaded files and checkpoints, under keys that this service makes itself.
 
     files/{file_id}                                      an uploaded file
+    uploads/{upload_id}/{part_id}                        a part of a file that is being uploaded
     checkpoints/{job_id}/{fence}/step-{N}/model/…        a checkpoint's model: what users download
     private/{job_id}/{fence}/step-{N}/state/…            the state to resume from; no route serves it
     private/reference/{project_id}/{group}/{shard}       measured reference log-probabilities; nor these
@@ -34,6 +35,10 @@ _KEY = re.compile(r"(?!\.)[A-Za-z0-9._-]+(/(?!\.)[A-Za-z0-9._-]+)*")
 
 def file_key(file_id: str) -> str:
     return f"files/{file_id}"
+
+
+def upload_prefix(upload_id: str) -> str:
+    return f"uploads/{upload_id}"
 
 
 def checkpoint_prefix(job_id: str, fence: int, step: int) -> str:

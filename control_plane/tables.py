@@ -107,6 +107,40 @@ class File(Created, Base):
     """From then on it is not there any more; None for one that stays."""
 
 
+class Upload(Created, Base):
+    """A file that is being sent in parts: see control_plane/uploads.py."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (Index(None, "expires_at", postgresql_where=text("status = 'pending'")),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    bytes: Mapped[int]
+    """Of the whole file, as was said at the beginning."""
+    file_expires_after: Mapped[Json | None]
+    status: Mapped[str]
+    """pending, completed, cancelled or expired."""
+    expires_at: Mapped[datetime] = mapped_column()
+    part_ids: Mapped[list[str] | None]
+    """Which parts it was completed with, in their order; a repetition of that is known by them."""
+    file_id: Mapped[str | None]
+    """What it became; the file may be deleted since."""
+
+
+class UploadPart(Created, Base):
+    """Bytes of an upload that isn't over."""
+
+    __tablename__ = "upload_parts"
+    __table_args__ = (Index(None, "upload_id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"))
+    bytes: Mapped[int]
+
+
 class Model(Created, Base):
     """A base model that the operator registered, or a job's checkpoint. `id` is `{project}/{name}`."""
 

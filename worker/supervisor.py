@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from psycopg.errors import UndefinedColumn, UndefinedFunction, UndefinedTable
 from sqlalchemy.exc import ProgrammingError
 
-from control_plane import checks, files, leases, removals, workers
+from control_plane import checks, files, leases, removals, uploads, workers
 from control_plane.database import Database
 from control_plane.hints import Hints
 from control_plane.ids import new_id
@@ -157,6 +157,7 @@ class Supervisor:
             requeued += checks.reconcile(session, max_attempts=self._settings.max_attempts)
         with self._database.transaction() as session:
             files.remove_expired(session)
+            uploads.end_expired(session)
         with self._database.transaction() as session:
             waiting = leases.waiting(session) + checks.waiting(session)
         self._carry_out_removals()
