@@ -9,8 +9,12 @@ behind it are those of the whole text, if no other token can lie across it: `Enc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import chain
 
 from tokenizers import AddedToken, Tokenizer
+
+from dpo_core.data.words import Words, encode_all, takes_words_apart
 
 BESIDE_A_CUT = ("", "a", " a", "a ", "\n", "\n\n", " ", "\u2581a", "é", "1", ".")
 """Texts that tokenizers treat in their own way at a beginning or an end."""
@@ -27,6 +31,9 @@ class Encoder:
         self.seam = None if opening is None else _seam(tokenizer, opening)
         """The special token at which texts are cut, or None: every text is encoded whole."""
 
+        words = Words(tokenizer) if takes_words_apart(tokenizer) else None
+        self._encode = partial(encode_all, tokenizer) if words is None else words.encode
+
     def encode(self, families: Sequence[Sequence[str]]) -> list[list[list[int]]]:
         """Ids of each text; the texts of a family probably begin with what stands before the seam of its first one.
 
@@ -38,8 +45,8 @@ class Encoder:
             cut = self._cut(texts[0])
             pieces = [_pieces(text, texts[0], cut) for text in texts]
             plans.append([[places.setdefault(piece, len(places)) for piece in two if piece] for two in pieces])
-        ids = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(places), add_special_tokens=False)]
-        return [[[token for place in plan for token in ids[place]] for plan in family] for family in plans]
+        ids = self._encode(list(places))
+        return [[list(chain.from_iterable(map(ids.__getitem__, plan))) for plan in family] for family in plans]
 
     def _cut(self, text: str) -> slice:
         """Where the seam stands in it for the last time; at its very beginning if it doesn't."""
