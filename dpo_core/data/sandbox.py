@@ -6,17 +6,24 @@ method of a text makes (`replace`, `center`) counts once it is written, not befo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import BuiltinMethodType
 from typing import Any
 
 from jinja2 import Template, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 PLAIN = frozenset({str, int, float, bool, list, dict, tuple, type(None)})
 """What JSON is made of: the attributes of such a value are those of its type."""
+
+OF_TEXTS = frozenset(name for name in dir(str) if not name.startswith("_")) - {"format", "format_map"}
+"""Attributes of a text that may be used as they are; the sandbox has its own for the two."""
+
+OF_OBJECTS = frozenset(dir(dict))
 
 MAX_STEPS = 2**20
 """Rounds of loops in one rendering, and calls, each of which counts as STEPS_OF_A_CALL."""
@@ -28,6 +35,24 @@ CHARACTERS_EACH, CHARACTERS_MORE = 64, 2**18
 
 MAX_BITS = 2**14
 """Of a number."""
+
+
+class SafeNamespace(Namespace):
+    """Jinja's `namespace` without names that begin with an underscore: no template reaches Python's own."""
+
+    def __init__(self, *args: Mapping[str, object], **kwargs: object) -> None:
+        super().__init__()
+        for name, value in dict(*args, **kwargs).items():
+            self[name] = value
+
+    def __setitem__(self, name: str, value: object) -> None:
+        if name.startswith("_"):
+            raise SecurityError(f"a chat template may not set the attribute {name!r} of a namespace")
+        super().__setitem__(name, value)
+
+
+OWN = (SafeNamespace, LoopContext)
+"""Types of Jinja's that templates ask often; what they say, if it is PLAIN, may be used as it is."""
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -46,7 +71,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def bounded(self, source: str) -> Template:
         """A template for `render`. Raises TemplateSyntaxError."""
         tree = _Bounds().visit(self.parse(source))
-        return self.from_string(tree.set_environment(self))
+        template = self.from_string(tree.set_environment(self))
+        template.globals = dict(template.globals)  # each rendering copies them, a ChainMap much slower
+        return template
 
     def render(self, template: Template, given: int, **variables: object) -> str:
         """The text of a `bounded` template; `given` says how many characters its variables have.
@@ -57,9 +84,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """
         self._steps, self._characters = MAX_STEPS, CHARACTERS_MORE + CHARACTERS_EACH * given
         size, pieces = 0, []
-        for piece in template.generate(**variables):
+        for piece in template.root_render_func(template.new_context(variables)):
             size += len(piece)
-            self._refuse_size(size)
+            if size > self._characters:
+                self._refuse_size(size)
             pieces.append(piece)
         return "".join(pieces)
 
@@ -68,9 +96,16 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return self._joined(pieces)
 
     def getattr(self, obj: object, attribute: str) -> object:
-        """An item of an object of JSON is found at once: Jinja would first fail to find an attribute of that name."""
-        if type(obj) is dict and attribute in obj and not hasattr(dict, attribute):
-            return obj[attribute]
+        """What Jinja's own finds, but sooner where the value's type tells enough."""
+        kind = type(obj)
+        if kind is dict and attribute not in OF_OBJECTS:  # Jinja would first fail to find an attribute of that name
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)  # type: ignore[operator, index]
+        if kind is str and attribute in OF_TEXTS:
+            return getattr(obj, attribute)
+        if kind in OWN and not attribute.startswith("_"):
+            value = getattr(obj, attribute, None)
+            if value is not None and type(value) in PLAIN:
+                return value
         return super().getattr(obj, attribute)
 
     def is_safe_attribute(self, obj: object, attr: str, value: object) -> bool:
@@ -83,11 +118,18 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         self._step(STEPS_OF_A_CALL)
+        if type(obj) is BuiltinMethodType and type(obj.__self__) is str:  # of a text: safe, and asks for no context
+            kwargs.pop("_block_vars", None)
+            kwargs.pop("_loop_vars", None)
+            return obj(*args, **kwargs)
         if isinstance(obj, LoopContext):  # a recursive loop goes on with other items
             args = tuple(map(self._counted, args))
         return super().call(context, obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "+" and type(left) is str and type(right) is str:
+            self._refuse_size(len(left) + len(right))
+            return left + right
         if isinstance(left, str | list | tuple) or isinstance(right, str | list | tuple):
             self._refuse_size(_size_of(operator, left, right))
         elif operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):

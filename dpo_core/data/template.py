@@ -12,13 +12,12 @@ from datetime import date, datetime, time
 from typing import NoReturn
 
 from jinja2 import TemplateError, nodes
-from jinja2.exceptions import SecurityError, TemplateSyntaxError
+from jinja2.exceptions import TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.utils import Namespace
 
 from dpo_core.data.records import JsonText, Message
-from dpo_core.data.sandbox import Sandbox
+from dpo_core.data.sandbox import SafeNamespace, Sandbox
 from dpo_core.errors import user_error
 
 Variable = str | int | float | bool
@@ -126,20 +125,6 @@ class GenerationBlock(Extension):
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
-
-
-class SafeNamespace(Namespace):
-    """Jinja's `namespace` without names that begin with an underscore: no template reaches Python's own."""
-
-    def __init__(self, *args: Mapping[str, object], **kwargs: object) -> None:
-        super().__init__()
-        for name, value in dict(*args, **kwargs).items():
-            self[name] = value
-
-    def __setitem__(self, name: str, value: object) -> None:
-        if name.startswith("_"):
-            raise SecurityError(f"a chat template may not set the attribute {name!r} of a namespace")
-        super().__setitem__(name, value)
 
 
 def _make_dict(*args: Mapping[str, object], **kwargs: object) -> dict[str, object]:
