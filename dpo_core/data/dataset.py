@@ -21,7 +21,7 @@ from dpo_core.data.records import FileProblem
 from dpo_core.data.render import Renderer
 from dpo_core.data.rendering import Chunk, Rendering
 from dpo_core.data.repeats import Repeats
-from dpo_core.data.token_table import BLOCK_ROWS, Rows, TableWriter, TokenTable
+from dpo_core.data.token_table import Rows, RowsOnDisk, TableWriter, TokenTable
 
 Limit = int | None | Callable[[Counter[int]], int]
 """Tokens that a sequence may have: a number, no limit, or what follows from the lengths of all rows."""
@@ -82,10 +82,9 @@ def _cut(
 ) -> None:
     """Makes the rows that are too long fit, each at the place it has already; they alone are parsed again."""
     rows = writer.rows()
-    long = _too_long(rows, rendering.max_length or 0)
-    if not len(long):
+    chosen = _too_long(rows, rendering.max_length or 0, len(files))
+    if not any(map(len, chosen)):
         return
-    chosen = [_rows_of(rows[long], number) for number in range(len(files))]
     slots = _Slots(rows, chosen)
     for portion in map_in_order(rendering, _chunks(files, chosen), processes):
         facts.files[portion.file].merge(portion.cut)  # what the rows are when they are whole is known already
@@ -94,18 +93,17 @@ def _cut(
         file.pairs = _count(rows, number)
 
 
-def _too_long(rows: Rows, max_length: int) -> NDArray[np.int64]:
-    """Places of rows with a longer sequence."""
-    found = [np.empty(0, np.int64)]
-    for start in range(0, len(rows), BLOCK_ROWS):
-        block = rows[start : start + BLOCK_ROWS]
-        found.append(np.flatnonzero(np.maximum(block["chosen"], block["rejected"]) > max_length) + start)
-    return np.concatenate(found)
+def _too_long(rows: RowsOnDisk, max_length: int, files: int) -> list[NDArray[np.bool_]]:
+    """Which rows of each file, by their numbers, have a longer sequence."""
+    found = [[np.empty(0, np.int64)] for _ in range(files)]
+    for _, block in rows.blocks():
+        long = block["known"][np.maximum(block["chosen"], block["rejected"]) > max_length]
+        for file, numbers in enumerate(found):
+            numbers.append(long["row"][long["file"] == file])
+    return [_marked(np.concatenate(numbers)) for numbers in found]
 
 
-def _rows_of(rows: Rows, file: int) -> NDArray[np.bool_]:
-    """Which of a file's rows, by their numbers, are among `rows`."""
-    numbers = rows["known"]["row"][rows["known"]["file"] == file]
+def _marked(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
     marked = np.zeros(numbers.max(initial=-1) + 1, bool)
     marked[numbers] = True
     return marked
@@ -114,11 +112,10 @@ def _rows_of(rows: Rows, file: int) -> NDArray[np.bool_]:
 class _Slots:
     """Places of what some rows became. They are emptied, and filled again with what is left of the same rows."""
 
-    def __init__(self, rows: Rows, chosen: Sequence[NDArray[np.bool_]]) -> None:
+    def __init__(self, rows: RowsOnDisk, chosen: Sequence[NDArray[np.bool_]]) -> None:
         self._rows = rows
         emptied = [np.empty(0, np.int64)]
-        for start in range(0, len(rows), BLOCK_ROWS):
-            block = rows[start : start + BLOCK_ROWS]
+        for start, block in rows.blocks():
             file, row = block["known"]["file"], block["known"]["row"]
             for number, wanted in enumerate(chosen):
                 mine = np.flatnonzero((file == number) & (row < len(wanted)))
@@ -130,23 +127,22 @@ class _Slots:
     def fill(self, rows: Rows) -> None:
         """In the order of the files; a row makes no more than it made."""
         for row in rows:
-            place = next(place for place in self._places if _same_row(self._rows[place], row))
-            self._rows[place] = row
+            place = next(place for place in self._places if _same_row(self._rows.all[place], row))
+            self._rows.all[place] = row
+        self._rows.release()
 
 
 def _same_row(one: np.void, other: np.void) -> bool:
     return bool(one["known"]["file"] == other["known"]["file"] and one["known"]["row"] == other["known"]["row"])
 
 
-def _count(rows: Rows, file: int) -> int:
-    blocks = (rows[start : start + BLOCK_ROWS] for start in range(0, len(rows), BLOCK_ROWS))
-    return sum(int(((block["known"]["file"] == file) & (block["chosen"] > 0)).sum()) for block in blocks)
+def _count(rows: RowsOnDisk, file: int) -> int:
+    return sum(int(((block["known"]["file"] == file) & (block["chosen"] > 0)).sum()) for _, block in rows.blocks())
 
 
-def _look_for_repeats(rows: Rows, facts: DataFacts, names: Sequence[str]) -> None:
+def _look_for_repeats(rows: RowsOnDisk, facts: DataFacts, names: Sequence[str]) -> None:
     repeats = Repeats()
-    for start in range(0, len(rows), BLOCK_ROWS):
-        block = rows[start : start + BLOCK_ROWS]
+    for _, block in rows.blocks():
         repeats.add(np.ascontiguousarray(block["known"][block["chosen"] > 0]))
     for file, findings in zip(facts.files, repeats.findings(names), strict=True):
         file.findings.merge(findings)

@@ -132,6 +132,27 @@ def _silent(silent: NDArray[np.int32], start: int, chosen: int, rejected: int) -
     return first, second
 
 
+class RowsOnDisk:
+    """Rows mapped from a file; what was looked at does not stay in memory, and a change of it is in the file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        size = os.fstat(file.fileno()).st_size
+        self._bytes = mmap.mmap(file.fileno(), size) if size else None
+        self.all: Rows = np.empty(0, ROW) if self._bytes is None else np.frombuffer(self._bytes, ROW)
+        """Whoever looks at many should `release` them now and then."""
+
+    def blocks(self) -> Iterator[tuple[int, Rows]]:
+        """All rows, BLOCK_ROWS at a time, each block with the place of its first."""
+        for start in range(0, len(self.all), BLOCK_ROWS):
+            yield start, self.all[start : start + BLOCK_ROWS]
+            self.release()
+
+    def release(self) -> None:
+        """Lets go of the memory that the rows take in this process, not of the rows."""
+        if self._bytes is not None:
+            self._bytes.madvise(mmap.MADV_DONTNEED)
+
+
 class TableWriter:
     """Writes a table as its items come; it appears at `path` whole, when it is finished, or not at all."""
 
@@ -169,23 +190,17 @@ class TableWriter:
         self._span_count += len(silent)
         return placed
 
-    def rows(self) -> Rows:
-        """Those that were added, mapped from disk: a change of them counts. None with `chosen` 0 will be written."""
-        file = self._files["rows"]
-        file.flush()
-        size = os.fstat(file.fileno()).st_size
-        if not size:
-            return np.empty(0, ROW)
-        return np.frombuffer(mmap.mmap(file.fileno(), size), ROW)
+    def rows(self) -> RowsOnDisk:
+        """Those that were added: a change of them counts. None with `chosen` 0 will be written."""
+        self._files["rows"].flush()
+        return RowsOnDisk(self._files["rows"])
 
     def finish(self, facts: DataFacts) -> TokenTable:
         """Puts the parts together. The writer is of no use afterwards."""
-        rows, whole = self.rows(), self._files["tokens"]
+        whole, count = self._files["tokens"], 0
         self._files["silent"].seek(0)
         shutil.copyfileobj(self._files["silent"], whole)
-        count = 0
-        for start in range(0, len(rows), BLOCK_ROWS):
-            block = rows[start : start + BLOCK_ROWS]
+        for _, block in self.rows().blocks():
             kept = block[block["chosen"] > 0]
             whole.write(kept.tobytes())
             count += len(kept)
