@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from tests.makers import make_tiny_model
 def pytest_configure() -> None:
     """A shell's background job ignores Ctrl-C, and so would every program that a test starts and interrupts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Tests fill the cores by themselves, and their models are too small for a second thread.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # No test asserts wall-clock time, and on a busy machine Hypothesis would.
     slow = [hypothesis.HealthCheck.too_slow]
     hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=slow)
