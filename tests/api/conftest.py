@@ -43,7 +43,7 @@ def serving() -> Iterator[Callable[[Settings], Api]]:
         thread = threading.Thread(target=server.run)
         thread.start()
         running.append((server, thread))
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not server.started:
             assert thread.is_alive() and time.monotonic() < deadline
             time.sleep(0.01)
@@ -53,7 +53,7 @@ def serving() -> Iterator[Callable[[Settings], Api]]:
     yield start
     for server, thread in running:
         server.should_exit = True
-        thread.join(20)
+        thread.join(120)
         assert not thread.is_alive()
 
 
@@ -118,7 +118,7 @@ def secret(make_key: Callable[[str], str]) -> str:
 
 @pytest.fixture
 def client(api: Api, secret: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{api.url}/v1", api_key=secret, max_retries=0, timeout=30) as client:
+    with OpenAI(base_url=f"{api.url}/v1", api_key=secret, max_retries=0, timeout=120) as client:
         yield client
 
 
@@ -126,7 +126,7 @@ def client(api: Api, secret: str) -> Iterator[OpenAI]:
 def http(api: Api, secret: str) -> Iterator[httpx2.Client]:
     """For what the openai client would never send."""
     headers = {"Authorization": f"Bearer {secret}"}
-    with httpx2.Client(base_url=api.url, headers=headers, timeout=30) as client:
+    with httpx2.Client(base_url=api.url, headers=headers, timeout=120) as client:
         yield client
 
 

@@ -137,7 +137,7 @@ def test_another_projects_file_is_not_there(client: OpenAI, make_key: Callable[[
     assert client.files.retrieve(file.id).id == file.id
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -56,7 +56,7 @@ def server(settings: Settings) -> Iterator[Server]:
             yield Server(found[1], process)
         finally:
             process.terminate()
-            process.communicate(timeout=20)
+            process.communicate(timeout=120)
 
 
 def form(digest: hashlib._Hash) -> Iterator[bytes]:

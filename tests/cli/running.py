@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-SECONDS = 60.0
+SECONDS = 120.0
 
 
 def dpo(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

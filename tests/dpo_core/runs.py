@@ -130,5 +130,5 @@ def tail(directory: RunDirectory) -> str:
     return directory.log_file.read_text(errors="replace")[-4000:]
 
 
-def all_gone(processes: list[psutil.Process], seconds: float = 30) -> bool:
+def all_gone(processes: list[psutil.Process], seconds: float = 120) -> bool:
     return not psutil.wait_procs(processes, timeout=seconds)[1]

@@ -29,7 +29,7 @@ from tests.service import run_processes
 from worker.launch import Programs
 from worker.supervisor import Supervisor
 
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 120.0
 
 
 def stub_programs(options: Sequence[str] = ()) -> Programs:

@@ -11,7 +11,7 @@ from control_plane.questions import about_file
 from control_plane.storage import file_key
 from control_plane.tables import Check
 from dpo_core.run_directory import RunDirectory
-from tests.worker.stubs import World, eventually, stub_programs, supervisor, worker_process
+from tests.worker.stubs import DEADLINE_SECONDS, World, eventually, stub_programs, supervisor, worker_process
 
 ROWS = '{"prompt": "What is 1+1?", "chosen": "two", "rejected": "3"}\n{"prompt": "x"}\n'
 
@@ -103,7 +103,7 @@ def test_sigterm_hands_a_check_back(world: World) -> None:
         _, check_id = uploaded(world, text=None)
         eventually(lambda: runs_its_program(world), "the check reads the file")
         worker.terminate()
-        assert worker.wait(timeout=30) == 0
+        assert worker.wait(timeout=DEADLINE_SECONDS) == 0
     assert (row(world, check_id).state, row(world, check_id).fruitless_attempts) == ("waiting", 0)
     world.nothing_left()
 

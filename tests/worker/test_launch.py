@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from dpo_core.run_directory import RunDirectory
-from tests.worker.stubs import eventually
+from tests.worker.stubs import DEADLINE_SECONDS, eventually
 from worker.folders import RunFolders
 from worker.launch import launch, trainer_environment
 from worker.slots import Slots, find_slots
@@ -48,7 +48,7 @@ def test_sweep_finds_what_left_the_family(run: RunDirectory) -> None:
     program = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', '{SLEEPER}'], start_new_session=True)"
     environment = trainer_environment(os.environ, run, "cpu", ["0"])
     process = launch([sys.executable, "-c", program], environment, run)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=DEADLINE_SECONDS) == 0
     (orphan,) = living(run, None)
     eventually(lambda: sweep(run, None), "the sweep is empty")
     assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE

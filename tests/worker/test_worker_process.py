@@ -12,7 +12,7 @@ from control_plane import leases
 from control_plane.hints import Hints
 from control_plane.tables import Worker
 from tests.stub_trainer import chain
-from tests.worker.stubs import World, eventually, stub_programs, supervisor, worker_process
+from tests.worker.stubs import DEADLINE_SECONDS, World, eventually, stub_programs, supervisor, worker_process
 from worker.app import Ear
 
 
@@ -40,7 +40,7 @@ def test_sigterm_hands_the_job_back_with_a_checkpoint_of_where_it_was(world: Wor
         world.held(job_id, step=2)
         world.rank()
         worker.terminate()
-        assert worker.wait(timeout=30) == 0
+        assert worker.wait(timeout=DEADLINE_SECONDS) == 0
     assert world.state(job_id) == "queued"
     assert world.outcomes(job_id)[-1] == ("train", "stopped")
     assert world.checkpoints(job_id)[-1].step == 3, "made on the way out"
@@ -54,6 +54,7 @@ def test_sigterm_hands_the_job_back_with_a_checkpoint_of_where_it_was(world: Wor
 
 
 def test_a_second_signal_does_not_wait_for_the_checkpoint(world: World) -> None:
+    world.settings = world.settings.model_copy(update={"stop_seconds": 5 * DEADLINE_SECONDS})
     with worker_process(world.settings, *hold(world)) as worker:
         job_id = world.job()
         world.held(job_id, step=2)
@@ -62,7 +63,7 @@ def test_a_second_signal_does_not_wait_for_the_checkpoint(world: World) -> None:
         worker.terminate()
         eventually(lambda: pending(rank.pid, signal.SIGTERM), "the first signal was obeyed")
         worker.terminate()
-        assert worker.wait(timeout=15) == 0
+        assert worker.wait(timeout=DEADLINE_SECONDS) == 0
     assert world.state(job_id) == "queued"
     assert world.checkpoints(job_id)[-1].step == 2
     world.nothing_left()
@@ -111,7 +112,7 @@ def test_without_redis_a_worker_still_finds_work(world: World) -> None:
         job_id = world.job()
         world.reaches(job_id, "succeeded", "failed")
         worker.terminate()
-        assert worker.wait(timeout=30) == 0
+        assert worker.wait(timeout=DEADLINE_SECONDS) == 0
     assert world.state(job_id) == "succeeded"
 
 
