@@ -1,12 +1,23 @@
-"""`python stub_worker.py OPTIONS…`: a real worker whose trainer is the stub, with these options for `train`."""
+"""`python stub_worker.py OPTIONS…`: a real worker whose trainer is the stub, with these options for `train`.
+
+It imports no more than that needs: every test that kills a worker starts one.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from control_plane.settings import Settings
-from tests.worker.stubs import stub_programs
+from tests import stub_trainer
+from worker.launch import Programs
 from worker.main import run
+
+
+def stub_programs(options: Sequence[str] = ()) -> Programs:
+    stub = (sys.executable, stub_trainer.__file__)
+    return Programs(validate=(*stub, "validate"), train=(*stub, "train", *options))
+
 
 if __name__ == "__main__":
     run(Settings(), stub_programs(sys.argv[1:]))

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +24,12 @@ from control_plane.job_requests import read_request
 from control_plane.settings import Settings
 from control_plane.storage import DirectoryStorage, file_key, open_storage
 from control_plane.tables import Attempt, Checkpoint, Event, Job, Metric, Model
-from tests import stub_trainer
 from tests.service import run_processes
+from tests.worker.stub_worker import stub_programs  # noqa: F401 (handed on to the tests)
 from worker.launch import Programs
 from worker.supervisor import Supervisor
 
 DEADLINE_SECONDS = 120.0
-
-
-def stub_programs(options: Sequence[str] = ()) -> Programs:
-    stub = (sys.executable, stub_trainer.__file__)
-    return Programs(validate=(*stub, "validate"), train=(*stub, "train", *options))
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:
