@@ -34,6 +34,11 @@ def pytest_configure() -> None:
     hypothesis.settings.load_profile("any machine")
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes name no test: packed ones hold the time, and every process must know a test by the same name."""
+    return argname if isinstance(val, bytes) else None
+
+
 @dataclass(frozen=True)
 class Servers:
     database_url: str
