@@ -11,15 +11,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, Security
+from fastapi import Depends, FastAPI, Request, Security
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import RouteContext, iter_route_contexts
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from api.services import ServicesOf
+from api.services import Services, ServicesOf
 from control_plane import keys
-from control_plane.errors import PermissionDenied, Unauthenticated
+from control_plane.audit import Actor
+from control_plane.errors import PermissionDenied, RateLimited, Unauthenticated
 from control_plane.keys import Scope
+from control_plane.tables import ApiKey
 
 PUBLIC = frozenset({"/healthz", "/readyz", "/openapi.json"})
 """Routes without a key: they tell nothing of anybody's data."""
@@ -33,6 +35,12 @@ class Caller:
     key_id: str
     key_name: str
     scopes: frozenset[str]
+    request_id: str
+
+    @property
+    def actor(self) -> Actor:
+        """For the audit log: `database.transaction(actor=caller.actor)` around every change."""
+        return Actor(self.key_id, self.request_id)
 
     def may(self, scope: Scope) -> bool:
         return scope in self.scopes or Scope.admin in self.scopes
@@ -42,9 +50,11 @@ _bearer = HTTPBearer(auto_error=False, description="An API key, `sk-dpo-…`; `d
 
 
 def authenticated(
-    services: ServicesOf, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+    request: Request,
+    services: ServicesOf,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
 ) -> Caller:
-    """Raises Unauthenticated without a key, or with a wrong one."""
+    """Raises Unauthenticated without a key or with a wrong one, RateLimited for one that asks too often."""
     if credentials is None:
         raise Unauthenticated(
             "No API key was sent. Send it as `Authorization: Bearer sk-dpo-…` (api_key=… in the openai client); "
@@ -52,7 +62,22 @@ def authenticated(
         )
     with services.database.transaction() as session:
         key = keys.authenticate(session, credentials.credentials)
-        return Caller(key.project_id, key.id, f"{key.hint}… ({key.name})", frozenset(key.scopes))
+    _limit_rate(request, services, key)
+    name = f"{key.hint}… ({key.name})"
+    return Caller(key.project_id, key.id, name, frozenset(key.scopes), request.state.request_id)
+
+
+def _limit_rate(request: Request, services: Services, key: ApiKey) -> None:
+    per_minute = key.requests_per_minute or services.settings.requests_per_minute
+    verdict = services.rate_limits.take(key.id, per_minute) if per_minute else None
+    if verdict is None:
+        return
+    request.state.headers.update(verdict.headers)  # the edge puts them on every answer
+    if not verdict.allowed:
+        raise RateLimited(
+            f"The API key {key.hint}… ({key.name}) may ask {per_minute:,} times a minute and asked more often. Wait "
+            "for as many seconds as `Retry-After` says; the openai client does so by itself."
+        )
 
 
 Authenticated = Annotated[Caller, Depends(authenticated)]

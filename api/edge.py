@@ -51,6 +51,8 @@ class _Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.id = new_id("req")
+        scope.setdefault("state", {}).update(request_id=self.id, headers={})
+        self._scope = scope
         self.answered = False
         self._receive, self._send = receive, send
         headers = Headers(scope=scope)
@@ -67,6 +69,7 @@ class _Exchange:
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self.id
             headers["x-content-type-options"] = "nosniff"
+            headers.update(self._scope["state"]["headers"])
             if message["status"] >= 400:
                 await self._drain()
         await self._send(message)

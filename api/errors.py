@@ -19,6 +19,8 @@ from control_plane.errors import (
     InvalidRequest,
     NotFound,
     PermissionDenied,
+    QuotaExceeded,
+    RateLimited,
     ServiceError,
     Stalled,
     StorageFull,
@@ -32,6 +34,8 @@ STATUS: dict[type[ServiceError], HTTPStatus] = {
     InvalidRequest: HTTPStatus.BAD_REQUEST,
     Unauthenticated: HTTPStatus.UNAUTHORIZED,
     PermissionDenied: HTTPStatus.FORBIDDEN,
+    QuotaExceeded: HTTPStatus.FORBIDDEN,
+    RateLimited: HTTPStatus.TOO_MANY_REQUESTS,
     NotFound: HTTPStatus.NOT_FOUND,
     Conflict: HTTPStatus.BAD_REQUEST,  # the openai client retries 409
     Stalled: HTTPStatus.REQUEST_TIMEOUT,
@@ -52,7 +56,7 @@ class ErrorEnvelope(BaseModel):
 
 
 def envelope(status: int, message: str, *, code: str | None, param: str | None = None) -> JSONResponse:
-    kinds = {401: "authentication_error", 403: "permission_error"}
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
     kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
     body = ErrorEnvelope(error=ErrorBody(message=message, type=kind, param=param, code=code))
     extra = {

@@ -136,7 +136,7 @@ def read_content(file_id: str, services: ServicesOf, caller: CallerOf) -> Stream
 
 @router.delete("/{file_id}", summary="Delete a file that no unfinished job uses")
 def delete_file(file_id: str, services: ServicesOf, caller: FilesWriter) -> FileDeleted:
-    with services.database.transaction() as session:
+    with services.database.transaction(actor=caller.actor) as session:
         files.delete(session, caller.project_id, file_id)
     removals.carry_out(services.database, services.storage)
     return FileDeleted(id=file_id)
@@ -152,7 +152,7 @@ def read_chunks(stream: BinaryIO) -> Iterator[bytes]:
 def _record(services: Services, caller: Caller, file_id: str, form: Received) -> FileObject:
     """The row of a file whose bytes are stored. A row that can't be made takes the bytes with it; after a commit
     that was not answered they stay, because the row may be there."""
-    with services.database.transaction() as session:
+    with services.database.transaction(actor=caller.actor) as session:
         try:
             file = files.add(
                 session,
@@ -164,6 +164,7 @@ def _record(services: Services, caller: Caller, file_id: str, form: Received) ->
                 storage_key=file_key(file_id),
                 file_id=file_id,
                 expires_after=_expires_after(form),
+                limits=services.limits,
             )
             checks.ask(session, caller.project_id, about_file(file))
         except BaseException:

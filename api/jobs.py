@@ -102,19 +102,19 @@ def retrieve_job(job_id: str, services: ServicesOf, caller: CallerOf) -> JobObje
 
 @router.post("/{job_id}/cancel", summary="Cancel a job; final at once")
 def cancel_job(job_id: str, services: ServicesOf, caller: JobsWriter) -> JobObject:
-    with services.database.transaction() as session:
+    with services.database.transaction(actor=caller.actor) as session:
         return job_object(jobs.cancel(session, caller.project_id, job_id))
 
 
 @router.post("/{job_id}/pause", summary="Pause a job: one that runs makes a checkpoint and gives its GPUs back")
 def pause_job(job_id: str, services: ServicesOf, caller: JobsWriter) -> JobObject:
-    with services.database.transaction() as session:
+    with services.database.transaction(actor=caller.actor) as session:
         return job_object(pauses.pause(session, caller.project_id, job_id))
 
 
 @router.post("/{job_id}/resume", summary="Let a paused job go on from its last checkpoint")
 def resume_job(job_id: str, services: ServicesOf, caller: JobsWriter) -> JobObject:
-    with services.database.transaction() as session:
+    with services.database.transaction(actor=caller.actor) as session:
         shape = job_object(pauses.resume(session, caller.project_id, job_id))
     services.hints.send()
     return shape
@@ -186,8 +186,9 @@ def _event_stream(services: Services, caller: Caller, job_id: str, last_event_id
 
 
 def _create(services: Services, caller: Caller, request: JobRequest, repeatable: Repeatable) -> JobObject:
-    with services.database.transaction() as session:
-        shape = job_object(jobs.create(session, caller.project_id, request, repeatable=repeatable))
+    with services.database.transaction(actor=caller.actor) as session:
+        limits = services.limits
+        shape = job_object(jobs.create(session, caller.project_id, request, repeatable=repeatable, limits=limits))
     services.hints.send()
     return shape
 

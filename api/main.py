@@ -8,12 +8,13 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from api import auth, errors, file_reports, files, health, jobs, models, sweeps, uploads
+from api import audit, auth, errors, file_reports, files, health, jobs, models, sweeps, uploads
 from api.edge import Edge
 from api.event_stream import Feed
 from api.services import Services
 from control_plane.database import Database
 from control_plane.hints import Hints
+from control_plane.rate_limits import RateLimits
 from control_plane.settings import Settings
 from control_plane.storage import open_storage
 
@@ -33,6 +34,7 @@ def create_app(settings: Settings) -> FastAPI:
         storage=storage,
         hints=Hints(settings.redis_url.get_secret_value()),
         feed=Feed(database),
+        rate_limits=RateLimits(settings.redis_url.get_secret_value()),
     )
 
     @asynccontextmanager
@@ -40,6 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
         storage.remove_abandoned()
         yield
         services.hints.close()
+        services.rate_limits.close()
         services.database.dispose()
 
     app = FastAPI(
@@ -50,13 +53,13 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,  # the pages load scripts of other people's servers into the operator's browser
         redoc_url=None,
         lifespan=lifespan,
-        responses={status: {"model": errors.ErrorEnvelope} for status in (400, 401, 403)},
+        responses={status: {"model": errors.ErrorEnvelope} for status in (400, 401, 403, 429)},
         telemetry={"auto_configure": False},  # else FastAPI would read the environment by itself
     )
     app.state.services = services
     errors.install(app)
     app.add_middleware(Edge)
-    for part in (files, uploads, file_reports, jobs, sweeps, models, health):
+    for part in (files, uploads, file_reports, jobs, sweeps, models, audit, health):
         app.include_router(part.router)
     auth.require_scopes(app)
     for part in (sweeps, uploads):

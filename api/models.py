@@ -84,7 +84,7 @@ def retrieve_model(model_id: str, services: ServicesOf, caller: ModelsReader) ->
 
 @router.delete("/{model_id:path}", summary="Delete a checkpoint")
 def delete_model(model_id: str, services: ServicesOf, caller: JobsWriter) -> ModelDeleted:
-    with services.database.transaction() as session:
+    with services.database.transaction(actor=caller.actor) as session:
         models.delete(session, caller.project_id, model_id)
     removals.carry_out(services.database, services.storage)
     return ModelDeleted(id=model_id)

@@ -10,6 +10,8 @@ from fastapi import Depends, Request
 from api.event_stream import Feed
 from control_plane.database import Database
 from control_plane.hints import Hints
+from control_plane.quotas import Limits, default_limits
+from control_plane.rate_limits import RateLimits
 from control_plane.settings import Settings
 from control_plane.storage import Storage
 
@@ -21,6 +23,12 @@ class Services:
     storage: Storage
     hints: Hints
     feed: Feed
+    rate_limits: RateLimits
+
+    @property
+    def limits(self) -> Limits:
+        """What a project may have that has no limits of its own."""
+        return default_limits(self.settings)
 
 
 def services_of(request: Request) -> Services:

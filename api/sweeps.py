@@ -43,9 +43,11 @@ def create_sweep(
 ) -> SweepTable:
     """A job's request in which fields of `training` are lists: a job for every combination. Sent again, as for jobs."""
     repeatable = Repeatable(idempotency_key, caller.key_id, is_retry=x_stainless_retry_count > 0)
-    with services.database.transaction() as session:
+    with services.database.transaction(actor=caller.actor) as session:
         request = read_sweep(body)
-        shape = _table(session, sweeps.create(session, caller.project_id, request, repeatable=repeatable))
+        limits = services.limits
+        sweep = sweeps.create(session, caller.project_id, request, repeatable=repeatable, limits=limits)
+        shape = _table(session, sweep)
     services.hints.send()
     return shape
 
@@ -75,7 +77,7 @@ def list_jobs(
 
 @router.post("/{sweep_id}/cancel", summary="Cancel all of a sweep's unfinished jobs; final at once")
 def cancel_sweep(sweep_id: str, services: ServicesOf, caller: JobsWriter) -> SweepTable:
-    with services.database.transaction() as session:
+    with services.database.transaction(actor=caller.actor) as session:
         return _table(session, sweeps.cancel(session, caller.project_id, sweep_id))
 
 
@@ -83,7 +85,7 @@ def cancel_sweep(sweep_id: str, services: ServicesOf, caller: JobsWriter) -> Swe
 def promote_job(sweep_id: str, services: ServicesOf, caller: JobsWriter, body: OptionalJsonBody) -> ModelObject:
     """`job`: which; by default the best, once all jobs are over."""
     asked = validated(Promotion, json_object(body))
-    with services.database.transaction() as session:
+    with services.database.transaction(actor=caller.actor) as session:
         shape = model_object(sweeps.promote(session, caller.project_id, sweep_id, asked.job))
     removals.carry_out(services.database, services.storage)
     return shape

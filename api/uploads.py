@@ -13,7 +13,7 @@ from api.files import FileObject, file_object
 from api.forms import FIELD_BYTES, FormShape, receive_form, too_large
 from api.json_body import JsonBody
 from api.services import Services, ServicesOf
-from control_plane import removals, uploads
+from control_plane import quotas, removals, uploads
 from control_plane.errors import Conflict
 from control_plane.ids import new_id
 from control_plane.storage import file_key
@@ -61,11 +61,12 @@ class UploadPartObject(BaseModel):
     summary="Begin an upload in parts",
     openapi_extra=_body({"$ref": REF.format(model="UploadRequest")}),
 )
-def create_upload(body: JsonBody, services: ServicesOf, caller: FilesWriter) -> UploadObject:
+def create_upload(caller: FilesWriter, body: JsonBody, services: ServicesOf) -> UploadObject:
     """It waits an hour for its parts and its completion."""
-    with services.database.transaction() as session:
-        limit = services.settings.max_file_bytes
-        return _shape(uploads.create(session, caller.project_id, body, max_bytes=limit), None)
+    with services.database.transaction(actor=caller.actor) as session:
+        largest, limits = services.settings.max_file_bytes, services.limits
+        upload = uploads.create(session, caller.project_id, body, max_bytes=largest, limits=limits)
+        return _shape(upload, None)
 
 
 @router.post("/{upload_id}/parts", summary="Send a part, of at most 64 MiB", openapi_extra=PART_FORM)
@@ -91,7 +92,7 @@ async def add_part(upload_id: str, request: Request, services: ServicesOf, calle
     summary="Join the parts into a file",
     openapi_extra=_body({"$ref": REF.format(model="CompletionRequest")}),
 )
-def complete_upload(upload_id: str, body: JsonBody, services: ServicesOf, caller: FilesWriter) -> UploadObject:
+def complete_upload(upload_id: str, caller: FilesWriter, body: JsonBody, services: ServicesOf) -> UploadObject:
     """The file is checked like any other. A refusal loses nothing: the parts stay for another try."""
     request = validated(CompletionRequest, json_object(body))
     with services.database.transaction() as session:
@@ -104,7 +105,7 @@ def complete_upload(upload_id: str, body: JsonBody, services: ServicesOf, caller
 
 @router.post("/{upload_id}/cancel", summary="End an upload without a file")
 def cancel_upload(upload_id: str, services: ServicesOf, caller: FilesWriter) -> UploadObject:
-    with services.database.transaction() as session:
+    with services.database.transaction(actor=caller.actor) as session:
         uploads.cancel(session, caller.project_id, upload_id)
     removals.carry_out(services.database, services.storage)
     return _read(services, caller, upload_id)
@@ -117,8 +118,9 @@ def _require_open(services: Services, caller: Caller, upload_id: str) -> None:
 
 
 def _add_part(services: Services, caller: Caller, upload_id: str, part_id: str, size: int) -> UploadPartObject:
-    with services.database.transaction() as session:
+    with services.database.transaction(actor=caller.actor) as session:
         try:
+            quotas.require_bytes(session, caller.project_id, size, services.limits)
             part = uploads.add_part(session, caller.project_id, upload_id, part_id=part_id, bytes=size)
         except BaseException:
             services.storage.delete(uploads.part_key(upload_id, part_id))
@@ -136,7 +138,7 @@ def _join(services: Services, caller: Caller, upload_id: str, request: Completio
             if uploads.plan(session, caller.project_id, upload_id, request) is None:
                 return
         raise Conflict(f"Storage lost parts of the upload {upload_id!r}; begin a new one.", code="parts_lost") from None
-    with services.database.transaction() as session:
+    with services.database.transaction(actor=caller.actor) as session:
         try:
             mine = uploads.complete(session, caller.project_id, upload_id, request, content)
         except BaseException:

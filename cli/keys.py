@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Annotated
 
 import typer
+from sqlalchemy.orm import Session
 
 from cli.connection import PROJECT, DataOption, transaction
 from cli.tables import show
@@ -50,7 +51,7 @@ def create(
     with transaction(data) as session:
         _, secret = keys.create(
             session,
-            projects.ensure(session, project).id,
+            _project_id(session, project),
             name,
             scopes=scope or keys.USUAL,
             expires_in=expires,
@@ -63,7 +64,7 @@ def create(
 def list_(project: ProjectOption = PROJECT, data: DataOption = None) -> None:
     """List the project's keys, revoked and expired ones too."""
     with transaction(data) as session:
-        found = keys.list_keys(session, projects.ensure(session, project).id)
+        found = keys.list_keys(session, _project_id(session, project))
     show(
         ("id", "name", "begins with", "scopes", "made", "used", "expires", "state"),
         [
@@ -90,8 +91,13 @@ def revoke(
 ) -> None:
     """Refuse a key from the next request on."""
     with transaction(data) as session:
-        key = keys.revoke(session, projects.ensure(session, project).id, key_id)
+        key = keys.revoke(session, _project_id(session, project), key_id)
     typer.echo(f"revoked {key.id} ({key.name})")
+
+
+def _project_id(session: Session, name: str) -> str:
+    """Raises NotFound; the project of a new installation's first key is made."""
+    return (projects.ensure if name == PROJECT else projects.named)(session, name).id
 
 
 def _state(key: ApiKey, valid: bool) -> str:

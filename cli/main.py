@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import jobs, keys, models, sweeps
+from cli import jobs, keys, models, projects, sweeps
 from cli.data_folder import DataFolder, default_data
 from cli.errors import CommandFailed
 from cli.settings import clear_settings
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.add_typer(sweeps.app, name="sweep")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
+app.add_typer(projects.app, name="projects")
 
 
 def show_version(wanted: bool) -> None:
@@ -105,6 +106,7 @@ app.command("cancel")(jobs.cancel)
 app.command("pause")(jobs.pause)
 app.command("resume")(jobs.resume)
 app.command("download")(jobs.download)
+app.command("audit")(projects.audit)
 
 
 @app.command()

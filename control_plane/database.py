@@ -53,14 +53,15 @@ class Database:
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 
     @contextmanager
-    def transaction(self) -> Iterator[Session]:
-        """One transaction: committed at the end, rolled back by an exception.
+    def transaction(self, **info: object) -> Iterator[Session]:
+        """One transaction: committed at the end, rolled back by an exception. `info` goes along as `session.info`.
 
         Raises OperationalError where PostgreSQL is away, and where it ended the transaction because that stood still
         for IDLE_SECONDS, or takes no writes any more: for the caller the connection is lost either way.
         """
         try:
             with self._sessions() as session, session.begin():
+                session.info.update(info)
                 yield session
         except InternalError as error:
             if not isinstance(error.orig, AWAY):

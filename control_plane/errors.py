@@ -4,6 +4,8 @@ ServiceError
 ├── InvalidRequest      400   the request asks for something impossible; `param` names the field
 ├── Unauthenticated     401   no key, or a wrong one
 ├── PermissionDenied    403   the key may not do this
+├── QuotaExceeded       403   the project has as much as it may have
+├── RateLimited         429   the key asks too often
 ├── NotFound            404   no such thing in this project
 ├── Conflict            400   the thing is not in a state that allows this (never 409: clients retry it)
 ├── Stalled             408   the request's body stopped coming
@@ -45,6 +47,14 @@ class Unauthenticated(ServiceError):
 
 class PermissionDenied(ServiceError):
     code = "permission_denied"
+
+
+class QuotaExceeded(ServiceError):
+    code = "quota_exceeded"
+
+
+class RateLimited(ServiceError):
+    code = "rate_limit_exceeded"
 
 
 class NotFound(ServiceError):

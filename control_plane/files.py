@@ -9,11 +9,12 @@ from pydantic import Field
 from sqlalchemy import ColumnElement, Select, func, literal, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from control_plane import checks, removals, token_cache
+from control_plane import audit, checks, quotas, reference_cache, removals, token_cache
 from control_plane.database import dpo_now
 from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.job_states import FINAL, State
 from control_plane.pages import Page, paginate
+from control_plane.quotas import Limits
 from control_plane.tables import File, Job
 from dpo_core.spec import StrictModel
 
@@ -55,9 +56,11 @@ def add(
     storage_key: str,
     file_id: str,
     expires_after: ExpiresAfter | None = None,
+    limits: Limits = quotas.NONE,
 ) -> File:
-    """Records a file whose bytes are in storage already."""
+    """Records a file whose bytes are in storage already. Raises QuotaExceeded where they are too many."""
     require_purpose(purpose)
+    quotas.require_bytes(session, project_id, bytes, limits)
     now = session.scalars(select(dpo_now())).one()
     file = File(
         created_at=now,
@@ -72,6 +75,7 @@ def add(
         status="processed",
     )
     session.add(file)
+    audit.record(session, project_id, "file.created", file_id)
     session.flush()
     return file
 
@@ -117,8 +121,8 @@ def list_files(
 
 
 def delete(session: Session, project_id: str, file_id: str) -> None:
-    """Removes the row with what is known of it, and notes the removal of its bytes, which the caller carries out
-    after the commit.
+    """Removes the row with all that was made of it but models and their measurements, and notes the removal of the
+    bytes, which the caller carries out after the commit.
 
     Raises NotFound, and Conflict while an unfinished job uses the file.
     """
@@ -130,6 +134,7 @@ def delete(session: Session, project_id: str, file_id: str) -> None:
             code="file_in_use",
         )
     _remove(session, file)
+    audit.record(session, project_id, "file.deleted", file_id)
 
 
 def remove_expired(session: Session) -> int:
@@ -137,12 +142,13 @@ def remove_expired(session: Session) -> int:
 
     Returns how many went; those that somebody else has locked are left to the next time.
     """
-    used = select(Job.id).where(_unfinished_jobs_with(File.id)).exists()
+    used = select(Job.id).where(Job.state.in_(UNFINISHED), _uses(File.id)).exists()
     query = select(File).where(File.expires_at <= dpo_now(), ~used).order_by(File.expires_at).limit(SWEPT_AT_ONCE)
     removed = 0
     for file in session.scalars(query.with_for_update(skip_locked=True)):
         if _user_of(session, file) is None:  # asked again under the lock: a job may have come between
             _remove(session, file)
+            audit.record(session, file.project_id, "file.expired", file.id)
             removed += 1
     return removed
 
@@ -150,20 +156,22 @@ def remove_expired(session: Session) -> int:
 def _remove(session: Session, file: File) -> None:
     checks.forget(session, file.id)
     token_cache.forget_file(session, file.project_id, file.id)
+    for job in session.scalars(select(Job).where(Job.project_id == file.project_id, _uses(literal(file.id)))):
+        reference_cache.forget_job(session, job)
+        removals.note_private(session, job)
     session.delete(file)
     removals.note(session, file.storage_key)
 
 
 def _user_of(session: Session, file: File) -> str | None:
     """An unfinished job that uses the file."""
-    return session.scalar(select(Job.id).where(_unfinished_jobs_with(literal(file.id))).limit(1))
+    unfinished = select(Job.id).where(Job.state.in_(UNFINISHED), _uses(literal(file.id)))
+    return session.scalar(unfinished.limit(1))
 
 
-def _unfinished_jobs_with(file_id: ColumnElement[str] | InstrumentedAttribute[str]) -> ColumnElement[bool]:
+def _uses(file_id: ColumnElement[str] | InstrumentedAttribute[str]) -> ColumnElement[bool]:
     listed = func.jsonb_build_array(func.jsonb_build_object("id", file_id))
-    return Job.state.in_(UNFINISHED) & or_(
-        Job.training_file_id == file_id, Job.training_files.contains(listed), Job.validation_file_id == file_id
-    )
+    return or_(Job.training_file_id == file_id, Job.training_files.contains(listed), Job.validation_file_id == file_id)
 
 
 def _not_expired() -> ColumnElement[bool]:

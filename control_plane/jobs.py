@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from control_plane import attempts, events, file_reports, files, models, workers
+from control_plane import attempts, audit, events, file_reports, files, models, quotas, workers
 from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.ids import new_id
 from control_plane.job_requests import PRIORITIES, JobRequest, training_spec
 from control_plane.job_states import FINAL, State, move
 from control_plane.pages import Page, paginate
+from control_plane.quotas import Limits
 from control_plane.repetition import Repeatable, find_earlier, remember
 from control_plane.result_names import result_name
 from control_plane.tables import Checkpoint, Event, File, Job, Metric, Model, Project
@@ -42,18 +43,27 @@ class SweepPlace:
     """0 for the first."""
 
 
-def create(session: Session, project_id: str, request: JobRequest, *, repeatable: Repeatable | None = None) -> Job:
+def create(
+    session: Session,
+    project_id: str,
+    request: JobRequest,
+    *,
+    repeatable: Repeatable | None = None,
+    limits: Limits = quotas.NONE,
+) -> Job:
     """A new job, or the one that this same request made before. Send a hint after the commit.
 
     Checks all that can be known without reading the data. InvalidRequest says what is wrong, in which
-    field, and what to do.
+    field, and what to do; QuotaExceeded what the project has too many of.
     """
     repeatable = repeatable or Repeatable()
     body = request.model_dump(mode="json", exclude_unset=True)
     earlier = find_earlier(session, project_id, body, repeatable)
     if earlier is not None:
         return earlier
+    quotas.require_places(session, project_id, 1, request.resources.gpus, limits)
     job = add(session, project_id, request)
+    audit.record(session, project_id, "job.created", job.id)
     remember(session, project_id, body, repeatable, job.id)
     return job
 
@@ -97,6 +107,11 @@ def get(session: Session, project_id: str, job_id: str) -> Job:
     return _found(job, job_id)
 
 
+def exists(session: Session, job_id: str) -> bool:
+    """Whether the job is there, in any project."""
+    return session.scalar(select(Job.id).where(Job.id == job_id)) is not None
+
+
 def lock(session: Session, project_id: str, job_id: str) -> Job:
     """As `get`; nobody else moves the job before this transaction ends."""
     mine = select(Job).where(Job.project_id == project_id, Job.id == job_id)
@@ -131,6 +146,7 @@ def cancel(session: Session, project_id: str, job_id: str) -> Job:
         attempts.end(session, job, "cancelled")
     job.fence += 1
     move(session, job, State.cancelled, code="job_cancelled", message="The job was cancelled.")
+    audit.record(session, project_id, "job.cancelled", job_id)
     session.refresh(job, ["waits_for"])
     return job
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
+from control_plane import audit
 from control_plane.database import dpo_now
 from control_plane.errors import InvalidRequest, NotFound, Unauthenticated
 from control_plane.ids import new_id
@@ -66,6 +67,7 @@ def create(
     if expires_in is not None:
         key.expires_at = session.scalars(select(dpo_now() + expires_in)).one()
     session.add(key)
+    audit.record(session, project_id, "key.created", key.id)
     session.flush()
     return key, secret
 
@@ -105,6 +107,7 @@ def revoke(session: Session, project_id: str, key_id: str) -> ApiKey:
         raise NotFound(f"There is no API key {key_id!r} in this project; `dpo keys list` shows them.", param="key_id")
     if key.revoked_at is None:
         key.revoked_at = session.scalars(select(dpo_now())).one()
+        audit.record(session, project_id, "key.revoked", key.id)
         session.flush()
     return key
 

@@ -13,7 +13,7 @@ from typing import Literal
 from sqlalchemy import ColumnElement, Select, func, or_, select, true, tuple_
 from sqlalchemy.orm import Session
 
-from control_plane import attempts, fences
+from control_plane import attempts, fences, quotas
 from control_plane.database import dpo_now
 from control_plane.job_states import State, move
 from control_plane.tables import Attempt, Job
@@ -52,8 +52,10 @@ def claim(
     total: int,
     lease_seconds: float,
     kinds: Collection[Kind] = ("validate", "train"),
+    project_gpus: int | None = None,
 ) -> Claim | None:
-    """Takes the next work that fits, or None. `free` and `total`: the worker's slots; `kinds`: what it has room for.
+    """Takes the next work that fits, or None. `free` and `total`: the worker's slots; `kinds`: what it has room for;
+    `project_gpus`: what a project may use at once that has no limit of its own.
 
     One compare-and-set: rows that another worker is claiming are skipped, never waited for.
     """
@@ -61,12 +63,14 @@ def claim(
     if "validate" in kinds:
         offers.append(_to_validate())
     if "train" in kinds:
-        offers.append(_to_train() & (Job.gpus <= free) & _not_behind_a_starving_job(session, free, total))
+        ready = _to_train() & quotas.gpus_left(project_gpus)
+        offers.append(ready & (Job.gpus <= free) & _not_behind_a_starving_job(session, ready, free, total))
     if not offers:
         return None
-    query = select(Job).where(or_(*offers)).order_by(*ORDER).limit(1).with_for_update(skip_locked=True)
+    query = select(Job).where(or_(*offers)).order_by(*ORDER).limit(1)
+    query = query.with_for_update(of=Job, skip_locked=True)
     job = session.scalars(query).one_or_none()
-    if job is None:
+    if job is None or (job.state == State.queued and not quotas.take_gpus(session, job, project_gpus)):
         return None
     return _take(session, job, worker_id, lease_seconds)
 
@@ -118,14 +122,16 @@ def _to_train() -> ColumnElement[bool]:
     return (Job.state == State.queued) & Job.waits_for.is_(None)
 
 
-def _not_behind_a_starving_job(session: Session, free: int, total: int) -> ColumnElement[bool]:
+def _not_behind_a_starving_job(
+    session: Session, ready: ColumnElement[bool], free: int, total: int
+) -> ColumnElement[bool]:
     """Large jobs don't starve: behind one that fits this worker's total and waited long, nothing is claimed.
 
     So the slots that come free stay free until it fits.
     """
     starving: Select[*tuple[int, object, str]] = (
         select(*ORDER)
-        .where(_to_train(), Job.gpus > free, Job.gpus <= total, Job.created_at < dpo_now() - PATIENCE)
+        .where(ready, Job.gpus > free, Job.gpus <= total, Job.created_at < dpo_now() - PATIENCE)
         .order_by(*ORDER)
         .limit(1)
     )

@@ -10,7 +10,7 @@ from sqlalchemy import Select, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from control_plane import checks, projects, removals
+from control_plane import audit, checks, projects, removals
 from control_plane.database import dpo_now
 from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.job_states import FINAL
@@ -43,6 +43,7 @@ def register_base(session: Session, path: Path, name: str | None = None) -> Mode
             code="model_exists",
         )
     model.path, model.facts, model.deleted_at = str(path), facts, None
+    audit.record(session, None, "model.registered", model_id)
     checks.forget(session, model_id)  # what they depend on may have changed without a change of the facts
     session.flush()
     return model
@@ -92,6 +93,7 @@ def delete(session: Session, project_id: str, model_id: str) -> None:
     checks.forget(session, model_id)
     for checkpoint in session.scalars(select(Checkpoint).where(Checkpoint.model_id == model_id)):
         session.delete(checkpoint)
+    audit.record(session, project_id, "model.deleted", model_id)
     session.flush()
     _note_if_nameless(session, model.storage_prefix)
 
@@ -122,7 +124,7 @@ def give_name(session: Session, name: str, job: Job, sources: Sequence[str]) -> 
         return model, False
     _refuse_if_needed(session, model)
     former = model.storage_prefix
-    for fact in ("form", "base_id", "storage_prefix", "job_id", "step", "facts"):
+    for fact in ("form", "base_id", "storage_prefix", "bytes", "job_id", "step", "facts"):
         setattr(model, fact, getattr(source, fact))
     model.deleted_at = None
     checks.forget(session, name)
@@ -145,6 +147,7 @@ def unregister_base(session: Session, model_id: str) -> Model:
     _refuse_if_needed(session, model)
     model.deleted_at = session.scalars(select(dpo_now())).one()
     checks.forget(session, model_id)
+    audit.record(session, None, "model.unregistered", model_id)
     session.flush()
     return model
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session
 
-from control_plane import attempts, jobs
+from control_plane import attempts, audit, jobs
 from control_plane.errors import Conflict
 from control_plane.job_states import State, move
 from control_plane.tables import Job
@@ -42,6 +42,7 @@ def pause(session: Session, project_id: str, job_id: str) -> Job:
         move(session, job, State.pausing, code="job_pausing", message=message)
     else:
         move(session, job, State.paused, code="job_paused", message=attempts.paused(session, job))
+    audit.record(session, project_id, "job.paused", job_id)
     session.refresh(job, ["waits_for"])
     return job
 
@@ -54,5 +55,6 @@ def resume(session: Session, project_id: str, job_id: str) -> Job:
         raise Conflict(f"Job {job_id} is {state} and can't be resumed: {CANT_RESUME[state]}.", code="illegal_move")
     message = f"The job was resumed: it {attempts.what_follows(session, job)}."
     move(session, job, State.queued, code="job_resumed", message=message)
+    audit.record(session, project_id, "job.resumed", job_id)
     session.refresh(job, ["waits_for"])
     return job

@@ -57,6 +57,14 @@ def complete(session: Session, claim: Claim) -> None:
     leases.held(session, claim).reference_measured = True
 
 
+def forget_job(session: Session, job: Job) -> None:
+    """No log-probability that was measured of a deleted file outlives it."""
+    cached.lock(session, job.project_id)
+    cached.forget(
+        session, ReferenceShard, session.scalars(select(ReferenceShard.key).where(ReferenceShard.job_id == job.id))
+    )
+
+
 def drop(session: Session, claim: Claim, shards: Iterable[ReferenceShard]) -> None:
     """Forgets shards that can't be read. The job measures their values again, and an event says so.
 

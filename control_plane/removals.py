@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from control_plane.database import Database
-from control_plane.storage import Storage, state_prefix
-from control_plane.tables import Checkpoint, Removal
+from control_plane.storage import Storage, private_prefix, state_prefix
+from control_plane.tables import Checkpoint, Job, Removal
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,12 @@ logger = logging.getLogger(__name__)
 def note(session: Session, prefix: str) -> None:
     """The object `prefix`, and all below it, may go once this transaction is committed."""
     session.execute(insert(Removal).values(prefix=prefix).on_conflict_do_nothing())
+
+
+def note_private(session: Session, job: Job) -> None:
+    """The finished job's states to resume from, and its logs; its models stay."""
+    session.execute(update(Checkpoint).where(Checkpoint.job_id == job.id).values(state_kept=False))
+    note(session, private_prefix(job.id))
 
 
 def note_state(session: Session, checkpoint: Checkpoint) -> None:

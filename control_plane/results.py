@@ -216,6 +216,7 @@ def _put_model(
     model.form = manifest.kind
     model.base_id = (start.base_id or start.id) if manifest.kind == "adapter" else None
     model.storage_prefix = storage_prefix
+    model.bytes = sum(file.bytes for file in manifest.files if file.path.startswith("model/"))
     model.step = step
     return model
 

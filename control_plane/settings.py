@@ -85,6 +85,20 @@ class Settings(DatabaseSettings):
     """Room for rendered and tokenized data per project (some 4 bytes a token), so that a second job on the same files
     and model starts at once; what was used least recently goes first. 0 keeps none."""
 
+    project_bytes: Annotated[int | None, Field(ge=0)] = None
+    """What a project may store, in bytes of uploaded files and checkpoints' weights, unless it has a limit of its own
+    (`dpo projects`); default: no limit."""
+
+    project_waiting_jobs: Annotated[int | None, Field(ge=0)] = None
+    """Jobs that a project may have waiting, unless it has a limit of its own; default: no limit."""
+
+    project_gpus: Annotated[int | None, Field(ge=1)] = None
+    """GPUs that a project may use at once, unless it has a limit of its own; default: no limit."""
+
+    requests_per_minute: Annotated[int, Field(ge=0)] = 6000
+    """How often a key may ask, unless it has a limit of its own; what is not used in a minute adds up to that many.
+    0 is no limit."""
+
     max_file_bytes: Annotated[int, Field(ge=1)] = 8 * 1024**3
     """Largest file that may be uploaded."""
 

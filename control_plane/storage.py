@@ -57,6 +57,21 @@ def tokens_prefix(project_id: str, content: str) -> str:
     return f"private/tokens/{project_id}/{content}"
 
 
+def job_prefixes(job_id: str) -> tuple[str, str]:
+    """Everything that a job left: its checkpoints, and what is private."""
+    return f"checkpoints/{job_id}", private_prefix(job_id)
+
+
+def private_prefix(job_id: str) -> str:
+    """A job's states to resume from, and its logs."""
+    return f"private/{job_id}"
+
+
+def project_prefixes(project_id: str) -> tuple[str, str]:
+    """What a project's jobs share."""
+    return f"private/reference/{project_id}", f"private/tokens/{project_id}"
+
+
 class Storage(Protocol):
     """Objects by key. A missing key is FileNotFoundError, a malformed one ValueError."""
 

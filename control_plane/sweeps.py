@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from control_plane import events, jobs, models
+from control_plane import audit, events, jobs, models, quotas
 from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.ids import new_id
 from control_plane.job_states import FINAL, State
 from control_plane.jobs import SweepPlace
 from control_plane.pages import Page, paginate
+from control_plane.quotas import Limits
 from control_plane.repetition import Repeatable, find_earlier, remember
 from control_plane.result_names import result_name
 from control_plane.sweep_requests import SweepRequest, naming
@@ -21,16 +22,26 @@ from control_plane.sweep_results import best_of, candidates, results
 from control_plane.tables import Job, Model, Project, Sweep
 
 
-def create(session: Session, project_id: str, request: SweepRequest, *, repeatable: Repeatable | None = None) -> Sweep:
+def create(
+    session: Session,
+    project_id: str,
+    request: SweepRequest,
+    *,
+    repeatable: Repeatable | None = None,
+    limits: Limits = quotas.NONE,
+) -> Sweep:
     """A new sweep with all of its jobs, or the one that this same request made before. Send a hint after the commit.
 
-    InvalidRequest says what is wrong, in which field and for which combination; nothing is made then.
+    InvalidRequest says what is wrong, in which field and for which combination; QuotaExceeded what the project has too
+    many of. Nothing is made then.
     """
     repeatable = repeatable or Repeatable()
     earlier = find_earlier(session, project_id, request.body, repeatable)
     if earlier is not None:
         return session.get_one(Sweep, earlier.sweep_id)
     first = request.combinations[0].request
+    gpus = max(combination.request.resources.gpus for combination in request.combinations)
+    quotas.require_places(session, project_id, len(request.combinations), gpus, limits)
     sweep_id = new_id("ftsweep")
     project = session.get_one(Project, project_id)
     name = result_name(project.name, first.model, first.suffix or "sweep", sweep_id)
@@ -44,6 +55,7 @@ def create(session: Session, project_id: str, request: SweepRequest, *, repeatab
         with naming(combination.values):
             made.append(jobs.add(session, project_id, combination.request, SweepPlace(sweep_id, number)))
     _tell_who_leads(session, sweep, made)
+    audit.record(session, project_id, "sweep.created", sweep_id)
     remember(session, project_id, request.body, repeatable, made[0].id)
     return sweep
 
@@ -95,6 +107,7 @@ def cancel(session: Session, project_id: str, sweep_id: str) -> Sweep:
     unfinished = [job for job in session.scalars(rows) if State(job.state) not in FINAL]
     if not unfinished:
         raise Conflict(f"All jobs of {sweep_id} are over already; there is nothing to cancel.", code="illegal_move")
+    audit.record(session, project_id, "sweep.cancelled", sweep_id)
     for job in unfinished:
         jobs.cancel(session, project_id, job.id)
     return sweep
@@ -113,6 +126,7 @@ def promote(session: Session, project_id: str, sweep_id: str, job_id: str | None
         raise Conflict(f"Job {job.id} is {job.state}; only a job that succeeded can be promoted.", code="not_succeeded")
     model, changed = models.give_name(session, sweep.result_name, job, candidates(job))
     if changed:
+        audit.record(session, project_id, "sweep.promoted", sweep_id)
         message = f"Promoted in its sweep: {model.id} is this job's checkpoint at step {model.step}."
         events.add(session, job, code="promoted", message=message, data={"model": model.id, "step": model.step})
     return model

@@ -66,6 +66,10 @@ class Project(Created, Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
+    max_bytes: Mapped[int | None]
+    """Its own limits; None: the settings' (control_plane/quotas.py)."""
+    max_waiting_jobs: Mapped[int | None]
+    max_gpus: Mapped[int | None]
 
 
 class ApiKey(Created, Base):
@@ -160,6 +164,8 @@ class Model(Created, Base):
     """A base model's folder, used in place."""
     storage_prefix: Mapped[str | None]
     """A checkpoint's files in storage."""
+    bytes: Mapped[int | None]
+    """Of those files."""
     job_id: Mapped[str | None]
     step: Mapped[int | None]
     facts: Mapped[Json] = mapped_column(server_default="{}")
@@ -387,6 +393,22 @@ class Removal(Created, Base):
     __tablename__ = "removals"
 
     prefix: Mapped[str] = mapped_column(primary_key=True)
+
+
+class AuditEntry(Created, Base):
+    """A change that somebody made: see control_plane/audit.py. No foreign keys: it outlives what it tells of."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index(None, "project_id", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str | None]
+    """None for what belongs to no project: base models."""
+    actor: Mapped[str]
+    """A key's id, or operator."""
+    request_id: Mapped[str | None]
+    action: Mapped[str]
+    target: Mapped[str]
 
 
 class Worker(Created, Base):

@@ -21,13 +21,14 @@ from pydantic import Field
 from sqlalchemy import ColumnElement, Select, delete, func, select
 from sqlalchemy.orm import Session
 
-from control_plane import checks, files, removals
+from control_plane import audit, checks, files, quotas, removals
 from control_plane.database import dpo_now
 from control_plane.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from control_plane.filenames import clean_filename
 from control_plane.files import ExpiresAfter
 from control_plane.ids import new_id
 from control_plane.questions import about_file
+from control_plane.quotas import Limits
 from control_plane.storage import Storage, upload_prefix
 from control_plane.tables import File, Upload, UploadPart
 from control_plane.validation import json_object, validated
@@ -79,8 +80,8 @@ class Content:
     sha256: str
 
 
-def create(session: Session, project_id: str, body: object, *, max_bytes: int) -> Upload:
-    """Begins an upload. TooLarge for a file that would be above `max_bytes`."""
+def create(session: Session, project_id: str, body: object, *, max_bytes: int, limits: Limits = quotas.NONE) -> Upload:
+    """Begins an upload. TooLarge for a file that would be above `max_bytes`, QuotaExceeded for one above `limits`."""
     request = validated(UploadRequest, json_object(body))
     files.require_purpose(request.purpose)
     if request.bytes > max_bytes:
@@ -90,6 +91,7 @@ def create(session: Session, project_id: str, body: object, *, max_bytes: int) -
             param="bytes",
             code="file_too_large",
         )
+    quotas.require_bytes(session, project_id, request.bytes, limits)
     now = session.scalars(select(dpo_now())).one()
     upload = Upload(
         id=new_id("upload"),
@@ -103,6 +105,7 @@ def create(session: Session, project_id: str, body: object, *, max_bytes: int) -
         status="pending",
     )
     session.add(upload)
+    audit.record(session, project_id, "upload.created", upload.id)
     session.flush()
     return upload
 
@@ -228,6 +231,7 @@ def cancel(session: Session, project_id: str, upload_id: str) -> Upload:
         )
     if upload.status == "pending":
         _end(session, upload, "cancelled")
+        audit.record(session, project_id, "upload.cancelled", upload_id)
     return upload
 
 

@@ -6,7 +6,7 @@ import json
 
 from sqlalchemy.orm import Session
 
-from control_plane import leases, results
+from control_plane import jobs, leases, results
 from control_plane.leases import Claim
 from dpo_core.run_directory import Failure
 from worker.inputs import collect
@@ -82,5 +82,10 @@ class Attempt(Work):
     def _clear(self) -> None:
         """The log outlives its run directory, in storage, for the operator."""
         if self._run.log_file.exists():
-            self._tools.storage.put_file(log_key(self._claim.job_id, self._claim.fence), self._run.log_file)
+            key = log_key(self._claim.job_id, self._claim.fence)
+            self._tools.storage.put_file(key, self._run.log_file)
+            with self._tools.database.transaction() as session:
+                known = jobs.exists(session, self._claim.job_id)
+            if not known:  # its project was deleted meanwhile
+                self._tools.storage.delete(key)
         super()._clear()

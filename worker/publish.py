@@ -13,6 +13,7 @@ from pathlib import Path
 
 from control_plane import removals, results
 from control_plane.database import Database
+from control_plane.errors import StaleFence
 from control_plane.leases import Claim
 from control_plane.storage import Storage, checkpoint_prefix, state_prefix
 from dpo_core.disk import STATES_KEPT
@@ -112,8 +113,13 @@ class Publisher:
             self._storage.put_file(f"{prefix}/{file.path}", folder / file.path)
         write_whole(folder / CHECKSUMS, manifest.checksums())
         self._storage.put_file(f"{public}/model/{CHECKSUMS}", folder / CHECKSUMS)
-        with self._database.transaction() as session:
-            results.publish_checkpoint(session, self._claim, manifest, public)
+        try:
+            with self._database.transaction() as session:
+                results.publish_checkpoint(session, self._claim, manifest, public)
+        except StaleFence:  # perhaps with the whole project: nobody else would remove it
+            for prefix in (public, private):
+                self._storage.delete_prefix(prefix)
+            raise
         self._published.add(manifest.step)
         self._forget_old_states()
         self._remove_old_copies(manifest.step)

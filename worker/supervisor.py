@@ -188,6 +188,7 @@ class Supervisor:
                 total=self._tools.slots.total,
                 lease_seconds=self._settings.lease_seconds,
                 kinds=kinds,
+                project_gpus=self._settings.project_gpus,
             )
         return claim is not None and self._begin(lambda: Attempt(self._tools, claim, sent), claim.job_id)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,20 @@ def test_keys_with_scopes_and_an_end(database_url: str, database: Database) -> N
     wrong = dpo("keys", "create", "ci", "--expires", "soon", DPO_DATABASE_URL=database_url)
     assert wrong.returncode == 2
     assert "12h, 90d or 4w" in wrong.stderr
-    wrong = dpo("keys", "create", "ci", "--scope", "everything", DPO_DATABASE_URL=database_url)
-    assert wrong.returncode == 2
-    assert "jobs:write" in wrong.stderr
+
+
+def test_projects_are_made_limited_listed_and_deleted(database_url: str) -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return dpo(*words, DPO_DATABASE_URL=database_url)
+
+    wrong = run("keys", "create", "k", "--project", "team-b")
+    assert (wrong.returncode, "dpo projects create team-b" in wrong.stderr) == (1, True)
+    made = run("projects", "create", "team-b", "--max-bytes", "2G", "--max-gpus", "4").stdout
+    assert made.startswith("team-b (proj-")
+    assert run("projects", "list").stdout.splitlines()[1].split()[2:] == ["0", "2,147,483,648", "0", "-", "0", "4"]
+    assert run("projects", "delete", "team-b", "--yes").stdout.startswith("deleted team-b (proj-")
+    actions = [line.split()[4] for line in run("audit").stdout.splitlines()[1:]]
+    assert actions == ["project.deleted", "project.limits_changed", "project.created"]
 
 
 def test_models_are_added_listed_and_removed(database_url: str, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_a_file_stays_while_an_unfinished_job_uses_it(stocked: Database, role: s
             files.delete(session, PROJECT, "file-2")
         jobs.cancel(session, PROJECT, job.id)
         files.delete(session, PROJECT, "file-2")
-        assert noted(session) == ["files/file-2"]
+        assert noted(session) == ["files/file-2", f"private/{job.id}"]  # with its states to resume from, and its logs
         with pytest.raises(NotFound):
             files.get(session, PROJECT, "file-2")
 
@@ -72,7 +72,7 @@ def test_an_expired_file_goes_when_no_unfinished_job_uses_it(stocked: Database, 
         job.state = State.succeeded.value
         session.flush()
         assert files.remove_expired(session) == 1
-        assert noted(session) == ["files/file-2", "files/file-3"]
+        assert noted(session) == ["files/file-2", "files/file-3", f"private/{job.id}"]
         assert files.remove_expired(session) == 0
         assert files.get(session, PROJECT, "file-4").id == "file-4"
 

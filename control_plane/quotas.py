@@ -1,0 +1,130 @@
+"""What a project may have at most: bytes, waiting jobs, GPUs at once. The settings' unless the project has its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import CTE, ColumnElement, exists, func, select
+from sqlalchemy.orm import Session
+
+from control_plane.errors import QuotaExceeded
+from control_plane.job_states import State
+from control_plane.settings import Settings
+from control_plane.tables import File, Job, Model, Project, UploadPart
+
+ON_GPUS = (State.running, State.pausing)
+WAITING = (State.validating, State.queued, State.paused)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """None is no limit."""
+
+    bytes: int | None = None
+    waiting_jobs: int | None = None
+    gpus: int | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    bytes: int
+    """Uploaded files, parts of uploads, weights of checkpoints; caches and states to resume from have other bounds."""
+    waiting_jobs: int
+    gpus: int
+
+
+NONE = Limits()
+
+
+def default_limits(settings: Settings) -> Limits:
+    return Limits(settings.project_bytes, settings.project_waiting_jobs, settings.project_gpus)
+
+
+def usage(session: Session, project_id: str) -> Usage:
+    count = select(func.count()).where(Job.project_id == project_id, Job.state.in_(WAITING))
+    return Usage(_bytes(session, project_id), session.scalar(count) or 0, _gpus(session, project_id))
+
+
+def require_bytes(session: Session, project_id: str, more: int, defaults: Limits) -> None:
+    """Raises QuotaExceeded where `more` bytes would be too many. Until the transaction ends nobody else adds any."""
+    project = _locked(session, project_id)
+    limit = defaults.bytes if project.max_bytes is None else project.max_bytes
+    if limit is None:
+        return
+    used = _bytes(session, project_id)
+    if used + more > limit:
+        raise QuotaExceeded(
+            f"The project {project.name!r} may store {limit:,} bytes and stores {used:,}; this would add {more:,}. Its "
+            "uploaded files and the weights of its checkpoints count: delete some (DELETE /v1/files/{id}, "
+            "DELETE /v1/models/{id}), or ask the operator to raise the limit.",
+            code="quota_bytes",
+        )
+
+
+def require_places(session: Session, project_id: str, more: int, gpus: int, defaults: Limits) -> None:
+    """Raises QuotaExceeded where `more` jobs may not wait, or none may ever have `gpus` GPUs. Locks as above."""
+    project = _locked(session, project_id)
+    most_gpus = defaults.gpus if project.max_gpus is None else project.max_gpus
+    if most_gpus is not None and gpus > most_gpus:
+        raise QuotaExceeded(
+            f"The project {project.name!r} may use {most_gpus} GPUs at once, and this asks for {gpus}. Ask for fewer "
+            "(`resources.gpus`), or ask the operator to raise the limit.",
+            param="resources.gpus",
+            code="quota_gpus",
+        )
+    limit = defaults.waiting_jobs if project.max_waiting_jobs is None else project.max_waiting_jobs
+    if limit is None:
+        return
+    waiting = usage(session, project_id).waiting_jobs
+    if waiting + more > limit:
+        raise QuotaExceeded(
+            f"The project {project.name!r} may have {limit} jobs waiting and has {waiting}; this would add {more}. "
+            "Jobs that are validated, queued or paused count: cancel some, wait until one starts, or ask the operator "
+            "to raise the limit.",
+            code="quota_waiting_jobs",
+        )
+
+
+def gpus_left(default: int | None) -> ColumnElement[bool]:
+    """SQL: the job's project may have the job's GPUs beside those that it uses now."""
+    rooms = _rooms(default)
+    return ~exists(select(rooms.c.room).where(rooms.c.project_id == Job.project_id, rooms.c.room < Job.gpus))
+
+
+def take_gpus(session: Session, job: Job, default: int | None) -> bool:
+    """Whether the job, whose row is locked, may start: as `gpus_left`, when no other claim of its project is at it."""
+    project = _locked(session, job.project_id)
+    limit = default if project.max_gpus is None else project.max_gpus
+    return limit is None or _gpus(session, job.project_id) + job.gpus <= limit
+
+
+def _rooms(default: int | None) -> CTE:
+    """The GPUs that each project with a limit may still take."""
+    limit = func.coalesce(Project.max_gpus, default)
+    used = (
+        select(Job.project_id, func.sum(Job.gpus).label("gpus"))
+        .where(Job.state.in_(ON_GPUS))
+        .group_by(Job.project_id)
+        .subquery()
+    )
+    rooms = select(Project.id.label("project_id"), (limit - func.coalesce(used.c.gpus, 0)).label("room"))
+    return rooms.outerjoin(used, used.c.project_id == Project.id).where(limit.is_not(None)).cte("rooms")
+
+
+def _locked(session: Session, project_id: str) -> Project:
+    return session.get_one(Project, project_id, with_for_update={"key_share": True}, populate_existing=True)
+
+
+def _bytes(session: Session, project_id: str) -> int:
+    files = select(func.coalesce(func.sum(File.bytes), 0)).where(File.project_id == project_id)
+    parts = select(func.coalesce(func.sum(UploadPart.bytes), 0)).where(UploadPart.project_id == project_id)
+    # Several names may stand for the same bytes.
+    mine = (Model.project_id == project_id) & Model.deleted_at.is_(None)
+    prefixes = select(Model.storage_prefix, func.max(Model.bytes).label("bytes")).where(mine)
+    weights = select(func.coalesce(func.sum(prefixes.group_by(Model.storage_prefix).subquery().c.bytes), 0))
+    return sum(int(session.scalar(kind) or 0) for kind in (files, parts, weights))
+
+
+def _gpus(session: Session, project_id: str) -> int:
+    held = select(func.sum(Job.gpus)).where(Job.project_id == project_id, Job.state.in_(ON_GPUS))
+    return int(session.scalar(held) or 0)
