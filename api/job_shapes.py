@@ -172,6 +172,8 @@ def job_object(job: Job) -> JobObject:
         training_files={file["id"]: file["weight"] for file in job.training_files} if job.training_files else None,
         validation_file=job.validation_file_id,
         estimated_finish=finish,
+        result_files=[job.result_file_id] if job.result_file_id else [],
+        integrations=job.request.get("integrations") or [],
         metadata=job.user_metadata,
         method={"type": job.method, job.method: {"hyperparameters": settings}},
         run=_run(job, state, finish),

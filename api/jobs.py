@@ -31,6 +31,7 @@ from api.json_body import JsonBody
 from api.lists import After, Limit, ListOf, list_of
 from api.services import Services, ServicesOf
 from control_plane import events, jobs, pauses
+from control_plane.errors import InvalidRequest
 from control_plane.job_requests import JobRequest, read_request
 from control_plane.repetition import Repeatable
 from control_plane.tables import Metric
@@ -81,16 +82,34 @@ async def create_job(
 
 @router.get("", summary="List jobs, newest first")
 def list_jobs(
-    request: Request, services: ServicesOf, caller: CallerOf, after: After = None, limit: Limit = 20
+    request: Request,
+    services: ServicesOf,
+    caller: CallerOf,
+    *,
+    after: After = None,
+    limit: Limit = 20,
+    metadata: str | None = None,
 ) -> ListOf[JobObject]:
-    """`metadata[name]=value` lists the jobs that carry it; several must all be there."""
-    metadata = {
+    """`metadata[name]=value` lists the jobs that carry it, and all others given; `metadata=null` those without any."""
+    pairs = {
         name.removeprefix("metadata[").removesuffix("]"): value
         for name, value in request.query_params.items()
         if name.startswith("metadata[") and name.endswith("]")
     }
+    if metadata is not None and (pairs or metadata != "null"):
+        raise InvalidRequest(
+            "`metadata` is either `metadata=null`, for jobs without any, or one or more `metadata[name]=value`.",
+            param="metadata",
+        )
     with services.database.transaction() as session:
-        page = jobs.list_jobs(session, caller.project_id, after=after, limit=limit, metadata=metadata)
+        page = jobs.list_jobs(
+            session,
+            caller.project_id,
+            after=after,
+            limit=limit,
+            metadata=pairs,
+            without_metadata=metadata is not None,
+        )
         return list_of([job_object(job) for job in page.items], page.has_more)
 
 

@@ -51,6 +51,20 @@ class Resources(StrictModel):
     """Hosts; jobs larger than one are for later."""
 
 
+class Wandb(StrictModel):
+    project: str
+    entity: str | None = None
+    name: str | None = None
+    tags: list[str] | None = None
+
+
+class Integration(StrictModel):
+    """OpenAI's; echoed, and an event says that nothing is sent anywhere."""
+
+    type: Literal["wandb"]
+    wandb: Wandb
+
+
 class JobRequest(StrictModel):
     """The body of a create request. `training`, `resources` and `priority` are ours; the rest is OpenAI's."""
 
@@ -74,7 +88,7 @@ class JobRequest(StrictModel):
         ]
         | None
     ) = None
-    integrations: list[Any] | None = None
+    integrations: list[Integration] | None = None
 
     @property
     def weighed_files(self) -> list[dict[str, Any]] | None:
@@ -93,12 +107,6 @@ def read_request(body: object) -> JobRequest:
             f"training_file {request.training_file!r} is not among training_files; name it there with its weight.",
             param="training_files",
             code="conflicting_values",
-        )
-    if request.integrations:
-        raise InvalidRequest(
-            "Integrations are not supported yet; leave `integrations` out and read the job's metrics over the API.",
-            param="integrations",
-            code="unsupported",
         )
     return request
 

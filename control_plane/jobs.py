@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import JSON, or_, select
 from sqlalchemy.orm import Session
 
 from control_plane import attempts, audit, events, file_reports, files, models, quotas, workers
@@ -81,6 +81,7 @@ def add(session: Session, project_id: str, request: JobRequest, place: SweepPlac
     message = f"Validating training file: {job.training_file_id}"
     events.add(session, job, code="validating_files", message=message)
     _warn_if_too_large(session, job)
+    _warn_of_integrations(session, job, request)
     return job
 
 
@@ -91,6 +92,7 @@ def inputs_of(session: Session, project_id: str, request: JobRequest) -> Inputs:
     reference = None
     if spec.reference not in ("start", "none"):
         reference = _model(session, project_id, spec.reference, "training.reference")
+        spec = spec.model_copy(update={"reference": reference.id})
     named, param = [request.training_file], "training_file"
     if request.training_files is not None:
         named, param = list(request.training_files), "training_files"
@@ -126,9 +128,12 @@ def list_jobs(
     after: str | None = None,
     limit: int = 20,
     metadata: Mapping[str, str] | None = None,
+    without_metadata: bool = False,
 ) -> Page[Job]:
-    """The project's jobs, newest first; with `metadata`, those that carry all of its pairs."""
+    """The project's jobs, newest first; with `metadata`, those that carry all of its pairs, or those without any."""
     query = select(Job).where(Job.project_id == project_id)
+    if without_metadata:
+        query = query.where(or_(Job.user_metadata.is_(None), Job.user_metadata == JSON.NULL))
     if metadata:
         query = query.where(Job.user_metadata.contains(dict(metadata)))
     return paginate(session, query, item_id=Job.id, order=(Job.id,), after=after, limit=limit)
@@ -236,6 +241,16 @@ def _row(project: Project, request: JobRequest, spec: TrainingSpec, start: Model
         training=spec.model_dump(mode="json"),
         result_name=result_name(project.name, start.id, request.suffix, job_id),
     )
+
+
+def _warn_of_integrations(session: Session, job: Job, request: JobRequest) -> None:
+    if not request.integrations:
+        return
+    message = (
+        "Nothing is sent to Weights & Biases: this service sends a job's numbers nowhere. Read them at "
+        f"/v1/fine_tuning/jobs/{job.id}/metrics while it runs, and in its result file when it has succeeded."
+    )
+    events.add(session, job, code="integration_not_used", message=message, level="warn")
 
 
 def _warn_if_too_large(session: Session, job: Job) -> None:

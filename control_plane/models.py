@@ -50,15 +50,15 @@ def register_base(session: Session, path: Path, name: str | None = None) -> Mode
 
 
 def get(session: Session, project_id: str, model_id: str) -> Model:
-    """A base model or one of the project's own. Raises NotFound."""
+    """A base model or one of the project's own. An id without a project is a base model's. Raises NotFound."""
     among = _visible(project_id)
-    return _one(session, among, among.where(Model.id == model_id), model_id)
+    return _one(session, among, among.where(Model.id == _full_id(model_id)), model_id)
 
 
 def hold(session: Session, project_id: str, model_id: str) -> Model:
     """As `get`; nobody can delete the model before this transaction ends."""
     among = _visible(project_id)
-    query = among.where(Model.id == model_id).with_for_update(read=True, key_share=True)
+    query = among.where(Model.id == _full_id(model_id)).with_for_update(read=True, key_share=True)
     return _one(session, among, query, model_id)
 
 
@@ -173,6 +173,11 @@ def _refuse_if_needed(session: Session, model: Model) -> None:
             param="model",
             code="model_in_use",
         )
+
+
+def _full_id(model_id: str) -> str:
+    """A script that names its model as it was called elsewhere finds the folder that was registered under that name."""
+    return model_id if "/" in model_id else f"{projects.BASE}/{model_id}"
 
 
 def _visible(project_id: str) -> Select[Model]:

@@ -214,6 +214,8 @@ class Job(Created, Leased, Base):
         Index(None, "project_id", "id"),
         Index(None, "state", "priority", "created_at"),
         Index(None, "sweep_id", "sweep_place"),
+        Index(None, "result_file_id", postgresql_where=text("result_file_id IS NOT NULL")),
+        Index(None, "user_metadata", postgresql_using="gin", postgresql_ops={"user_metadata": "jsonb_path_ops"}),
         UniqueConstraint("result_name"),
     )
 
@@ -255,6 +257,8 @@ class Job(Created, Leased, Base):
     best: Mapped[Json | None]
     """step, metric and value of the best evaluation among its checkpoints (`dpo_core.best.Best`)."""
     trained_tokens: Mapped[int | None]
+    result_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id", ondelete="SET NULL"))
+    """The file of its measurements, until somebody deletes it: see control_plane/result_files.py."""
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     sweep_id: Mapped[str | None] = mapped_column(ForeignKey("sweeps.id"))

@@ -62,9 +62,11 @@ def _first_problem(failure: ValidationError, model: type[BaseModel], data: objec
         return InvalidRequest(error["msg"], param=param, code="invalid_value")
     if error["type"] == "missing":
         return InvalidRequest(f'"{param}" is missing.', param=param, code="missing_field")
-    wishes = dict.fromkeys(_wish(other["msg"]) for other in errors if _path(other, data) == path)
+    wishes = list(dict.fromkeys(_wish(other["msg"]) for other in errors if _path(other, data) == path))
+    if all(wish.startswith("be ") for wish in wishes):
+        wishes[1:] = [wish.removeprefix("be ") for wish in wishes[1:]]
     given = "" if isinstance(error["input"], dict | list) else f", not {error['input']!r}"
-    return InvalidRequest(f'"{param}" must be {" or ".join(wishes)}{given}.', param=param or None, code="invalid_value")
+    return InvalidRequest(f'"{param}" must {" or ".join(wishes)}{given}.', param=param or None, code="invalid_value")
 
 
 def _path(error: ErrorDetails, data: object) -> list[str]:
@@ -105,6 +107,9 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _wish(message: str) -> str:
-    for start in ("Input should be ", "Value error, "):
-        message = message.removeprefix(start)
-    return message[:1].lower() + message[1:]
+    """What the value must do: "be a valid integer", "have at most 16 items"."""
+    subject, should, rest = message.partition(" should ")
+    if should and " " not in subject:
+        return rest.replace(" after validation", "").partition(", not ")[0]
+    text = message.removeprefix("Value error, ")
+    return f"be {text[:1].lower()}{text[1:]}"

@@ -1,4 +1,4 @@
-"""Publishing checkpoints, and reference log-probabilities for other jobs: files into storage first, then one
+"""Publishing checkpoints, the result file, and what other jobs may use: files into storage first, then one
 fenced transaction makes them exist."""
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dpo_core.disk import STATES_KEPT
 from dpo_core.run_directory import CHECKSUMS, Manifest, RunDirectory, write_whole
 from worker.reference_shards import ReferenceShards
 from worker.relay import Relay
+from worker.result_file import ResultFile
 from worker.token_tables import TokenTables
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Publisher:
         self._relay = relay
         self._shards = shards
         self._tables = tables
+        self._result = ResultFile(database, storage, claim, run)
         self._task: Future[None] | None = None
         self._published: set[int] = set()
         self._tries = 0
@@ -84,13 +86,15 @@ class Publisher:
         return bool(waiting)
 
     def _waiting(self) -> list[Callable[[], None]]:
-        """What is still to be published; the reference was measured before the first checkpoint was made."""
+        """What is still to be published; the reference was measured before the first checkpoint was made, and all of
+        the result before the run succeeded."""
         complete = [self._shards.complete] if self._shards.to_complete else []  # asked before shards are looked for
         shards = [partial(self._shards.publish, path) for path in self._shards.waiting()]
         tables = [partial(self._tables.publish, path) for path in self._tables.waiting()]
         complete_ones = self._run.complete_checkpoints()
         checkpoints = [partial(self._publish, *pair) for pair in complete_ones if pair[1].step not in self._published]
-        return [*tables, *shards, *complete, *checkpoints]
+        result = [self._result.store] if self._result.to_store else []
+        return [*tables, *shards, *complete, *checkpoints, *result]
 
     def _settle(self, error: BaseException | None) -> None:
         """Storage gets some tries; every other error is the caller's."""

@@ -71,7 +71,7 @@ def create(http: httpx2.Client, body: dict[str, Any], **headers: str) -> dict[st
             "0.1",
         ),
         ({"metadata": {"a": 1}}, "metadata.a", "string"),
-        ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations", "not supported"),
+        ({"integrations": [{"type": "wandb", "wandb": {}}]}, "integrations.0.wandb.project", "missing"),
     ],
 )
 def test_bad_requests(
@@ -125,6 +125,38 @@ def test_lists(http: httpx2.Client, request_body: dict[str, Any]) -> None:
     assert [job["id"] for job in found] == [made[1]]
     assert http.get(JOBS, params={"metadata[n]": "9"}).json()["data"] == []
     assert http.get(JOBS, params={"after": "ftjob-none"}).json()["error"]["param"] == "after"
+
+
+def test_jobs_without_metadata(http: httpx2.Client, request_body: dict[str, Any]) -> None:
+    create(http, {**request_body, "metadata": {"a": ""}})
+    bare = [
+        create(http, {**request_body, "seed": seed, **more})["id"] for seed, more in ((1, {}), (2, {"metadata": None}))
+    ]
+    found = http.get(JOBS, params={"metadata": "null"}).json()["data"]
+    assert [job["id"] for job in found] == bare[::-1]
+    assert len(http.get(JOBS, params={"metadata[a]": ""}).json()["data"]) == 1
+    for wrong in ({"metadata": "a"}, {"metadata": "null", "metadata[a]": ""}):
+        assert http.get(JOBS, params=wrong).json()["error"]["param"] == "metadata"
+
+
+def test_integrations_are_echoed_and_an_event_says_that_nothing_is_sent(
+    http: httpx2.Client, request_body: dict[str, Any]
+) -> None:
+    wandb = {"type": "wandb", "wandb": {"project": "p", "tags": ["a"]}}
+    job = create(http, {**request_body, "integrations": [wandb]})
+    assert job["integrations"] == [wandb]
+    newest = http.get(f"{JOBS}/{job['id']}/events").json()["data"][0]
+    assert (newest["level"], newest["data"]["code"]) == ("warn", "integration_not_used")
+    assert f"{JOBS}/{job['id']}/metrics" in newest["message"]
+
+
+def test_a_model_that_is_named_without_a_project_is_a_base_model(
+    http: httpx2.Client, request_body: dict[str, Any]
+) -> None:
+    training = {"reference": "tiny"}
+    job = create(http, {**request_body, "model": "tiny", "training": training})
+    assert (job["model"], job["run"]["training"]["reference"]) == ("base/tiny", "base/tiny")
+    assert http.get("/v1/models/tiny").json()["id"] == "base/tiny"
 
 
 def test_more_gpus_than_any_worker_has(http: httpx2.Client, request_body: dict[str, Any]) -> None:

@@ -54,11 +54,12 @@ def dpo(**hyperparameters: Any) -> dict[str, Any]:
         ({"priority": "urgent"}, "priority", "invalid_value", "'low', 'normal' or 'high'"),
         ({"suffix": "s" * 65}, "suffix", "invalid_value", "at most 64 characters"),
         ({"seed": -1}, "seed", "invalid_value", "not -1"),
-        ({"metadata": {str(n): "" for n in range(17)}}, "metadata", "invalid_value", "at most 16 items"),
+        ({"metadata": {str(n): "" for n in range(17)}}, "metadata", "invalid_value", "must have at most 16 items."),
         ({"metadata": {"a": "b" * 513}}, "metadata.a", "invalid_value", "at most 512 characters"),
         ({"metadata": {"k" * 65: ""}}, f"metadata.{'k' * 65}", "invalid_value", "at most 64 characters"),
         ({"metadata": {"a": 1}}, "metadata.a", "invalid_value", "valid string, not 1"),
-        ({"integrations": [{"type": "wandb"}]}, "integrations", "unsupported", "not supported yet"),
+        ({"integrations": [{"type": "wandb"}]}, "integrations.0.wandb", "missing_field", "missing"),
+        ({"integrations": [{"type": "mlflow"}]}, "integrations.0.type", "invalid_value", "be 'wandb'"),
     ],
 )
 def test_refused_as_read(changes: dict[str, Any], param: str, code: str, said: str) -> None:

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from control_plane import jobs, pauses, removals
 from control_plane.database import Database
+from control_plane.storage import file_key
 from control_plane.tables import Worker
 from migrations.run import upgrade
 from tests.conftest import Servers
@@ -32,6 +33,9 @@ def test_a_job_goes_from_its_file_to_published_weights(world: World) -> None:
     assert [key for key in world.storage.keys(f"private/{job_id}") if "/state/" in key] == []
     assert world.measured(job_id) == list(range(7))
     assert "stub_started" in world.codes(job_id)
+    with world.storage.open(file_key(world.row(job_id).result_file_id or "")) as file:
+        table = file.read().decode().splitlines()
+    assert (len(table), table[1].partition(",")[0], table[7].partition(",")[0]) == (8, "0", "6"), "a row for each step"
     assert world.storage.exists(f"private/{job_id}/2/log.txt")
 
 
