@@ -21,7 +21,7 @@ from control_plane.tables import File, Job, Metric
 FILENAME = "step_metrics.csv"
 PURPOSE = "fine-tune-results"
 
-OPENAIS = {
+OPENAIS: dict[str, dict[str, str | None]] = {
     "dpo": {
         "train_loss": "train/loss",
         "train_accuracy": "train/rewards/accuracies",
