@@ -8,14 +8,17 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from control_plane import reference_cache, removals
+from sqlalchemy.orm import Session
+
+from control_plane import reference_cache
 from control_plane.database import Database
-from control_plane.errors import StaleFence
 from control_plane.leases import Claim
 from control_plane.results import WorkOrder
 from control_plane.storage import Storage
 from control_plane.tables import ReferenceShard
 from dpo_core.run_directory import RunDirectory, sha256_of
+from worker import cached_objects
+from worker.cached_objects import Found
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +46,13 @@ class ReferenceShards:
         with self._database.transaction() as session:
             shards = reference_cache.take(session, order.job)
         folder = self._run.path / "input" / "reference-cache"
-        damaged = [shard for shard in shards if not self._fetched(shard, folder)]
+        found = [self._fetch(shard, folder) for shard in shards]
+        damaged = [shard for shard, it in zip(shards, found, strict=True) if it == "damaged"]
         if damaged:
             logger.warning("%s: %d cached reference shards are damaged or gone", self._claim.job_id, len(damaged))
             with self._database.transaction() as session:
                 reference_cache.drop(session, self._claim, damaged)
-        return folder if len(damaged) < len(shards) else None
+        return folder if "here" in found else None
 
     @property
     def to_complete(self) -> bool:
@@ -72,23 +76,15 @@ class ReferenceShards:
         """
         group = path.parent.name
         key = reference_cache.shard_key(self._claim, group, path.name)
-        try:
-            self._storage.put_file(key, path)
-        except OSError as error:
-            logger.warning("%s: reference log-probabilities could not be kept: %s", self._claim.job_id, error)
-            self._done.add(path)
-            return
         size, sha256 = path.stat().st_size, sha256_of(path)
-        try:
-            with self._database.transaction() as session:
-                reference_cache.store(
-                    session, self._claim, key=key, group=group, size=size, sha256=sha256, limit=self._limit
-                )
-        except StaleFence:
-            self._storage.delete(key)
-            raise
+
+        def make_known(session: Session) -> None:
+            reference_cache.store(
+                session, self._claim, key=key, group=group, size=size, sha256=sha256, limit=self._limit
+            )
+
+        cached_objects.keep(self._database, self._storage, key, path, make_known)
         self._done.add(path)
-        removals.carry_out(self._database, self._storage)
 
     def complete(self) -> None:
         """Makes known that the job's reference is measured, for the jobs of its sweep.
@@ -100,15 +96,7 @@ class ReferenceShards:
             reference_cache.complete(session, self._claim)
         self._completed = True
 
-    def _fetched(self, shard: ReferenceShard, folder: Path) -> bool:
-        """Whether the shard lies in `folder` now, with the bytes that were stored."""
+    def _fetch(self, shard: ReferenceShard, folder: Path) -> Found:
+        """Into `folder`, where the trainer looks for it."""
         path = folder / shard.group / shard.key.rpartition("/")[2]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._storage.fetch(shard.key, path)
-        except OSError:
-            return False
-        if sha256_of(path) == shard.sha256:
-            return True
-        path.unlink()
-        return False
+        return cached_objects.fetch(self._storage, shard.key, shard.sha256, path)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from control_plane import removals, token_cache
+from sqlalchemy.orm import Session
+
+from control_plane import token_cache
 from control_plane.database import Database
-from control_plane.errors import StaleFence
 from control_plane.leases import Claim
 from control_plane.results import WorkOrder
 from control_plane.storage import Storage
@@ -19,6 +20,7 @@ from dpo_core.data.run_data import Part, table_path
 from dpo_core.data.table_key import table_keys
 from dpo_core.run_directory import RunDirectory, sha256_of
 from dpo_core.spec import RunSpec, TrainingSpec
+from worker import cached_objects
 
 logger = logging.getLogger(__name__)
 
@@ -66,16 +68,9 @@ class TokenTables:
         Raises:
             StaleFence: the job is no longer ours; nothing is made known.
         """
-        self._done.add(path)
         content, file_ids = self._made_of[path]
-        key = token_cache.table_key(self._claim, content, path.name)
-        try:
-            self._storage.put_file(key, path)
-        except OSError as error:
-            logger.warning("%s: a token table could not be kept: %s", self._claim.job_id, error)
-            return
         table = TokenTable(
-            key=key,
+            key=token_cache.table_key(self._claim, content, path.name),
             project_id=self._claim.project_id,
             job_id=self._claim.job_id,
             content=content,
@@ -83,34 +78,22 @@ class TokenTables:
             bytes=path.stat().st_size,
             sha256=sha256_of(path),
         )
-        try:
-            with self._database.transaction() as session:
-                token_cache.store(session, self._claim, table, limit=self._limit)
-        except StaleFence:
-            self._storage.delete(key)
-            raise
-        removals.carry_out(self._database, self._storage)
+
+        def make_known(session: Session) -> None:
+            token_cache.store(session, self._claim, table, limit=self._limit)
+
+        cached_objects.keep(self._database, self._storage, table.key, path, make_known)
+        self._done.add(path)
 
     def _fetch(self, path: Path, content: str) -> None:
         with self._database.transaction() as session:
             table = token_cache.take(session, self._claim, content)
         if table is None:
             return
-        if self._fetched(table, path):
+        found = cached_objects.fetch(self._storage, table.key, table.sha256, path)
+        if found == "here":
             self._done.add(path)
-            return
-        logger.warning("%s: the cached token table %s is damaged or gone", self._claim.job_id, table.key)
-        with self._database.transaction() as session:
-            token_cache.drop(session, self._claim, table)
-
-    def _fetched(self, table: TokenTable, path: Path) -> bool:
-        """Whether the table lies at `path` now, with the bytes that were stored."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._storage.fetch(table.key, path)
-        except OSError:
-            return False
-        if sha256_of(path) == table.sha256:
-            return True
-        path.unlink()
-        return False
+        elif found == "damaged":
+            logger.warning("%s: the cached token table %s is damaged or gone", self._claim.job_id, table.key)
+            with self._database.transaction() as session:
+                token_cache.drop(session, self._claim, table)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import select
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
 
-from control_plane import files, removals
+from control_plane import files, removals, token_cache
 from control_plane.tables import TokenTable
 from tests.stub_trainer import TOKENS
 from tests.worker.stubs import World, stub_programs, supervisor
@@ -102,3 +105,20 @@ def test_several_files_reach_the_program_with_their_weights(world: World) -> Non
         world.go.touch()
         world.reaches(job_id, "succeeded")
         world.nothing_left()
+
+
+def test_a_table_is_kept_though_postgresql_was_away(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the very moment at which it would have been made known."""
+    store, moments = token_cache.store, list[None]()
+
+    def once_away(session: Session, *args: Any, **options: Any) -> None:
+        moments.append(None)
+        if len(moments) == 1:
+            session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+        store(session, *args, **options)
+
+    monkeypatch.setattr(token_cache, "store", once_away)
+    file_id = world.file("{}\n")
+    assert finish(world, file_id) == ["tokens_made"]
+    assert len(moments) == 2
+    assert finish(world, file_id) == ["tokens_found"]
