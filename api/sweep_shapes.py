@@ -46,6 +46,10 @@ class SweepRow(BaseModel):
     """Of the measurement in `metrics`: the best checkpoint's so far, else the newest."""
     metrics: dict[str, float]
     """On validation data; `…/low` and `…/high` are the ends of 95 % intervals."""
+    pairs: int | None
+    """Held-out pairs or examples that were measured."""
+    comparable: bool
+    """False where they are others than those of most jobs, as fewer fit into a shorter `max_length`."""
     model: str | None
     best: bool
     within_best: bool
@@ -125,6 +129,8 @@ def _row(row: Result) -> SweepRow:
         total_steps=row.total_steps,
         evaluated_step=row.evaluated_step,
         metrics=row.metrics,
+        pairs=row.pairs,
+        comparable=row.comparable,
         model=row.model,
         best=row.best,
         within_best=row.within_best,

@@ -82,6 +82,9 @@ def validate(
         ScoredAnswers, typer.Option(help="Which pairs are made of N scored answers to one prompt.")
     ] = "best_worst",
     max_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens.", min=1)] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(metavar="TEMPLATE", help="A file with a Jinja chat template instead of the model's.")
+    ] = None,
     lines: Annotated[
         str | None, typer.Option(metavar="3,17", help="Rows to show, by line.", show_default="the first 3")
     ] = None,
@@ -89,12 +92,19 @@ def validate(
     """Show what MODEL will see of FILE, and what is wrong with its rows; 1 is the exit code if any is bad."""
     from rich.console import Console
 
-    from cli.validate import columns_of, lines_of, validate
+    from cli.validate import columns_of, lines_of, template_of, validate
     from dpo_core.data.options import ReadOptions
 
-    options = ReadOptions(method, columns_of(columns or []), scored_answers)
-    console = Console(soft_wrap=True, highlight=False)
-    if not validate(file, model, options, max_length=max_length, lines=lines_of(lines), console=console):
+    good = validate(
+        file,
+        model,
+        ReadOptions(method, columns_of(columns or []), scored_answers),
+        chat_template=template_of(chat_template),
+        max_length=max_length,
+        lines=lines_of(lines),
+        console=Console(soft_wrap=True, highlight=False),
+    )
+    if not good:
         raise typer.Exit(1)
 
 

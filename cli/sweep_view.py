@@ -82,6 +82,8 @@ def _row(row: Json, fields: list[str], metrics: list[str]) -> list[str]:
     words = [value if isinstance(value, str) else json.dumps(value) for value in values]
     numbers = [_with_interval(row["metrics"], name) for name in metrics]
     mark = "best" if row["best"] else "within its interval" if row["within_best"] else ""
+    if not row["comparable"]:
+        mark = f"not compared: on {row['pairs']:,} held-out rows"
     return [row["job"], *words, row["state"], f"{row['step']}/{row['total_steps'] or '?'}", *numbers, mark]
 
 
@@ -96,6 +98,11 @@ def _with_interval(metrics: dict[str, float], name: str) -> str:
 def _verdict(sweep: Json) -> list[str]:
     counts = ", ".join(f"{count} {state}" for state, count in sweep["jobs"].items())
     found = [f"{sweep['id']} is {sweep['status']}: {counts}"]
+    if not all(row["comparable"] for row in sweep["results"]):
+        found.append(
+            "jobs were measured on different rows, of which a shorter max_length leaves some out; only the largest "
+            "group is compared"
+        )
     if sweep["best"] is None:
         return found
     near = sum(row["within_best"] for row in sweep["results"]) - 1

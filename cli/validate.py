@@ -41,18 +41,27 @@ LEARNED = "bold"
 
 
 def validate(
-    file: Path, folder: Path, options: ReadOptions, *, max_length: int | None, lines: Sequence[int], console: Console
+    file: Path,
+    folder: Path,
+    options: ReadOptions,
+    *,
+    chat_template: str | None = None,
+    max_length: int | None,
+    lines: Sequence[int],
+    console: Console,
 ) -> bool:
     """Prints some rows as the model sees them, then what is to say of all. Whether every row can be used.
+
+    `chat_template` replaces that of the model in `folder`.
 
     Raises:
         CommandFailed: the file or the model can't be used at all.
     """
     try:
-        renderer = Renderer(folder)
-        shown = preview(file, renderer, options, lines=lines, max_length=max_length)
+        renderer = partial(Renderer, folder, chat_template)
+        shown = preview(file, renderer(), options, lines=lines, max_length=max_length)
         with TemporaryDirectory(prefix="dpo-validate-") as scratch:
-            table = load([file], options, partial(Renderer, folder), max_length, Path(scratch) / "tokens.safetensors")
+            table = load([file], options, renderer, max_length, Path(scratch) / "tokens.safetensors")
             facts, longest = table.facts.files[0], Lengths.of(table.facts.lengths)
     except RunError as error:
         raise CommandFailed(error.failure.message) from error
@@ -62,6 +71,15 @@ def validate(
     for line in in_words(facts, longest, max_length):
         console.print(Text(line))
     return facts.damage is None and not facts.problems.count
+
+
+def template_of(file: Path | None) -> str | None:
+    """The text of a chat template's file."""
+    try:
+        return None if file is None else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise CommandFailed(f"--chat-template {file} can't be read: {reason}.") from error
 
 
 def columns_of(given: Sequence[str]) -> dict[str, str]:

@@ -144,6 +144,22 @@ def _refuse_what_cannot_be_compared(
     axes: dict[str, list[Any]], specs: Sequence[TrainingSpec], *, held_out: bool
 ) -> None:
     """Jobs whose metrics would be of other pairs, or of another kind. `held_out`: by a file of their own."""
+    if "skip_bad_rows" in axes:
+        raise InvalidRequest(
+            "`skip_bad_rows` only says whether a job may run: those that may leave out the same rows, and are equal. "
+            "Give one value.",
+            param="training.skip_bad_rows",
+            code="invalid_value",
+        )
+    measured = held_out or any(spec.validation_fraction != 0 for spec in specs)
+    readings = [field for field in ("columns", "scored_answers") if field in axes]
+    if readings and measured:
+        raise InvalidRequest(
+            f"`{readings[0]}` says which pairs are made of the files, held-out ones too, so each job would be measured "
+            "on other pairs; make a sweep for each value.",
+            param=f"training.{readings[0]}",
+            code="invalid_value",
+        )
     splits = [field for field in ("seed", "validation_fraction") if field in axes]
     if splits and not held_out and any(spec.validation_fraction != 0 for spec in specs):
         raise InvalidRequest(

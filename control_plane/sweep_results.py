@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from control_plane.job_states import State
 from control_plane.result_names import best_name
-from control_plane.tables import Job, Metric, Model, Sweep
+from control_plane.tables import Job, Json, Metric, Model, Sweep
 from dpo_core.judged_metrics import BETTER, COMPARED
 
 OUT_OF_THE_RUNNING = frozenset({State.failed, State.cancelled})
@@ -33,6 +34,10 @@ class Result:
     """Of the measurement: the best checkpoint's by validation so far, else the newest; None before the first update."""
     metrics: dict[str, float]
     """Measured there, with their 95 % intervals; empty without."""
+    pairs: int | None
+    """On so many of the held-out pairs or examples; None before the job is validated."""
+    comparable: bool
+    """Whether on the same ones as the others; where fewer fit into a shorter `max_length`, it can't be the best."""
     model: str | None
     """What promoting the job would take; None before it succeeded, and where its models are deleted."""
     best: bool
@@ -45,8 +50,10 @@ def results(session: Session, sweep: Sweep, jobs: Sequence[Job]) -> list[Result]
     """A row for every one of the sweep's `jobs`, in their order."""
     measured = _measurements(session, jobs)
     there = _there(session, [name for job in jobs for name in candidates(job)])
-    metric = COMPARED[jobs[0].method]
-    best = _best(jobs, measured, metric)
+    method = jobs[0].method
+    metric = COMPARED[method]
+    together = _comparable(jobs, measured)
+    best = _best(together, measured, method)
     rows = []
     for job in jobs:
         found = measured.get(job.id)
@@ -60,9 +67,11 @@ def results(session: Session, sweep: Sweep, jobs: Sequence[Job]) -> list[Result]
                 total_steps=job.progress.get("total_steps") or (job.resolved or {}).get("total_steps"),
                 evaluated_step=found.step if found else None,
                 metrics=found.values if found else {},
+                pairs=_report(job).get("validation_items"),
+                comparable=found is None or job in together,
                 model=next((name for name in promotable if name in there), None),
                 best=found is not None and found is best,
-                within_best=found is not None and best is not None and _within(found, best, metric),
+                within_best=found is not None and best is not None and job in together and _within(found, best, metric),
                 error=job.error["message"] if job.error else None,
             )
         )
@@ -99,11 +108,34 @@ def _there(session: Session, names: Sequence[str]) -> set[str]:
     return set(session.scalars(select(Model.id).where(Model.id.in_(names), Model.deleted_at.is_(None))))
 
 
-def _best(jobs: Sequence[Job], measured: dict[str, Metric], metric: str) -> Metric | None:
+def _comparable(jobs: Sequence[Job], measured: dict[str, Metric]) -> list[Job]:
+    """Those that were measured on the same rows: of several groups the largest, of equal ones the first.
+
+    What a `max_length` leaves out, a shorter one leaves out, too: where as many are left, they are the same.
+    """
+    found = [job for job in jobs if job.id in measured]
+    running = [job for job in found if State(job.state) not in OUT_OF_THE_RUNNING]
+    groups = Counter(map(_measured_on, running)).most_common(1)  # of equal counts, the one that came first
+    return [job for job in found if groups and _measured_on(job) == groups[0][0]]
+
+
+def _measured_on(job: Job) -> tuple[int | None, int | None]:
+    """Tells whether two jobs of a sweep hold out the same rows: how many, and of how many where a part is split off."""
+    report = _report(job)
+    return report.get("validation_items"), report.get("pairs") if job.validation_file_id is None else None
+
+
+def _report(job: Job) -> Json:
+    report: Json = (job.resolved or {}).get("report", {})
+    return report
+
+
+def _best(jobs: Sequence[Job], measured: dict[str, Metric], method: str) -> Metric | None:
     """The first of the best among jobs that can still be promoted."""
     running = [measured.get(job.id) for job in jobs if State(job.state) not in OUT_OF_THE_RUNNING]
     standing = [found for found in running if found is not None]
-    sign = 1 if BETTER[jobs[0].method][metric] == "higher" else -1
+    metric = COMPARED[method]
+    sign = 1 if BETTER[method][metric] == "higher" else -1
     return max(standing, default=None, key=lambda found: sign * found.values[metric])
 
 

@@ -91,7 +91,8 @@ def _records(raw: RawRow, options: ReadOptions) -> Sequence[Pair | Example | Row
             row: Row = unfold(rename(raw.content, options.columns))
         else:
             row = rename(_decode(raw.content, raw.line), options.columns)
-        return parse_row(row, options, raw.line)
+        parsed = parse_row(row, options, raw.line)
+        return [_in_the_files_words(it, options) if isinstance(it, RowProblem) else it for it in parsed]
     except BadRow as bad:
         return [_in_the_files_words(RowProblem(raw.line, bad.code, bad.field, bad.message), options)]
     except RecursionError:

@@ -20,7 +20,7 @@ from dpo_core.data.fields import BadRow, Row, first_of, names_in_words
 from dpo_core.data.options import ReadOptions
 from dpo_core.data.preference import BETTER, WORSE, chosen_rejected, openai_pair
 from dpo_core.data.prompts import CONVERSATIONS, PROMPTS
-from dpo_core.data.records import Example, Pair
+from dpo_core.data.records import Example, Pair, RowProblem
 from dpo_core.data.scored import is_scored, scored_pairs
 from dpo_core.data.supervised import COMPLETIONS, completion_example, conversation_example
 from dpo_core.data.turns import refuse_media
@@ -38,8 +38,8 @@ USUAL: dict[Method, str] = {
 LABELS = ("label", "kto_tag")
 
 
-def parse_row(row: Row, options: ReadOptions, line: int) -> Sequence[Pair | Example]:
-    """The canonical records of one row: one, or the pairs of its scored answers.
+def parse_row(row: Row, options: ReadOptions, line: int) -> Sequence[Pair | Example | RowProblem]:
+    """The canonical records of one row: one, or the pairs of its scored answers and what is wrong with some of them.
 
     Raises:
         BadRow: the row has no shape that the method can learn from, or something in it is empty or unsupported.

@@ -10,7 +10,7 @@ from dpo_core.data.answers import answer_of, refuse_equal
 from dpo_core.data.fields import BadRow, Row, first_of, kind_of, require, shown
 from dpo_core.data.preference import pair_of
 from dpo_core.data.prompts import prompt_of
-from dpo_core.data.records import Pair, Text
+from dpo_core.data.records import Pair, RowProblem, Text
 from dpo_core.spec import ScoredAnswers
 
 ANSWERS = ("answers", "responses", "completions", "candidates")
@@ -27,8 +27,10 @@ def is_scored(row: Row) -> bool:
     return name is not None and isinstance(row[name], list)
 
 
-def scored_pairs(row: Row, line: int, which: ScoredAnswers) -> list[Pair]:
+def scored_pairs(row: Row, line: int, which: ScoredAnswers) -> list[Pair | RowProblem]:
     """The pairs of a row, at least one; the answer with the higher score is the chosen one.
+
+    Two answers that are equal, though their scores differ, make no pair but a problem, and the row's others stand.
 
     Raises:
         BadRow: answers without score, all scores alike, equal answers with different scores …
@@ -42,12 +44,16 @@ def scored_pairs(row: Row, line: int, which: ScoredAnswers) -> list[Pair]:
         message = f"All answers in `{field}` have the same score, so there is nothing to prefer. Remove the row."
         raise BadRow("equal_scores", field, message)
     couples = [(order[0], order[-1])] if which == "best_worst" else combinations(order, 2)
-    pairs = []
+    pairs = list[Pair | RowProblem]()
     for better, worse in couples:
         if scored[better][1] > scored[worse][1]:
             chosen, rejected = scored[better][0], scored[worse][0]
-            refuse_equal(chosen, rejected, f"{field}[{better}]", f"{field}[{worse}]")
-            pairs.append(pair_of(row, line, prompt, chosen, rejected))
+            try:
+                refuse_equal(chosen, rejected, f"{field}[{better}]", f"{field}[{worse}]")
+            except BadRow as bad:
+                pairs.append(RowProblem(line, bad.code, bad.field, bad.message))
+            else:
+                pairs.append(pair_of(row, line, prompt, chosen, rejected))
     return pairs
 
 

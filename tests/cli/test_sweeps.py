@@ -119,19 +119,24 @@ def test_a_supervised_sweep_shows_its_loss_first() -> None:
         "metrics": {"token_accuracy": 0.5, "loss": 1.5, "loss/low": 1.25, "loss/high": 1.75},
         "best": True,
         "within_best": True,
+        "pairs": 20,
+        "comparable": True,
         "error": None,
     }
-    shown = lines(
-        {
-            "id": "ftsweep-1",
-            "status": "running",
-            "jobs": {"running": 1},
-            "axes": [{"field": "lora", "values": [None]}],
-            "compared_by": "loss",
-            "best": "ftjob-1",
-            "results": [row],
-        }
-    )
+    sweep = {
+        "id": "ftsweep-1",
+        "status": "running",
+        "jobs": {"running": 1},
+        "axes": [{"field": "lora", "values": [None]}],
+        "compared_by": "loss",
+        "best": "ftjob-1",
+        "results": [row],
+    }
+    shown = lines(sweep)
     assert shown[0].split("  ")[-1].strip() == "token accuracy [95 %]"
     assert shown[1].split() == ["ftjob-1", "null", "running", "2/?", "1.5000", "[1.2500,", "1.7500]", "0.5000", "best"]
     assert shown[-1] == "best by loss on held-out data: ftjob-1"
+    other = row | {"job": "ftjob-2", "best": False, "within_best": False, "pairs": 1500, "comparable": False}
+    shown = lines(sweep | {"results": [row, other]})
+    assert shown[2].endswith("not compared: on 1,500 held-out rows")
+    assert "jobs were measured on different rows" in shown[-2]

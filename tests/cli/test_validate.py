@@ -15,7 +15,7 @@ from dpo_core.data.options import ReadOptions
 from dpo_core.data.preview import preview
 from dpo_core.data.render import Renderer
 from tests.cli.running import dpo
-from tests.makers import make_tokenizer, write_preference_file, write_rows
+from tests.makers import CHAT_TEMPLATE, make_tokenizer, write_preference_file, write_rows
 
 BAD = {"prompt": "q", "chosen": "same", "rejected": "same"}
 
@@ -90,3 +90,17 @@ def test_tokens_have_the_colour_of_what_they_are_for(tmp_path: Path) -> None:
         assert "".join(text.plain[it.start : it.end] for it in text.spans if it.style == "dim").endswith("assistant\n")
     _, said = run(file, tmp_path / "model", terminal={"force_terminal": True, "color_system": "standard"})
     assert "\x1b[32m" in said
+
+
+def test_a_chat_template_of_ones_own(tmp_path: Path) -> None:
+    model, file = make_tokenizer(tmp_path / "model"), write_preference_file(tmp_path / "f.jsonl", 2)
+    template = tmp_path / "own.jinja"
+    template.write_text("MINE " + CHAT_TEMPLATE)
+    done = dpo("validate", file, "--model", model, "--chat-template", template)
+    assert done.returncode == 0, done.stderr
+    assert "MINE <|im_start|>user" in done.stdout
+    template.write_bytes(b"\xff")
+    for path, said in ((template, "it is not UTF-8 text"), (tmp_path / "none", "No such file or directory")):
+        done = dpo("validate", file, "--model", model, "--chat-template", path)
+        assert done.returncode != 0
+        assert said in " ".join(done.stderr.split())

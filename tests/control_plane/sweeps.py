@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from control_plane import leases, reference_cache, results, sweeps
@@ -39,12 +41,13 @@ def claimed(database: Database, *kinds: leases.Kind) -> Claim:
     return found
 
 
-def validate(database: Database, *groups: str | None) -> None:
-    """Validates as many jobs as there are groups of references."""
-    for group in groups:
+def validate(database: Database, *groups: str | None, held_out: Sequence[int] = ()) -> None:
+    """Validates as many jobs as there are groups of references; `held_out` says how many rows of each are."""
+    for group, rows in zip_longest(groups, held_out):
         taken = claimed(database, "validate")
+        report = {} if rows is None else {"report": {"validation_items": rows, "pairs": 10 * rows}}
         with database.transaction() as session:
-            results.finish_validation(session, taken, {"reference_group": group, "total_steps": 10})
+            results.finish_validation(session, taken, {"reference_group": group, "total_steps": 10, **report})
 
 
 def measure_reference(database: Database, claim: Claim) -> None:
@@ -82,9 +85,9 @@ def succeed(database: Database, claim: Claim) -> None:
         results.succeed(session, claim)
 
 
-def run_all(database: Database, accuracies: list[float]) -> None:
+def run_all(database: Database, accuracies: list[float], held_out: Sequence[int] = ()) -> None:
     """Validates and trains all jobs, in order, to these accuracies at step 5, where each is at its best."""
-    validate(database, *[GROUP] * len(accuracies))
+    validate(database, *[GROUP] * len(accuracies), held_out=held_out)
     for accuracy in accuracies:
         taken = claimed(database)
         measure_reference(database, taken)

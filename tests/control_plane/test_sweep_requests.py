@@ -97,6 +97,24 @@ def test_jobs_are_measured_on_the_same_pairs(field: str, values: list[float]) ->
     assert len(read_sweep(body(validation_file="file-2", training={field: values})).combinations) == 2
 
 
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [("columns", [{"prompt": "q"}, {"prompt": "p"}]), ("scored_answers", ["best_worst", "all"])],
+)
+def test_jobs_that_read_their_files_differently_are_not_compared(field: str, values: list[object]) -> None:
+    for given in ({}, {"validation_file": "file-2"}):
+        refused = refusal(training={field: values}, **given)
+        assert refused.param == f"training.{field}"
+        assert "measured on other pairs; make a sweep for each value" in str(refused)
+    assert len(read_sweep(body(training={field: values, "validation_fraction": 0})).combinations) == 2
+
+
+def test_what_is_skipped_is_the_same_whatever_is_tolerated() -> None:
+    refused = refusal(training={"skip_bad_rows": [0, 0.5]})
+    assert refused.param == "training.skip_bad_rows"
+    assert "are equal. Give one value." in str(refused)
+
+
 def test_seeds_may_differ_where_nothing_is_measured() -> None:
     assert len(sweep(seed=[1, 2], validation_fraction=0)) == 2
 

@@ -116,6 +116,20 @@ def test_another_projects_sweep_is_not_there(stocked: Database) -> None:
         assert [sweep.id for sweep in sweeps.list_sweeps(session, PROJECT).items] == [sweep_id]
 
 
+def test_jobs_that_were_measured_on_other_rows_are_not_compared(stocked: Database) -> None:
+    """The shortest `max_length` leaves out hard rows, and so looks best."""
+    sweep_id, job_ids = make_sweep(stocked, max_length=[64, 128, 256])
+    run_all(stocked, [0.99, 0.81, 0.78], held_out=[10, 20, 20])
+    rows = table(stocked, sweep_id)
+    assert [(row.pairs, row.comparable, row.within_best) for row in rows] == [
+        (10, False, False),
+        (20, True, True),
+        (20, True, True),
+    ]
+    assert [row.job_id for row in rows if row.best] == [job_ids[1]]
+    assert rows[0].metrics["rewards/accuracies"] == 0.99, "what it reached is told all the same"
+
+
 def test_the_best_is_told_and_what_may_be_as_good(stocked: Database) -> None:
     sweep_id, job_ids = make_sweep(stocked)
     run_all(stocked, [0.70, 0.81, 0.78])

@@ -193,6 +193,14 @@ def test_facts_are_the_same_however_the_limit_came_about(folder: Path, tmp_path:
     assert (facts.cut("truncated").count > 0, facts.cut("dropped").count > 0) == (True, True)
 
 
+def test_a_row_with_a_bad_pair_counts_once_and_keeps_its_others(folder: Path, tmp_path: Path) -> None:
+    row = {"prompt": "q", "responses": ["a", "b", "a ", "a  "], "scores": [4, 1, 3, 2]}
+    file = write_rows(tmp_path / "f.jsonl", [row, {"prompt": "q", "chosen": "yes", "rejected": "no"}])
+    table, facts = loaded(file, folder, tmp_path / "t", options=ReadOptions("dpo", scored="all"))
+    assert (len(table), facts.rows, facts.problems.count) == (4, 2, 1)
+    assert [item.line for item in table] == [1, 1, 1, 2]
+
+
 def test_several_processes_make_the_same_table(folder: Path, tmp_path: Path) -> None:
     rows = long_rows(400)
     for number, row in enumerate(rows):

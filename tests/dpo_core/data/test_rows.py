@@ -196,6 +196,15 @@ def test_answers_with_equal_scores_are_not_compared() -> None:
     assert read(row, ReadOptions("dpo", scored="all")) == [TEXTS, Pair(1, "q", "other", "bad")]
 
 
+def test_equal_answers_among_scored_ones_cost_their_own_pair_alone() -> None:
+    row = {"prompt": "q", "responses": ["good", "bad", "good "], "scores": [3, 1, 2]}
+    problem, *pairs = read(row, ReadOptions("dpo", scored="all"))
+    assert pairs == [TEXTS, Pair(1, "q", "good ", "bad")]
+    assert isinstance(problem, RowProblem)
+    assert (problem.code, problem.field) == ("equal_answers", "responses[2]")
+    assert read(row) == [TEXTS]
+
+
 def scored(*scores: object, count: int | None = None) -> dict[str, object]:
     texts = [str(index) for index in range(len(scores) if count is None else count)]
     return {"prompt": "q", "responses": texts, "scores": list(scores)}
