@@ -67,7 +67,7 @@ test: setup ## Every test but the long ones, a file at a time on each core
 check: lint types imports test ## What CI runs
 
 .PHONY: check-long
-check-long: setup ## The tests that take longer; run before an issue is called done
+check-long: setup hub-clients ## The tests that take longer; run before an issue is called done
 	@$(BIN)/python -m pytest -q -m long
 
 .PHONY: compose-test
@@ -98,12 +98,29 @@ bench-losses: build/trl/.installed ## Every loss and its gradient beside TRL's, 
 bench-memory: setup ## The memory plan against measured peaks; on a GPU: make bench-memory DEVICE=cuda
 	@$(BIN)/python -m benchmarks.memory --device $(or $(DEVICE),cpu)
 
+.PHONY: bench-transfer
+bench-transfer: setup ## Uploads beside a loop that copies a file, downloads beside nginx; the last line is JSON
+	@$(BIN)/python -m benchmarks.transfer
+
 # TRL is measured against, never depended on: it lives apart, with the same torch.
 build/trl/.installed: benchmarks/requirements-trl.txt
 	@echo 'installing the packages of benchmarks/requirements-trl.txt into build/trl'
 	@rm -rf build/trl && mkdir -p build
 	@python=$$($(FIND_PYTHON)); $$python -m venv build/trl
 	@build/trl/bin/python -m pip --disable-pip-version-check install --quiet --no-compile -r benchmarks/requirements-trl.txt
+	@touch $@
+
+.PHONY: hub-clients
+hub-clients: build/hub/1/.installed build/hub/0/.installed ## Older huggingface_hub clients for tests/contract, each in a venv
+
+# Others' clients are tested against, never depended on.
+build/hub/1/.installed: HUB_CLIENT = huggingface_hub>=1,<2
+build/hub/0/.installed: HUB_CLIENT = huggingface_hub>=0.36,<1
+build/hub/%/.installed: Makefile
+	@echo "installing $(HUB_CLIENT) into $(@D)"
+	@rm -rf $(@D) && mkdir -p build/hub
+	@python=$$($(FIND_PYTHON)); $$python -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile '$(HUB_CLIENT)'
 	@touch $@
 
 .PHONY: lock

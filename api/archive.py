@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from api.files import read_chunks
+from fastapi.concurrency import run_in_threadpool
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from api.sending import send_file
 from control_plane.storage import Storage
 
 END = bytes(2 * tarfile.BLOCKSIZE)
@@ -24,10 +27,17 @@ class Member:
         return -self.size % tarfile.BLOCKSIZE
 
 
-class Archive:
-    """The objects below `prefix` under a folder `name`, in the order of their names. The same bytes every time."""
+class Archive(Response):
+    """The objects below `prefix` under a folder `name`, in the order of their names. The same bytes every time.
+
+    Raises FileNotFoundError where storage has none.
+    """
+
+    media_type = "application/x-tar"
 
     def __init__(self, storage: Storage, prefix: str, name: str, made_at: datetime) -> None:
+        self.status_code = 200
+        self.background = None
         self._storage = storage
         self._members = [
             self._member(key, f"{name}/{key.removeprefix(prefix + '/')}", int(made_at.timestamp()))
@@ -35,18 +45,19 @@ class Archive:
         ]
         if not self._members:
             raise FileNotFoundError(f"storage has nothing below {prefix}")
+        length = sum(len(member.header) + member.size + member.padding for member in self._members) + len(END)
+        disposition = f'attachment; filename="{name}.tar"'
+        self.init_headers({"Content-Length": str(length), "Content-Disposition": disposition})
 
-    @property
-    def length(self) -> int:
-        """Bytes of the whole stream."""
-        return sum(len(member.header) + member.size + member.padding for member in self._members) + len(END)
-
-    def chunks(self) -> Iterator[bytes]:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         for member in self._members:
-            yield member.header
-            yield from read_chunks(self._storage.open(member.key))
-            yield bytes(member.padding)
-        yield END
+            await send({"type": "http.response.body", "body": member.header, "more_body": True})
+            with await run_in_threadpool(self._storage.open, member.key) as file:
+                if member.size:
+                    await send_file(scope, receive, send, file, count=member.size)
+            await send({"type": "http.response.body", "body": bytes(member.padding), "more_body": True})
+        await send({"type": "http.response.body", "body": END, "more_body": False})
 
     def _member(self, key: str, path: str, made_at: int) -> Member:
         entry = tarfile.TarInfo(path)

@@ -30,7 +30,9 @@ class Edge:
             return
         exchange = _Exchange(scope, receive, send)
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:  # PostgreSQL's text can't hold it
-            refusal = envelope(400, "The URL contains a NUL character; remove it.", code="invalid_request")
+            nothing = scope["path"].startswith("/hf/")  # among the Hub's files, such a name is one that isn't there
+            status = 404 if nothing else 400
+            refusal = envelope(status, "The URL contains a NUL character; remove it.", code="invalid_request")
             await refusal(scope, exchange.receive, exchange.send)
             return
         try:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response
 from pydantic import BaseModel
 
 from api.auth import Caller, CallerOf, FilesWriter
 from api.forms import FIELD_BYTES, FormShape, Received, receive_form, too_large
 from api.lists import After, Item, ListOf, list_of
+from api.sending import STORED_FILE, StoredFile
 from api.services import Services, ServicesOf
 from control_plane import checks, files, removals
 from control_plane.errors import InvalidRequest
@@ -23,8 +23,6 @@ from control_plane.questions import about_file
 from control_plane.storage import file_key
 from control_plane.tables import File
 from control_plane.validation import validated
-
-CHUNK_BYTES = 1024**2
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
@@ -122,16 +120,13 @@ def retrieve_file(file_id: str, services: ServicesOf, caller: CallerOf) -> FileO
         return file_object(files.get(session, caller.project_id, file_id))
 
 
-@router.get("/{file_id}/content", summary="Read a file's bytes", response_class=StreamingResponse)
-def read_content(file_id: str, services: ServicesOf, caller: CallerOf) -> StreamingResponse:
+@router.get("/{file_id}/content", summary="Read a file's bytes", response_class=Response, responses=STORED_FILE)
+def read_content(file_id: str, services: ServicesOf, caller: CallerOf) -> Response:
+    """In part with `Range`, and not again with `If-None-Match`. The ETag is the SHA-256 of the bytes."""
     with services.database.transaction() as session:
         file = files.get(session, caller.project_id, file_id)
-    headers = {
-        "Content-Length": str(file.bytes),
-        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",
-    }
-    content = read_chunks(services.storage.open(file.storage_key))
-    return StreamingResponse(content, media_type="application/octet-stream", headers=headers)
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}"}
+    return StoredFile(services.storage.open(file.storage_key), size=file.bytes, etag=file.sha256, headers=headers)
 
 
 @router.delete("/{file_id}", summary="Delete a file that no unfinished job uses")
@@ -140,13 +135,6 @@ def delete_file(file_id: str, services: ServicesOf, caller: FilesWriter) -> File
         files.delete(session, caller.project_id, file_id)
     removals.carry_out(services.database, services.storage)
     return FileDeleted(id=file_id)
-
-
-def read_chunks(stream: BinaryIO) -> Iterator[bytes]:
-    """The stream's bytes in pieces; closes it."""
-    with stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            yield chunk
 
 
 def _record(services: Services, caller: Caller, file_id: str, form: Received) -> FileObject:

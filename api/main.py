@@ -8,7 +8,20 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from api import audit, auth, checkpoint_permissions, errors, file_reports, files, health, jobs, models, sweeps, uploads
+from api import (
+    audit,
+    auth,
+    checkpoint_permissions,
+    errors,
+    file_reports,
+    files,
+    health,
+    hub,
+    jobs,
+    models,
+    sweeps,
+    uploads,
+)
 from api.edge import Edge
 from api.event_stream import Feed
 from api.services import Services
@@ -59,7 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = services
     errors.install(app)
     app.add_middleware(Edge)
-    for part in (files, uploads, file_reports, jobs, checkpoint_permissions, sweeps, models, audit, health):
+    for part in (files, uploads, file_reports, jobs, checkpoint_permissions, sweeps, models, audit, health, hub):
         app.include_router(part.router)
     auth.require_scopes(app)
     for part in (sweeps, uploads):

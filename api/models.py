@@ -8,15 +8,17 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response
 from pydantic import BaseModel
 
 from api.archive import Archive
 from api.auth import JobsWriter, ModelsReader
 from api.lists import Item, ListOf, list_of
+from api.sending import STORED_FILE, StoredFile
 from api.services import ServicesOf
 from control_plane import models, projects, removals
 from control_plane.errors import InvalidRequest
+from control_plane.model_files import file_of, files_of, open_file
 from control_plane.tables import Model
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -41,6 +43,20 @@ class ModelObject(Item):
     details: ModelDetails
 
 
+class FileFacts(BaseModel):
+    path: str
+    bytes: int
+    sha256: str
+
+
+class ModelFiles(BaseModel):
+    object: Literal["list"] = "list"
+    commit: str
+    """40 hexadecimal digits that stand for all of them; the Hub's clients take it as a revision."""
+    data: list[FileFacts]
+    has_more: bool = False
+
+
 class ModelDeleted(BaseModel):
     id: str
     object: Literal["model"] = "model"
@@ -57,10 +73,11 @@ def list_models(services: ServicesOf, caller: ModelsReader) -> ListOf[ModelObjec
 @router.get(
     "/{project}/{name}/archive",
     summary="Download a checkpoint as a tar stream",
-    response_class=StreamingResponse,
+    response_class=Response,
     responses={200: {"content": {"application/x-tar": {}}}},
 )
-def download_archive(project: str, name: str, services: ServicesOf, caller: ModelsReader) -> StreamingResponse:
+def download_archive(project: str, name: str, services: ServicesOf, caller: ModelsReader) -> Response:
+    """The folder of the model, with the SHA-256 of every file in SHA256SUMS."""
     with services.database.transaction() as session:
         model = models.get(session, caller.project_id, f"{project}/{name}")
     if model.storage_prefix is None:
@@ -68,12 +85,31 @@ def download_archive(project: str, name: str, services: ServicesOf, caller: Mode
             f"{model.id} is a base model, which stays where the operator keeps it; only checkpoints have an archive.",
             param="model",
         )
-    archive = Archive(services.storage, f"{model.storage_prefix}/model", name, model.created_at)
-    headers = {
-        "Content-Length": str(archive.length),
-        "Content-Disposition": f'attachment; filename="{name}.tar"',
-    }
-    return StreamingResponse(archive.chunks(), media_type="application/x-tar", headers=headers)
+    return Archive(services.storage, f"{model.storage_prefix}/model", name, model.created_at)
+
+
+@router.get("/{project}/{name}/files", summary="List a model's files")
+def list_model_files(project: str, name: str, services: ServicesOf, caller: ModelsReader) -> ModelFiles:
+    with services.database.transaction() as session:
+        model = models.get(session, caller.project_id, f"{project}/{name}")
+    return ModelFiles(
+        commit=model.commit or "",
+        data=[FileFacts(path=file.path, bytes=file.size, sha256=file.sha256) for file in files_of(model)],
+    )
+
+
+@router.get(
+    "/{project}/{name}/files/{path:path}",
+    summary="Download one of a model's files",
+    response_class=Response,
+    responses=STORED_FILE,
+)
+def download_file(project: str, name: str, path: str, services: ServicesOf, caller: ModelsReader) -> Response:
+    """The bytes; in part with `Range`, and not again with `If-None-Match`. The ETag is their SHA-256."""
+    with services.database.transaction() as session:
+        model = models.get(session, caller.project_id, f"{project}/{name}")
+    file = file_of(model, path)
+    return StoredFile(open_file(services.storage, model, file), size=file.size, etag=file.sha256)
 
 
 @router.get("/{model_id:path}", summary="Read a model's facts")

@@ -129,6 +129,7 @@ def api(
     import uvicorn
 
     from api.main import create_app
+    from api.zero_copy import ZeroCopyProtocol
 
     with clear_settings():
         settings = Settings()
@@ -138,6 +139,8 @@ def api(
         host=settings.host,
         port=settings.port,
         access_log=False,
+        http=ZeroCopyProtocol,
+        loop="asyncio",  # the protocol's sendfile is asyncio's
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
     server = uvicorn.Server(config)

@@ -15,7 +15,7 @@ from control_plane import audit
 from control_plane.database import dpo_now
 from control_plane.errors import InvalidRequest, NotFound, Unauthenticated
 from control_plane.ids import new_id
-from control_plane.tables import ApiKey
+from control_plane.tables import ApiKey, Project
 from control_plane.validation import nearest
 
 PREFIX = "sk-dpo-"
@@ -91,6 +91,13 @@ def authenticate(session: Session, secret: str) -> ApiKey:
     if not_noted:
         session.execute(update(ApiKey).where(ApiKey.id == key.id, rarely).values(last_used_at=dpo_now()))
     return key
+
+
+def owner(session: Session, key_id: str) -> tuple[ApiKey, Project]:
+    """A known key and its project."""
+    found = select(ApiKey, Project).join(Project, Project.id == ApiKey.project_id).where(ApiKey.id == key_id)
+    key, project = session.execute(found).one()
+    return key, project
 
 
 def list_keys(session: Session, project_id: str) -> Sequence[tuple[ApiKey, bool]]:

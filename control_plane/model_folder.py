@@ -7,6 +7,7 @@ Python is never run, and a `.bin` (a pickle: a program) is never opened.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
@@ -22,6 +23,8 @@ from dpo_core.errors import RunError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+CARD_CHARACTERS = 64 * 1024
+"""As much of a model card is read for its front matter."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class ModelFacts:
     context_length: int | None
     vocabulary: int
     chat_template: bool
+    license: str | None
+    """What the folder's model card names; its checkpoints name the same."""
 
 
 def inspect_folder(folder: Path) -> ModelFacts:
@@ -56,6 +61,7 @@ def inspect_folder(folder: Path) -> ModelFacts:
         context_length=text_config.get("max_position_embeddings"),
         vocabulary=_tokenizer(folder).get_vocab_size(with_added_tokens=True),
         chat_template=_has_chat_template(folder),
+        license=_license(folder),
     )
 
 
@@ -167,3 +173,17 @@ def _has_chat_template(folder: Path) -> bool:
             code="remote_code_refused",
         )
     return chat_template(folder) is not None
+
+
+def _license(folder: Path) -> str | None:
+    """`license` in the front matter of the folder's README.md, which is the Hub's model card."""
+    try:
+        with open(folder / "README.md", encoding="utf-8", errors="replace") as card:
+            text = card.read(CARD_CHARACTERS)
+    except OSError:
+        return None
+    front = re.match(r"---\r?\n(.*?)\n---", text, re.DOTALL)
+    if front is None:
+        return None
+    found = re.search(r"^license:[ \t]*[\"']?([A-Za-z0-9.+-]{1,64})[\"']?[ \t]*\r?$", front[1], re.MULTILINE)
+    return found[1] if found else None

@@ -14,6 +14,7 @@ from control_plane import audit, checks, projects, removals
 from control_plane.database import dpo_now
 from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.job_states import FINAL
+from control_plane.model_files import list_folder, set_files
 from control_plane.model_folder import inspect_folder
 from control_plane.tables import Checkpoint, Job, Model
 from control_plane.validation import nearest
@@ -29,6 +30,7 @@ def register_base(session: Session, path: Path, name: str | None = None) -> Mode
     name = path.name if name is None else name
     projects.require_hub_name(name, "model name", "name")
     facts = asdict(inspect_folder(path))
+    listed = list_folder(path)  # reads every byte, which may take minutes: before a transaction is begun
     model_id = f"{projects.BASE}/{name}"
     session.execute(
         insert(Model)
@@ -44,6 +46,7 @@ def register_base(session: Session, path: Path, name: str | None = None) -> Mode
         )
     model.path, model.facts, model.deleted_at = str(path), facts, None
     audit.record(session, None, "model.registered", model_id)
+    set_files(model, listed)
     checks.forget(session, model_id)  # what they depend on may have changed without a change of the facts
     session.flush()
     return model
@@ -51,13 +54,13 @@ def register_base(session: Session, path: Path, name: str | None = None) -> Mode
 
 def get(session: Session, project_id: str, model_id: str) -> Model:
     """A base model or one of the project's own. An id without a project is a base model's. Raises NotFound."""
-    among = _visible(project_id)
+    among = visible(project_id)
     return _one(session, among, among.where(Model.id == _full_id(model_id)), model_id)
 
 
 def hold(session: Session, project_id: str, model_id: str) -> Model:
     """As `get`; nobody can delete the model before this transaction ends."""
-    among = _visible(project_id)
+    among = visible(project_id)
     query = among.where(Model.id == _full_id(model_id)).with_for_update(read=True, key_share=True)
     return _one(session, among, query, model_id)
 
@@ -69,7 +72,7 @@ def with_base(session: Session, model: Model) -> list[Model]:
 
 def list_models(session: Session, project_id: str) -> Sequence[Model]:
     """Base models and the project's own, newest first."""
-    return session.scalars(_visible(project_id).order_by(Model.created_at.desc(), Model.id)).all()
+    return session.scalars(visible(project_id).order_by(Model.created_at.desc(), Model.id)).all()
 
 
 def delete(session: Session, project_id: str, model_id: str) -> None:
@@ -78,7 +81,7 @@ def delete(session: Session, project_id: str, model_id: str) -> None:
     Raises NotFound, Conflict while something needs it, and InvalidRequest for a base model, which
     belongs to the operator.
     """
-    among = _visible(project_id)
+    among = visible(project_id)
     model = _one(session, among, among.where(Model.id == model_id).with_for_update(of=Model), model_id)
     if model.kind == "base":
         raise InvalidRequest(
@@ -124,7 +127,7 @@ def give_name(session: Session, name: str, job: Job, sources: Sequence[str]) -> 
         return model, False
     _refuse_if_needed(session, model)
     former = model.storage_prefix
-    for fact in ("form", "base_id", "storage_prefix", "bytes", "job_id", "step", "facts"):
+    for fact in ("form", "base_id", "storage_prefix", "bytes", "job_id", "step", "facts", "files", "commit"):
         setattr(model, fact, getattr(source, fact))
     model.deleted_at = None
     checks.forget(session, name)
@@ -180,7 +183,8 @@ def _full_id(model_id: str) -> str:
     return model_id if "/" in model_id else f"{projects.BASE}/{model_id}"
 
 
-def _visible(project_id: str) -> Select[Model]:
+def visible(project_id: str) -> Select[Model]:
+    """Base models and the project's own, but for those that are deleted."""
     own_or_base = or_(Model.project_id == project_id, Model.project_id.is_(None))
     return select(Model).where(own_or_base, Model.deleted_at.is_(None))
 

@@ -20,6 +20,7 @@ from control_plane.errors import Conflict
 from control_plane.ids import new_id
 from control_plane.job_states import State, move
 from control_plane.leases import Claim
+from control_plane.model_files import list_checkpoint, set_files
 from control_plane.result_names import best_name
 from control_plane.storable import storable
 from control_plane.tables import Attempt, Checkpoint, File, Job, Json, Metric, Model
@@ -127,10 +128,9 @@ def _name_best(session: Session, job: Job, manifest: Manifest) -> None:
     if manifest.best is None:
         return
     step = manifest.best.step
-    prefix = session.scalars(
-        select(Checkpoint.storage_prefix).where(Checkpoint.job_id == job.id, Checkpoint.step == step)
-    ).one()
-    _put_model(session, job, best_name(job.result_name), manifest, step=step, storage_prefix=prefix)
+    best = session.scalars(select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.step == step)).one()
+    its_own = Manifest.model_validate(best.manifest)
+    _put_model(session, job, best_name(job.result_name), its_own, step=step, storage_prefix=best.storage_prefix)
     job.best = manifest.best.model_dump()
 
 
@@ -218,6 +218,7 @@ def _put_model(
     model.storage_prefix = storage_prefix
     model.bytes = sum(file.bytes for file in manifest.files if file.path.startswith("model/"))
     model.step = step
+    set_files(model, list_checkpoint(manifest))
     return model
 
 

@@ -149,7 +149,7 @@ class Model(Created, Base):
     """A base model that the operator registered, or a job's checkpoint. `id` is `{project}/{name}`."""
 
     __tablename__ = "models"
-    __table_args__ = (Index(None, "project_id", "created_at"),)
+    __table_args__ = (Index(None, "project_id", "created_at"), Index(None, "job_id"))
 
     id: Mapped[str] = mapped_column(primary_key=True)
     project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))
@@ -170,6 +170,10 @@ class Model(Created, Base):
     step: Mapped[int | None]
     facts: Mapped[Json] = mapped_column(server_default="{}")
     """What was read off the folder: architecture, parameters, context length, chat template."""
+    files: Mapped[list[Json] | None]
+    """path, size and sha256 of each file that is served: see model_files.py."""
+    commit: Mapped[str | None]
+    """40 hexadecimal digits that stand for the content of all of them."""
     deleted_at: Mapped[datetime | None]
     """The row stays, because finished jobs name it; nothing shows it any more."""
 

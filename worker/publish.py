@@ -11,13 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from control_plane import removals, results
+from control_plane import model_card, removals, results
 from control_plane.database import Database
 from control_plane.errors import StaleFence
 from control_plane.leases import Claim
+from control_plane.model_files import CARD
 from control_plane.storage import Storage, checkpoint_prefix, state_prefix
 from dpo_core.disk import STATES_KEPT
-from dpo_core.run_directory import CHECKSUMS, Manifest, RunDirectory, write_whole
+from dpo_core.run_directory import CHECKSUMS, Manifest, ManifestFile, RunDirectory, sha256_of, write_whole
 from worker.reference_shards import ReferenceShards
 from worker.relay import Relay
 from worker.result_file import ResultFile
@@ -112,6 +113,7 @@ class Publisher:
         job_id, fence = self._claim.job_id, self._claim.fence
         public = checkpoint_prefix(job_id, fence, manifest.step)
         private = state_prefix(job_id, fence, manifest.step)
+        manifest = self._with_card(folder, manifest)
         for file in manifest.files:
             prefix = public if file.path.startswith("model/") else private
             self._storage.put_file(f"{prefix}/{file.path}", folder / file.path)
@@ -127,6 +129,16 @@ class Publisher:
         self._published.add(manifest.step)
         self._forget_old_states()
         self._remove_old_copies(manifest.step)
+
+    def _with_card(self, folder: Path, manifest: Manifest) -> Manifest:
+        """The checkpoint with its README.md, which says what the trainer doesn't know: ids, files, reasons."""
+        with self._database.transaction() as session:
+            text = model_card.for_checkpoint(session, self._claim, manifest)
+        path = f"model/{CARD}"
+        write_whole(folder / path, text)
+        written = (folder / path).stat().st_size
+        card = ManifestFile(path=path, bytes=written, sha256=sha256_of(folder / path))
+        return manifest.model_copy(update={"files": [*(it for it in manifest.files if it.path != path), card]})
 
     def _forget_old_states(self) -> None:
         """First the rows say that the states are gone, then they go: nobody resumes from half a state."""

@@ -17,6 +17,7 @@ from openai import OpenAI
 from pydantic import SecretStr
 
 from api.main import create_app
+from api.zero_copy import ZeroCopyProtocol
 from control_plane import keys, projects
 from control_plane.database import Database
 from control_plane.settings import Settings
@@ -37,9 +38,16 @@ def serving() -> Iterator[Callable[[Settings], Api]]:
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def start(settings: Settings) -> Api:
-        server = uvicorn.Server(
-            uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=5)
+        config = uvicorn.Config(
+            create_app(settings),
+            host="127.0.0.1",
+            port=0,
+            http=ZeroCopyProtocol,
+            loop="asyncio",
+            log_config=None,
+            timeout_graceful_shutdown=5,
         )
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)
         thread.start()
         running.append((server, thread))

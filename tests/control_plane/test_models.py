@@ -35,6 +35,7 @@ def test_facts(tmp_path: Path, shards: bool) -> None:
         context_length=512,
         vocabulary=259,
         chat_template=True,
+        license=None,
     )
 
 
