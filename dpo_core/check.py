@@ -10,10 +10,12 @@ import sys
 from dpo_core import program
 from dpo_core.data.file_check import check_file, method_of
 from dpo_core.data.options import ReadOptions
+from dpo_core.data.parallel import MEMORY_BYTES
 from dpo_core.data.preview import preview
 from dpo_core.data.render import Renderer
 from dpo_core.data.token_report import check_tokens
 from dpo_core.prepare import estimate
+from dpo_core.process import limit_memory
 from dpo_core.questions import CheckSpec, FileQuestion, PreviewQuestion, Question, TokenQuestion
 from dpo_core.run_directory import RunDirectory, Status, write_whole
 from dpo_core.spec import StrictModel, TrainingSpec
@@ -54,4 +56,5 @@ def check(directory: RunDirectory) -> Status:
 
 
 if __name__ == "__main__":
+    limit_memory(MEMORY_BYTES)
     sys.exit(program.main("check", check, sys.argv[1:]))

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dpo_core import program
+from dpo_core.data.parallel import MEMORY_BYTES
 from dpo_core.data.run_data import Part, Source, divide, open_or_load
 from dpo_core.data.token_table import Selection, TokenTable
 from dpo_core.device_memory import host_memory, memory_of_a_rank
@@ -23,6 +24,7 @@ from dpo_core.plan import Facts, Resolution, choose_max_length, resolve, total_s
 from dpo_core.prepare_events import announce
 from dpo_core.prepare_report import Lengths, Prepared, Report
 from dpo_core.prepare_tables import report_of
+from dpo_core.process import limit_memory
 from dpo_core.reference_group import reference_group
 from dpo_core.run_directory import RunDirectory, Status, write_whole
 from dpo_core.spec import RunSpec
@@ -132,4 +134,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    limit_memory(MEMORY_BYTES)
     sys.exit(main(sys.argv[1:]))

@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 from dpo_core.data.formats import RawRow
 from dpo_core.data.records import FileProblem, RowProblem
 from dpo_core.errors import reader_killed
-from dpo_core.process import die_with
+from dpo_core.process import die_with, limit_memory
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -31,6 +31,10 @@ ROW_BYTES = 256
 """What a row takes besides its text, roughly: a chunk of rows that say next to nothing has an end, too."""
 
 CELL_BYTES = 64
+
+MEMORY_BYTES = 4 * 2**30
+"""What a process may take beside what it has at its start: a row of 8 MiB takes less. A chat template, a stranger's,
+could ask for more at once."""
 
 CHUNKS_ALONE = 3
 """So many are worked through here: to start the other processes would take longer."""
@@ -123,6 +127,7 @@ def _begin(parent: int, worker: Callable[[Any], Any]) -> None:
     """In every process of the pool, before its first chunk."""
     global _worker  # noqa: PLW0603
     die_with(parent)
+    limit_memory(MEMORY_BYTES)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to handle
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores among themselves
     _worker = worker

@@ -1,7 +1,8 @@
 """Jinja's sandbox with bounds on what a chat template may take: a stranger wrote it, and everyone's worker runs it.
 
 What is counted are steps and characters, not seconds: a row is refused on every machine or on none. What a filter or a
-method of a text makes (`replace`, `center`) counts once it is written, not before.
+method of a text makes (`replace`, `center`) counts as soon as it is made; until then, the bound on the process's memory
+holds (parallel.py).
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.globals.pop("lipsum")
         self.filters["_counted"] = self._counted
         self.filters["_joined"] = self._joined
+        self.filters["_made"] = self._made
 
     def bounded(self, source: str) -> Template:
         """A template for `render`. Raises TemplateSyntaxError."""
@@ -121,10 +123,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if type(obj) is BuiltinMethodType and type(obj.__self__) is str:  # of a text: safe, and asks for no context
             kwargs.pop("_block_vars", None)
             kwargs.pop("_loop_vars", None)
-            return obj(*args, **kwargs)
+            return self._made(obj(*args, **kwargs))
         if isinstance(obj, LoopContext):  # a recursive loop goes on with other items
             args = tuple(map(self._counted, args))
-        return super().call(context, obj, *args, **kwargs)
+        return self._made(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "+" and type(left) is str and type(right) is str:
@@ -135,6 +137,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         elif operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
             _refuse_bits(left, right, operator)
         return super().call_binop(context, operator, left, right)
+
+    def _made(self, value: Any) -> Any:
+        """What a filter or a call made, if it is not too large."""
+        if isinstance(value, str | list | tuple) and len(value) > self._characters:
+            self._refuse_size(len(value))
+        return value
 
     def _step(self, steps: int = 1) -> None:
         self._steps -= steps
@@ -157,7 +165,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Bounds(NodeTransformer):
-    """Has a template count the rounds of its loops, and what `~` makes."""
+    """Has a template count the rounds of its loops, and what `~` and filters make."""
+
+    def visit_Filter(self, node: nodes.Filter) -> nodes.Node:  # noqa: N802 (jinja2's name)
+        self.generic_visit(node)
+        return nodes.Filter(node, "_made", [], [], None, None, lineno=node.lineno)
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 (jinja2's name)
         self.generic_visit(node)

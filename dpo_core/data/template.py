@@ -82,6 +82,8 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **{**self._variables, **own},
             )
+        except MemoryError as error:
+            raise TemplateRefusal("the chat template takes more memory than there is for it") from error
         except Exception as error:  # a template may fail in any way Python can
             raise TemplateRefusal(f"the chat template fails on it: {error}") from error
 

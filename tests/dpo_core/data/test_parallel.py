@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from dpo_core.data.formats import RawRow
-from dpo_core.data.parallel import CHUNK_BYTES, CHUNKS_ALONE, ROW_BYTES, chunks, map_in_order
+from dpo_core.data.parallel import CHUNK_BYTES, CHUNKS_ALONE, MEMORY_BYTES, ROW_BYTES, chunks, map_in_order
 from dpo_core.data.records import FileProblem, RowProblem
 from dpo_core.errors import RunError, user_error
 from tests.dpo_core.runs import all_gone
@@ -85,6 +85,15 @@ def test_a_process_that_is_killed_is_named() -> None:
     with pytest.raises(RunError, match="was killed") as caught:
         list(map_in_order(killer, range(50), processes=2))
     assert (caught.value.failure.kind, caught.value.failure.code) == ("resource", "reader_killed")
+
+
+def taker() -> Callable[[int], int]:
+    return lambda number: len(bytearray(number))
+
+
+def test_a_process_that_takes_too_much_memory_is_refused_it_and_lives_on() -> None:
+    with pytest.raises(MemoryError):
+        list(map_in_order(taker, [1, 1, 1, 1, 2 * MEMORY_BYTES], processes=2))
 
 
 def test_who_stops_early_leaves_no_process_behind() -> None:

@@ -170,6 +170,11 @@ def test_what_the_sandbox_refused_once_it_refuses_again(folder: Path) -> None:
         ("{{ 'a' * 10**7 }}", "characters"),
         ("{% set a = [0] * 10**9 %}", "characters"),
         ("{{ 2**100000 }}", "bits"),
+        ("{% set a = ('a' * 999) | replace('a', 'a' * 999) %}", "characters"),
+        ("{% set a = ('a' * 999).replace('a', 'a' * 999) %}", "characters"),
+        ("{% set a = 'a' | center(10**7) | length %}", "characters"),
+        ("{% set a = '{:9999999}'.format(1) | length %}", "characters"),
+        ("{% filter replace('a', 'a' * 999) %}{{ 'a' * 999 }}{% endfilter %}", "characters"),
         ("{% for i in range(999) %}{{ 'a' * 1000 }}{% endfor %}", "characters"),
         ("{% set x %}{% for i in range(999) %}{{ 'a' * 1000 }}{% endfor %}{% endset %}", "characters"),
         ("{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}", "characters"),
@@ -188,10 +193,11 @@ def test_bounds_change_nothing_that_a_template_writes(folder: Path) -> None:
     template = (
         "{% for message in messages if message.role %}{{ loop.index ~ '/' ~ loop.length }}{{ ', ' if not loop.last }}"
         "{% else %}none{% endfor %}{% for i in [1, 2] %}{{ i * 2 + 1 }}{{ '-' * i }}{% endfor %}"
-        "{{ '%s' % 7 }}{{ 2**3 }}"
+        "{{ '%s' % 7 }}{{ 2**3 }}{{ ' B ' | trim | lower }}"
+        "{% filter upper %}c{% endfilter %}{{ [2, 1] | sort | first }}"
     )
     renderer = Renderer(folder, template)
-    assert text(renderer, renderer.prompt((Message("user", "a"), Message("user", "b")))) == "1/2, 2/23-5--78"
+    assert text(renderer, renderer.prompt((Message("user", "a"), Message("user", "b")))) == "1/2, 2/23-5--78bC1"
 
 
 def test_a_template_with_a_syntax_error(folder: Path) -> None:
