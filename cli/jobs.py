@@ -27,7 +27,7 @@ def given(value: str) -> str:
 
 def submit(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="JSONL: prompt, chosen, rejected; or OpenAI's preference format.")
+        Path, typer.Argument(metavar="FILE", help="Pairs in any usual form: JSONL, a JSON array, CSV or Parquet.")
     ],
     *,
     model: Annotated[str, typer.Option(callback=given, help="Where to start: an id that `dpo models list` shows.")],

@@ -1,7 +1,8 @@
 """Questions about data that workers answer without a GPU: what a file holds, what a model would see of it.
 
 A question that was asked before is not answered again: its digest covers everything that the answer depends on.
-The answer goes with any of the files and models that it is about. docs/job_states.md draws the states.
+The answer goes with any of the files and models that it is about, and with the questions that come after it (`KEPT`).
+docs/job_states.md draws the states.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sqlalchemy.orm import Session
 from control_plane import fences
 from control_plane.database import dpo_now
 from control_plane.ids import new_id
-from control_plane.questions import Question
+from control_plane.questions import Kind, Question
 from control_plane.storable import storable
 from control_plane.tables import Check, File, Json, Model
 from dpo_core.run_directory import Failure
@@ -35,6 +36,9 @@ ANSWERED = frozenset({State.done, State.failed})
 REST = timedelta(minutes=5)
 """How long a failure that may pass stands, before who asks begins the question anew: who polls would begin it for ever,
 and never see that it failed."""
+
+KEPT: dict[Kind, int] = {"file": 1, "model_file": 16, "preview": 32, "estimate": 32}
+"""How many answers of a kind are kept about one file; with a new question the oldest go, and can be asked for again."""
 
 WORKERS_OWN = ("disk_full", "reader_killed", "out_of_memory")
 """Codes of the kind `resource` that tell of the worker at that time; others of that kind answer the question."""
@@ -76,7 +80,8 @@ def ask(session: Session, project_id: str, question: Question) -> Check:
         "state": State.waiting.value,
     }
     made = insert(Check).values(row).on_conflict_do_nothing(index_elements=["project_id", "digest"])
-    session.execute(made)
+    if session.scalar(made.returning(Check.id)) is not None:
+        _forget_oldest(session, project_id, question)
     mine = (Check.project_id == project_id) & (Check.digest == question.digest)
     may_have_passed = or_(Check.error["kind"].astext == "infrastructure", Check.error["code"].astext.in_(WORKERS_OWN))
     again = mine & (Check.state == State.failed) & may_have_passed & (Check.finished_at < dpo_now() - REST)
@@ -104,6 +109,23 @@ def read(session: Session, check_id: str) -> Check | None:
 def forget(session: Session, about: str) -> None:
     """Removes what is known about a file or model that goes. A worker that is at it finds its fence stale."""
     session.execute(delete(Check).where(Check.about.contains([about])))
+
+
+def _forget_oldest(session: Session, project_id: str, question: Question) -> None:
+    """Makes room for the answer of a new question about its (first) file. Who asks at the same time does the rest."""
+    older = (
+        select(Check.id)
+        .where(
+            Check.project_id == project_id,
+            Check.kind == question.kind,
+            Check.about.contains([question.files[0].id]),
+            Check.state.in_(ANSWERED),
+        )
+        .order_by(Check.created_at.desc(), Check.id)
+        .offset(KEPT[question.kind] - 1)
+        .with_for_update(skip_locked=True)
+    )
+    session.execute(delete(Check).where(Check.id.in_(older)))
 
 
 # -- the workers' side -------------------------------------------------------------------------------

@@ -102,10 +102,14 @@ def rows_in_words(count: int) -> str:
     return "1 row" if count == 1 else f"{count:,} rows"
 
 
+SPANS_SHOWN = 12
+
+
 def lines_in_words(lines: Sequence[int], count: int) -> str:
-    """Such as `lines 3, 5-9 and 120 more`; `count` is how many rows there are in all."""
-    spans = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in _spans(lines))
-    more = count - len(lines)
+    """Such as `lines 3, 5-9 and 120 more`, of which SPANS_SHOWN are written out; `count`: the rows there are in all."""
+    shown = _spans(lines)[:SPANS_SHOWN]
+    spans = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in shown)
+    more = count - sum(line <= shown[-1][1] for line in lines)
     words = "line" if len(set(lines)) == 1 else "lines"
     return f"{words} {spans}" + (f" and {more:,} more" if more else "")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from threading import Barrier, Thread
 
 import pytest
+from sqlalchemy import select
 
 from control_plane import checks, files, models
 from control_plane.checks import Claim
@@ -220,3 +221,32 @@ def test_what_is_known_goes_with_the_file_and_with_the_model(stocked: Database) 
         assert checks.read(session, plain) is None
     with pytest.raises(StaleFence):
         finish(stocked, taken, {"rows": 1})
+
+
+def test_of_the_answers_about_a_file_the_newest_are_kept(stocked: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each kind by itself; what waits for its answer stays."""
+    monkeypatch.setitem(checks.KEPT, "preview", 3)
+
+    def ask_for(lines: int) -> str:
+        with stocked.transaction() as session:
+            set_clock_ahead(session, lines)
+            (file,) = about_file(files.hold(session, PROJECT, FILE)).files
+            return checks.ask(session, PROJECT, Question("preview", {"lines": [lines]}, (file,))).id
+
+    about = ask(stocked)
+    finish(stocked, must_claim(stocked), {})
+    asked = []
+    for lines in range(1, 6):
+        asked.append(ask_for(lines))
+        finish(stocked, must_claim(stocked), {})
+    waiting = [ask_for(lines) for lines in range(6, 8)]
+    with stocked.transaction() as session:
+        there = set(session.scalars(select(Check.id)))
+    assert there == {about, *asked[-2:], *waiting}
+    assert ask_for(1) not in asked, "it is asked anew"
+
+
+def must_claim(database: Database) -> Claim:
+    found = claim(database)
+    assert found is not None
+    return found

@@ -181,7 +181,7 @@ def test_skipped_rows_are_in_the_report_and_an_event(tiny_model: Path, tmp_path:
     ]
     _, skipped, skipped_in_validation, _leak = events(directory)
     assert (skipped["code"], skipped["level"]) == ("bad_rows_skipped", "warn")
-    assert "197, 199 and 50 more). Line 1: The answer in `rejected` is empty." in str(skipped["message"])
+    assert "21, 23 and 138 more). Line 1: The answer in `rejected` is empty." in str(skipped["message"])
     assert skipped_in_validation["data"] == {
         "file": "validation",
         "name": None,

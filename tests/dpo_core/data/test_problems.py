@@ -54,3 +54,8 @@ def test_every_code_is_documented() -> None:
     documented = re.findall(r"^\| `([a-z0-9_]+)` \| ([^|]+) \|$", page, re.MULTILINE)
     assert {code for code, _ in documented} >= {*get_args(ProblemCode), *get_args(FileProblemCode)}
     assert set(TITLES.items()) <= set(documented)
+
+
+def test_many_lines_are_counted_instead_of_written_out() -> None:
+    assert lines_in_words(range(1, 200, 2), 300) == "lines 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23 and 288 more"
+    assert lines_in_words(range(1, 101), 300) == "lines 1-100 and 200 more"
