@@ -160,9 +160,20 @@ def outcome(client: OpenAI, job: FineTuningJob) -> list[str]:
     if held_out:
         lines.append(f"  held out  {_numbers(held_out[-1]['values'], before=held_out[0]['values'])}")
     best = (job.model_extra or {})["run"]["best"]
-    if best is not None and best["step"] != step:
-        lines.append(f"  best      {best['model']}: {best['metric']} {best['value']:z.4f} at step {best['step']}")
-    return [*lines, "", f"next: {command('download', model, model.partition('/')[2])}"]
+    better = best if best is not None and best["step"] != step else None
+    if better is not None:
+        lines.append(
+            f"  best      {better['model']}: {better['metric']} {better['value']:z.4f} at step {better['step']}"
+        )
+    return [*lines, "", *next_commands(model, better["model"] if better else None)]
+
+
+def next_commands(model: str, best: str | None) -> list[str]:
+    """How to get what was trained; `best`: the model by validation, where that is an earlier one than `model`."""
+    last = command("download", model, model.partition("/")[2])
+    if best is None:
+        return [f"next: {last}"]
+    return [f"next: {command('download', best, best.partition('/')[2])}", f"or the last step's: {last}"]
 
 
 def _numbers(values: dict[str, float], before: dict[str, float] | None = None) -> str:

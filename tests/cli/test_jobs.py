@@ -24,7 +24,7 @@ from cli.download import how_to_load, verify
 from cli.errors import CommandFailed
 from cli.job_view import describe, duration, job_view
 from cli.submit import Flags, request_body
-from cli.watch import follow
+from cli.watch import follow, next_commands
 from control_plane.database import Database
 from control_plane.errors import InvalidRequest
 from control_plane.settings import Settings
@@ -326,6 +326,14 @@ def test_a_measurement_in_words() -> None:
     assert describe(values, None) == "loss 0.500  margin 0.000"
     assert describe(values, 0).endswith("ETA 0 s")
     assert [duration(seconds) for seconds in (-3, 42.4, 200, 18720)] == ["0 s", "42 s", "3 min 20 s", "5 h 12 min"]
+
+
+def test_the_next_command_names_the_best_model_where_that_is_an_earlier_one() -> None:
+    (only,) = next_commands("default/tiny", None)
+    assert only.startswith("next: ") and only.endswith(" download default/tiny tiny")
+    best, last = next_commands("default/tiny", "default/tiny-best")
+    assert best.startswith("next: ") and best.endswith(" download default/tiny-best tiny-best")
+    assert last.startswith("or the last step's: ") and last.endswith(" download default/tiny tiny")
 
 
 # -- download ----------------------------------------------------------------------------------------
