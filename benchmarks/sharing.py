@@ -99,7 +99,7 @@ def pass_seconds(loaded: Loaded, items: list[TokenPair], way: Way) -> float:
     synchronize(device)
     started = time.perf_counter()
     for share in objective.shares(range(len(items)), loaded.world):
-        loss, _ = objective.micro_batch(loaded.engine.score, share)
+        loss, _ = objective.loss_of(loaded.engine.score, objective.micro_batch(share))
         loaded.engine.backward(loss / len(items), last=False)
     synchronize(device)
     return time.perf_counter() - started

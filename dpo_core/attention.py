@@ -29,10 +29,12 @@ class UnsupportedAttentionError(ValueError):
     """The model asks its attention for something that a packed row does not do."""
 
 
-def register() -> None:
+def register(*, opaque: bool = False) -> None:
+    """`opaque`: torch.compile leaves it as it is, as the layout is no tensor."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, packed_attention)
+    hidden: Any = torch.compiler.disable  # which has no types
+    AttentionInterface.register(NAME, hidden(packed_attention) if opaque else packed_attention)
 
 
 def packed_attention(

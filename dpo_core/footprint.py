@@ -18,8 +18,10 @@ LIVE_PARAMETERS = 1_000_000_000
 """Parameters that ZeRO-3 keeps gathered until they are needed again: DeepSpeed's `stage3_max_live_parameters`."""
 UPDATE_ELEMENTS = 1_000_000_000
 """Parameters that ZeRO-3 updates at once: DeepSpeed's `sub_group_size`."""
-CHUNK_BYTES: dict[str, int] = {"cpu": 2**26, "cuda": 2**29}
-"""Float32 logits of one chunk of the head. Four times as much lives at the peak: logits, log-softmax, two gradients."""
+CHUNK_BYTES: dict[str, int] = {"cpu": 2**26, "cuda": 2**33}
+"""Logits of one chunk of the head, counted in float32. They live beside their gradient until that is used."""
+HEAD_BLOCK = 2**30
+"""At most: what a GPU holds of float32 copies of logits at once (dpo_core/token_scores.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Footprint:
     """What the forward pass keeps for the backward pass, and that one's own."""
 
     head: int
-    """Logits of one chunk of predicted tokens, their log-softmax and gradients."""
+    """Logits of one chunk of predicted tokens, and gradients."""
 
     update: int
     """Copies while the weights are updated."""
@@ -156,7 +158,9 @@ def activations_per_token(model: ModelFacts, layout: Layout) -> int:
 
 
 def head_bytes(model: ModelFacts, layout: Layout) -> int:
-    """Four float32 copies of a chunk's logits, and the gradient of the head's weights."""
-    chunk = min(CHUNK_BYTES[layout.device], 4 * layout.micro_batch_tokens * model.vocabulary_size)
-    gradient = 0 if layout.lora is not None else (2 if layout.bfloat16 else 4) * model.shape.hidden
-    return 4 * chunk + gradient * model.vocabulary_size
+    """A chunk's logits and their gradient, a block of float32 copies, and the gradient of the head's weights."""
+    width = 2 if layout.bfloat16 else 4
+    chunk = min(CHUNK_BYTES[layout.device], 4 * layout.micro_batch_tokens * model.vocabulary_size) // 4 * width
+    block = min(HEAD_BLOCK, chunk) if layout.device == "cuda" else 0
+    gradient = 0 if layout.lora is not None else width * model.shape.hidden
+    return 2 * chunk + block + gradient * model.vocabulary_size

@@ -55,7 +55,7 @@ class Loaded:
         if run.resume_from is None and (kept := what_it_keeps(self.start.model, run)) is not None:
             self.recorder.event(kept.code, kept.message, warn=kept.level == "warn", **kept.data)
         self.engine = Engine(Scorer(self.start.model), run.training, self.settings, world)
-        self.packer = self.packer_for(self.engine.scorer, self.engine.score)
+        self.packer = self.packer_for(self.engine.scorer, self.engine.score, own=True)
         self.frozen = self.freeze_reference(frozen)
         self.training, self.validation = self.objectives(items, held_out)
 
@@ -66,11 +66,17 @@ class Loaded:
         self.world.barrier()
         return load_splits(self.run, self.directory.tokens)
 
-    def packer_for(self, scorer: Scorer, score: Score) -> Packer:
-        """Settles the way in which a model's forward passes are packed, and says where it is not the one asked for."""
+    def packer_for(self, scorer: Scorer, score: Score, *, own: bool) -> Packer:
+        """Settles the way in which a model's forward passes are packed, and says where it is not the one asked for.
+
+        `own`: it is the policy, which runs often enough to be compiled.
+        """
         scorer.train(False)
         settings, device = self.settings, self.world.device
-        choice = ways.choose(scorer, score, settings.way, self.world, bfloat16=settings.bfloat16)
+        compiled = settings.compile and own
+        choice = ways.choose(scorer, score, settings.way, self.world, bfloat16=settings.bfloat16, compiled=compiled)
+        if compiled and not choice.compiled:
+            self.reference_pass.not_compiled()
         if choice.event is not None:
             self.recorder.event(choice.event.code, choice.event.message, **choice.event.data)
         chunk = chunk_tokens(scorer.causal.config.get_text_config().vocab_size, device)
@@ -87,7 +93,7 @@ class Loaded:
             return torch.zeros(2, len(self.pairs), dtype=torch.float64)
         scorer = reference.other_model(self.run, dtype, self.world.device)
         score = reference.score_of(scorer, self.world.device)
-        return self.measure_reference(score, self.packer_for(scorer, score))
+        return self.measure_reference(score, self.packer_for(scorer, score, own=False))
 
     def freeze_reference(self, values: Tensor | None) -> Tensor | None:
         """The reference of every pair that is needed, [2, N]: frozen earlier, another model's, or the policy's own."""

@@ -1,6 +1,6 @@
 """Training losses as pure functions of log-probabilities. Imports torch alone.
 
-Shapes: B sequences (or pairs), T positions, V vocabulary. Everything per sequence is float64: a sum of
+Shapes: B sequences (or pairs). Everything per sequence is float64: a sum of
 a hundred float32 log-probabilities is off by more than the 1e-5 to which runs are compared.
 """
 
@@ -11,20 +11,6 @@ import math
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor
-
-
-def token_log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log π(token | everything before it).
-
-    Args:
-        logits: [..., V]; `logits[t]` predicts `tokens[t]` (the caller has shifted them).
-        tokens: [...] int64.
-
-    Returns:
-        [...] float32, or float64 where the logits are; natural logarithms.
-    """
-    raised = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return -F.cross_entropy(raised.flatten(0, -2), tokens.flatten(), reduction="none").view(tokens.shape)
 
 
 def supervised_loss(log_probabilities: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ USABLE = 0.85
 """Of a device's memory; the rest is for the framework itself, fragmentation and the error of the estimate."""
 BEYOND_DOUBT = 0.75
 """A given spec is refused if even this share of the estimate is more than the device has."""
-USUAL_TOKENS: dict[Device, int] = {"cpu": 4096, "cuda": 16384}
+USUAL_TOKENS: dict[Device, int] = {"cpu": 4096, "cuda": 32768}
 """Tokens of a forward pass that keep a device busy."""
 FEWEST_TOKENS = 1024
 SHORTEST_ITEM = 256

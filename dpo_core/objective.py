@@ -6,7 +6,7 @@ Shapes: N predicted tokens of a forward pass, B items, S sequences.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -25,7 +25,7 @@ from dpo_core.metrics import (
     supervised_means,
     supervised_values,
 )
-from dpo_core.packing import Batch, arrange, response_tokens, rows_of
+from dpo_core.packing import Batch, arrange, response_tokens, rows_of, sent
 from dpo_core.preference_loss import PreferenceLoss
 from dpo_core.spec import Way
 
@@ -64,6 +64,19 @@ class Packer:
         return batch.sums(score(batch, chunks)[0])
 
 
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """A forward pass with all that its loss needs, on the device."""
+
+    share: Share
+    batch: Batch
+    responses: Tensor
+    """[rows of an item, B] float64: response tokens."""
+
+    reference: Tensor | None = None
+    """[2, B] float64: the reference's log-probabilities of preference pairs."""
+
+
 class Objective(Protocol):
     """One split of the data and its loss."""
 
@@ -73,7 +86,10 @@ class Objective(Protocol):
     def divisor(self, indices: Sequence[int]) -> float:
         """What the summed loss of a global batch is divided by."""
 
-    def micro_batch(self, score: Score, share: Share) -> tuple[Tensor, Tensor]:
+    def micro_batch(self, share: Share) -> MicroBatch:
+        """Makes a micro-batch ready to run."""
+
+    def loss_of(self, score: Score, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """The summed loss (with its graph) and the sums of the metrics, both zero where the share doesn't count."""
 
     def means(self, sums: list[float]) -> dict[str, float]:
@@ -101,6 +117,10 @@ class Split:
         shares = self.packer.deal([self.items[index] for index in indices], world)
         return [Share([indices[place] for place in share.indices], share.counts, share.chunks) for share in shares]
 
+    def micro_batch(self, share: Share) -> MicroBatch:
+        batch = self.packer.batch([self.items[index] for index in share.indices])
+        return MicroBatch(share, batch, self.responses(share.indices))
+
     def tokens(self, indices: Sequence[int]) -> int:
         return sum(len(tokens) for index in indices for tokens in self.items[index].sequences)
 
@@ -110,7 +130,7 @@ class Split:
     def responses(self, indices: Sequence[int]) -> Tensor:
         """Response tokens of each row: [rows of an item, B] float64."""
         counts = [[row.response for row in rows_of(self.items[index])] for index in indices]
-        return torch.tensor(counts, dtype=torch.float64, device=self.device).T
+        return sent(torch.tensor(counts, dtype=torch.float64), self.device).T
 
 
 class Preference(Split):
@@ -125,16 +145,22 @@ class Preference(Split):
     def divisor(self, indices: Sequence[int]) -> float:
         return len(indices)
 
-    def micro_batch(self, score: Score, share: Share) -> tuple[Tensor, Tensor]:
-        pairs = [self.items[index] for index in share.indices]
-        known = self.known(share.indices)  # before the forward pass: a copy to a GPU waits for what is queued there
-        policy = self.packer.measure(score, pairs, share.chunks).view(-1, 2).T
-        losses, values = self.losses(policy, *known)
+    def loss_of(self, score: Score, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        share, batch = micro_batch.share, micro_batch.batch
+        policy = batch.sums(score(batch, share.chunks)[0]).view(-1, 2).T
+        assert micro_batch.reference is not None  # noqa: S101 (preference pairs have one)
+        losses, values = self.losses(policy, micro_batch.reference, micro_batch.responses)
         return losses.sum() * share.counts, values.sum(1) * share.counts
+
+    def micro_batch(self, share: Share) -> MicroBatch:
+        return replace(super().micro_batch(share), reference=self.reference_of(share.indices))
+
+    def reference_of(self, indices: Sequence[int]) -> Tensor:
+        return self.reference[:, sent(torch.tensor(indices, dtype=torch.int64), self.device)]
 
     def known(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The pairs' reference log-probabilities and numbers of response tokens, both [2, B]."""
-        return self.reference[:, list(indices)], self.responses(indices)
+        return self.reference_of(indices), self.responses(indices)
 
     def losses(self, policy: Tensor, reference: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Losses [B] and metric values [12, B] from the policy's log-probabilities [2, B] and what is `known`."""
@@ -161,17 +187,17 @@ class Supervised(Split):
     def divisor(self, indices: Sequence[int]) -> float:
         return float(sum(response_tokens(self.items[index]) for index in indices))
 
-    def micro_batch(self, score: Score, share: Share) -> tuple[Tensor, Tensor]:
-        loss, values = self.measure(score, share)
-        return loss * share.counts, values.sum(1) * share.counts
+    def loss_of(self, score: Score, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        loss, values = self.measure(score, micro_batch)
+        return loss * micro_batch.share.counts, values.sum(1) * micro_batch.share.counts
 
-    def measure(self, score: Score, share: Share) -> tuple[Tensor, Tensor]:
+    def measure(self, score: Score, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """The summed loss (with its graph) and the metric values [4, B] of one forward pass."""
-        batch = self.packer.batch([self.items[index] for index in share.indices])
-        values, first = score(batch, share.chunks, ranks_first=True)
+        batch = micro_batch.batch
+        values, first = score(batch, micro_batch.share.chunks, ranks_first=True)
         assert first is not None  # noqa: S101 (it was asked for)
         policy, correct = batch.sums(values), batch.sums(first)
-        known = supervised_values(policy.detach(), correct, self.responses(share.indices)[0])
+        known = supervised_values(policy.detach(), correct, micro_batch.responses[0])
         return supervised_loss(policy).sum(), known
 
     def means(self, sums: list[float]) -> dict[str, float]:
@@ -182,7 +208,7 @@ class Supervised(Split):
         values = torch.zeros(shape, dtype=torch.float64, device=self.device)
         with torch.no_grad():
             for share in self.shares(range(len(self.items)), world):
-                measured = self.measure(score, share)[1]
+                measured = self.measure(score, self.micro_batch(share))[1]
                 if share.counts:
                     values[:, share.indices] = measured
         values = world.sum(values)

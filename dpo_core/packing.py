@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,11 +65,14 @@ class Block:
     second: int = 0
 
 
-@dataclass(frozen=True)
 class Layout:
-    """Who attends to whom in a packed row."""
+    """Who attends to whom in a packed row.
 
-    blocks: tuple[Block, ...]
+    No dataclass: torch.compile would take the contents of a frozen one for constants, and compile for every row anew.
+    """
+
+    def __init__(self, blocks: tuple[Block, ...]) -> None:
+        self.blocks = blocks
 
     @cached_property
     def query_lengths(self) -> list[int]:
@@ -100,7 +104,7 @@ class Layout:
         """On `device`, once for all layers: where query runs and key runs begin, [runs + 1] int32, and `key_index`."""
         if device not in self._runs:
             found = offsets(self.query_lengths), offsets(self.key_lengths), self.key_index
-            self._runs[device] = found[0].to(device), found[1].to(device), found[2].to(device)
+            self._runs[device] = sent(found[0], device), sent(found[1], device), sent(found[2], device)
         return self._runs[device]
 
     @cached_property
@@ -138,9 +142,9 @@ class Batch:
         return torch.segment_reduce(values.double()[self.entries], "sum", lengths=self.lengths, unsafe=True)
 
     def to(self, device: torch.device) -> Batch:
-        moved = {name: getattr(self, name).to(device) for name in TENSORS}
+        moved: dict[str, Any] = {name: sent(getattr(self, name), device) for name in TENSORS}
         if self.layout is not None and device.type == "cuda":
-            self.layout.runs(device)  # now, not in the first layer: a copy to a GPU waits for what is queued there
+            self.layout.runs(device)  # now, not in the first layer, which torch.compile may look into
         return replace(self, **moved)
 
 
@@ -272,6 +276,13 @@ def pad(items: Sequence[TokenItem]) -> Batch:
 
 def arrange(items: Sequence[TokenItem], way: Way) -> Batch:
     return pad(items) if way == "padded" else pack(items, share=way == "shared")
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On `device`; from pinned memory, as any other copy to a GPU waits until all that is queued there is done."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def offsets(lengths: Sequence[int]) -> Tensor:

@@ -14,7 +14,7 @@ from pathlib import Path
 from dpo_core.run_directory import sha256_of
 from dpo_core.spec import ModelSource, RunSpec
 
-KERNELS = 1
+KERNELS = 2
 """Raised by whoever changes how dpo_core computes a log-probability: older values are not found any more."""
 SOFTWARE = ("torch", "transformers", "peft")
 HASHING_THREADS = 8
@@ -65,8 +65,11 @@ def form(run: RunSpec, source: ModelSource) -> str:
 def arithmetic(run: RunSpec) -> str:
     """The types of a forward pass (dpo_core/engine.py): in ZeRO stage 0 the policy's bfloat16 is autocast's."""
     training = run.training
+    if training.reference != "start":
+        return str(training.precision)
+    compiled = ", compiled" if training.compile is True else ""
     if training.precision == "float32":
-        return "float32"
-    if training.reference != "start" or training.zero_stage != 0:
-        return "bfloat16"
-    return "autocast" if training.lora is not None else "autocast of float32 weights"
+        return f"float32{compiled}"
+    if training.zero_stage != 0:
+        return f"bfloat16{compiled}"
+    return f"autocast{'' if training.lora is not None else ' of float32 weights'}{compiled}"

@@ -87,6 +87,13 @@ class ReferencePass:
         if world.rank == 0 and run.resume_from is None:
             self.hashing = in_background(reference_group, run)
 
+    def not_compiled(self) -> None:
+        """What was asked to be compiled can't be: its values are those of another group."""
+        if self.hashing is not None:
+            training = self.run.training.model_copy(update={"compile": False})
+            self.run = self.run.model_copy(update={"training": training})
+            self.hashing = in_background(reference_group, self.run)
+
     def log_probabilities(
         self, score: Score, packer: Packer, items: Sequence[TokenPair], needed: Sequence[int]
     ) -> Tensor:

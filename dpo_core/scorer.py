@@ -6,6 +6,7 @@ never exist. Shapes: N predicted tokens, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -13,16 +14,23 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dpo_core.footprint import CHUNK_BYTES
-from dpo_core.losses import token_log_probabilities
 from dpo_core.packing import Batch
+from dpo_core.token_scores import Kernels, token_log_probabilities
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def chunk_tokens(vocabulary_size: int, device: torch.device) -> int:
-    """Predicted tokens whose logits are computed at once."""
+    """Predicted tokens whose logits are computed at once; where there are more, they are computed again backward."""
     return max(16, CHUNK_BYTES[device.type] // (4 * vocabulary_size))
+
+
+def decoder_layers(model: PreTrainedModel) -> Iterator[nn.Module]:
+    """The layers that transformers can recompute one by one: those of the decoder."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
 
 
 class Scorer(nn.Module):
@@ -33,6 +41,8 @@ class Scorer(nn.Module):
         self.model = model
         self.whole = False
         """Calls the model as a whole, head included: for models that do more than multiply there."""
+        self.kernels: Kernels | None = None
+        """Compiled ones, where the layers are compiled too."""
 
     @property
     def causal(self) -> PreTrainedModel:
@@ -60,26 +70,30 @@ class Scorer(nn.Module):
             output = self.model(input_ids=batch.tokens, use_cache=False, logits_to_keep=kept, **extra)
             # A model that does not know `logits_to_keep` returns all positions.
             logits = output.logits[:, -kept:][batch.predictors // width, columns - (width - kept)]
-            return log_probabilities(logits, batch.targets, ranks_first)
+            return log_probabilities(logits, batch.targets, ranks_first, self.kernels)
         causal = self.causal
         hidden = getattr(causal, causal.base_model_prefix)(input_ids=batch.tokens, use_cache=False, **extra)[0]
         hidden = hidden.flatten(0, 1).index_select(0, batch.predictors)
         head: nn.Module = causal.get_output_embeddings()  # type: ignore[no-untyped-call]
         if chunks == 1:
-            return log_probabilities(head(hidden), batch.targets, ranks_first)
+            return log_probabilities(head(hidden), batch.targets, ranks_first, self.kernels)
         parts = [
-            checkpoint(chunk_of, head, some, targets, ranks_first, use_reentrant=False)
+            checkpoint(chunk_of, head, some, targets, ranks_first, self.kernels, use_reentrant=False)
             for some, targets in zip(hidden.tensor_split(chunks), batch.targets.tensor_split(chunks), strict=True)
         ]
         values, first = zip(*parts, strict=True)
         return torch.cat(values), torch.cat(first) if ranks_first else None
 
 
-def chunk_of(head: nn.Module, hidden: Tensor, targets: Tensor, ranks_first: bool) -> tuple[Tensor, Tensor | None]:
-    return log_probabilities(head(hidden), targets, ranks_first)
+def chunk_of(
+    head: nn.Module, hidden: Tensor, targets: Tensor, ranks_first: bool, kernels: Kernels | None
+) -> tuple[Tensor, Tensor | None]:
+    return log_probabilities(head(hidden), targets, ranks_first, kernels)
 
 
-def log_probabilities(logits: Tensor, targets: Tensor, ranks_first: bool) -> tuple[Tensor, Tensor | None]:
+def log_probabilities(
+    logits: Tensor, targets: Tensor, ranks_first: bool, kernels: Kernels | None
+) -> tuple[Tensor, Tensor | None]:
     """From [N, V] and [N] to [N] natural logarithms, and which targets have the largest logit."""
     first = logits.detach().argmax(-1) == targets if ranks_first else None
-    return token_log_probabilities(logits, targets), first
+    return token_log_probabilities(logits, targets, kernels), first

@@ -20,6 +20,7 @@ class Settings:
     zero_stage: int
     offload: Offload
     activation_checkpointing: bool
+    compile: bool
     bfloat16: bool
     epochs: int
     evaluation_steps: int
@@ -41,6 +42,7 @@ class Settings:
             zero_stage=given(training.zero_stage, "zero_stage"),
             offload=given(training.offload, "offload"),
             activation_checkpointing=given(training.activation_checkpointing, "activation_checkpointing"),
+            compile=given(training.compile, "compile"),
             bfloat16=given(training.precision, "precision") == "bfloat16",
             epochs=given(training.epochs, "epochs"),
             evaluation_steps=given(training.evaluation_steps, "evaluation_steps"),

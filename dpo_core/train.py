@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from dpo_core import checkpoints, generators
+from dpo_core.ahead import Ahead
 from dpo_core.best import Judge
 from dpo_core.checkpoints import Progress
 from dpo_core.engine import World, processes
 from dpo_core.errors import RunError, user_error
 from dpo_core.failures import claim, classify
 from dpo_core.loading import Loaded
-from dpo_core.objective import Preference
+from dpo_core.objective import MicroBatch, Preference
 from dpo_core.reference_pass import Stopped
 from dpo_core.run_directory import Failure, RunDirectory, Status
 from dpo_core.schedule import learning_rate
@@ -74,6 +75,7 @@ class Loop:
         self.training, self.validation = loaded.training, loaded.validation
         self.judge = Judge.of(run.training)
         self.step, self.trained_tokens = 0, 0
+        self.feed = Ahead(self.micro_batches())
         # Here and not earlier: loading a model draws numbers too, and how many is not ours to say.
         torch.manual_seed(run.training.seed + world.rank)
         if resumed is not None and run.resume_from is not None:
@@ -128,11 +130,12 @@ class Loop:
         started = time.monotonic()
         self.engine.train()
         batch = self.sampler.batch(self.step)
-        shares = self.training.shares(batch, self.world)
-        divisor, sums = self.training.divisor(batch), []
-        for place, share in enumerate(shares, start=1):
-            loss, measured = self.training.micro_batch(self.engine.score, share)
-            self.engine.backward(loss / divisor, last=place == len(shares))
+        divisor, sums, last = self.training.divisor(batch), [], False
+        while not last:
+            micro_batch, last = next(self.feed)
+            loss, measured = self.training.loss_of(self.engine.score, micro_batch)
+            self.feed.prepare()
+            self.engine.backward(loss / divisor, last=last)
             sums.append(measured)
         rate = self.rate()
         norm = self.engine.step(rate)
@@ -150,6 +153,13 @@ class Loop:
             "peak_memory_bytes": float(gathered[:, -1].max()),
         }
         return StepResult(metrics, tokens, stop=totals[-2] > 0)
+
+    def micro_batches(self) -> Iterator[tuple[MicroBatch, bool]]:
+        """This rank's micro-batches from the current step on, and whether each is its step's last."""
+        for step in range(self.step, self.total_steps):
+            shares = self.training.shares(self.sampler.batch(step), self.world)
+            for place, share in enumerate(shares, start=1):
+                yield self.training.micro_batch(share), place == len(shares)
 
     def rate(self) -> float:
         training = self.run.training

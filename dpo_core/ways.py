@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dpo_core import attention
+from dpo_core import attention, compiling
 from dpo_core.data.records import TokenPair
 from dpo_core.engine import World
 from dpo_core.objective import Score
@@ -41,11 +41,13 @@ class Choice:
     event: Event | None
     """Where the model could not take the way that was asked for."""
 
+    compiled: bool = False
 
-def choose(scorer: Scorer, score: Score, asked: Way, world: World, *, bfloat16: bool) -> Choice:
-    """Settles how `scorer` runs its head and its attention; `score` runs it. All ranks call it, and agree.
 
-    `scorer.whole` and the model's attention implementation are set as they have to be.
+def choose(scorer: Scorer, score: Score, asked: Way, world: World, *, bfloat16: bool, compiled: bool = False) -> Choice:
+    """Settles how `scorer` runs its head, its attention and its layers; `score` runs it. All ranks call it, and agree.
+
+    `scorer.whole`, `scorer.kernels` and the model's attention implementation are set as they have to be.
     """
     causal = scorer.causal
     own = causal.config._attn_implementation
@@ -64,10 +66,16 @@ def choose(scorer: Scorer, score: Score, asked: Way, world: World, *, bfloat16: 
         causal.set_attn_implementation(own)
         way = "padded"
         notes.append(f"its rows are padded and prompts are computed twice, as {reason or ELSEWHERE}")
+    reason = compiled_differs(scorer, trial, way) if compiled else None
+    if world.any(reason is not None):
+        compiling.leave(scorer)
+        compiled = False
+        notes.append(f"its layers are not compiled, as {reason or ELSEWHERE}")
     if not notes:
-        return Choice(way, None)
+        return Choice(way, None, compiled)
     message = f"{type(causal).__name__} trains exactly, but not the fastest way: {'; '.join(notes)}."
-    return Choice(way, Event(level="info", code="packing_limited", message=message, data={"way": way}))
+    event = Event(level="info", code="packing_limited", message=message, data={"way": way, "compiled": compiled})
+    return Choice(way, event, compiled)
 
 
 def sample(vocabulary_size: int) -> list[TokenPair]:
@@ -89,12 +97,15 @@ class Trial:
     pairs: list[TokenPair]
     bfloat16: bool
 
-    def measure(self, way: Way) -> Tensor:
-        """Every sequence's token log-probabilities, one after the other, the same order for all ways."""
+    def measure(self, way: Way, *, graph: bool = False) -> Tensor:
+        """Every sequence's token log-probabilities, one after the other, the same order for all ways.
+
+        `graph`: as in training, with a graph for the backward pass, which is dropped.
+        """
         batch = arrange(self.pairs, way)
-        with torch.no_grad():
+        with torch.set_grad_enabled(graph):
             values = self.score(batch)[0]
-        return values[batch.entries.to(values.device)]
+        return values.detach()[batch.entries.to(values.device)]
 
     def differs(self, found: Tensor, expected: Tensor, what: str) -> str | None:
         difference = (found - expected).abs()
@@ -137,6 +148,20 @@ def packing_differs(
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:  # kernels refuse shapes by RuntimeError
         return f"its attention can't be replaced ({error})"
     return trial.differs(found, expected, "a packed row")
+
+
+def compiled_differs(scorer: Scorer, trial: Trial, way: Way) -> str | None:
+    """Has the layers compiled; says why that can't be used, if it can't."""
+    expected = trial.measure(way)
+    try:
+        compiling.compile_scorer(scorer)
+        found = [trial.measure(way, graph=graph) for graph in (False, True)]
+        reason = next(filter(None, (trial.differs(it, expected, "the compiled layers") for it in found)), None)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ImportError, OSError, AttributeError, TypeError, ValueError) as error:  # no compiler, say
+        reason = f"they can't be compiled here ({str(error).strip().splitlines()[0]:.300})"
+    return reason
 
 
 def heads_of(causal: PreTrainedModel) -> tuple[int, int, int]:

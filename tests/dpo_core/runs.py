@@ -27,6 +27,7 @@ TRAINING: dict[str, Any] = {
     "precision": "float32",
     "zero_stage": 0,
     "offload": "none",
+    "compile": False,
     "activation_checkpointing": False,
     "validation_fraction": 0.0,
     "evaluation_steps": 3,

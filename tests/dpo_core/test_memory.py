@@ -122,16 +122,16 @@ def test_the_first_layout_that_fits(
 
 def test_activations_are_recomputed_only_where_they_would_not_fit() -> None:
     roomy, tight = planned("1B", 1, 140), planned("1B", 1, 31)
-    assert (roomy.layout.activation_checkpointing, roomy.layout.micro_batch_tokens) == (False, 16384)
+    assert (roomy.layout.activation_checkpointing, roomy.layout.micro_batch_tokens) == (False, 32768)
     assert tight.layout.activation_checkpointing
     assert "would not fit" in tight.choices()["activation_checkpointing"][1]
 
 
 def test_a_micro_batch_holds_the_longest_row_and_shrinks_to_fit() -> None:
-    assert planned("1B", 1, None, longest=20_000).layout.micro_batch_tokens == 20_000
+    assert planned("1B", 1, None, longest=40_000).layout.micro_batch_tokens == 40_000
     given = {"zero_stage": 0, "offload": "none", "activation_checkpointing": False}
     tokens = [planned("1B", 1, memory, given, 256).layout.micro_batch_tokens for memory in (140, 48, 40, 32)]
-    assert tokens == [16384, 8192, 4096, 2048]
+    assert tokens == [32768, 8192, 4096, 2048]
 
 
 def test_given_values_stand() -> None:
@@ -173,7 +173,7 @@ def test_what_can_not_fit_is_refused_with_numbers_and_what_would(
 
 def test_what_hardly_fits_is_warned_of() -> None:
     needed = planned("1B", 1, None, {"zero_stage": 0, "offload": "none"}).footprint.peak / GIB
-    given = {"zero_stage": 0, "offload": "none", "activation_checkpointing": False, "micro_batch_tokens": 16384}
+    given = {"zero_stage": 0, "offload": "none", "activation_checkpointing": False, "micro_batch_tokens": 32768}
     (warning,) = planned("1B", 1, needed, given).warnings
     assert "may not fit" in warning
 

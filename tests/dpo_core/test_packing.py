@@ -17,7 +17,7 @@ def test_a_pair_is_one_block_in_which_every_shared_token_stands_once() -> None:
     #                              |- trunk -|  chosen  rejected: their last token, 9, predicts nothing
     assert batch.tokens.tolist() == [[1, 2, 3, 4, 5, 7]]
     assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 3]]
-    assert batch.layout == Layout((Block(3, 2, 1),))
+    assert batch.layout is not None and batch.layout.blocks == (Block(3, 2, 1),)
     # 3 is predicted once, for both; 4 and 7 are both predicted by the trunk's last token
     assert batch.targets.tolist() == [3, 4, 5, 9, 7, 9]
     assert batch.predictors.tolist() == [1, 2, 3, 4, 2, 5]
@@ -36,7 +36,7 @@ def test_without_sharing_sequences_follow_each_other() -> None:
     batch = pack([PAIR], share=False)
     assert batch.tokens.tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 7]]
     assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
-    assert batch.layout == Layout((Block(5, 0), Block(4, 0)))
+    assert batch.layout is not None and batch.layout.blocks == (Block(5, 0), Block(4, 0))
     assert batch.targets.tolist() == [3, 4, 5, 9, 3, 7, 9]
     assert batch.predictors.tolist() == [1, 2, 3, 4, 6, 7, 8]
     assert batch.lengths.tolist() == [4, 3]

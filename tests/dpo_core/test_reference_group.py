@@ -69,7 +69,8 @@ def test_another_adapter_on_the_same_base_misses(base: Path, adapter: Path, tmp_
 def test_arithmetic_that_differs_is_told_apart(base: Path) -> None:
     ways: list[dict[str, Any]] = [{"precision": "float32"}, {"precision": "bfloat16"}]
     ways += [{"precision": "bfloat16", "zero_stage": 0}, {"precision": "bfloat16", "zero_stage": 0, "lora": {}}]
-    assert len({group(base, **way) for way in ways}) == 4
+    ways += [way | {"compile": True} for way in ways]
+    assert len({group(base, **way) for way in ways}) == 8
     assert group(base, zero_stage=0) == group(base)
 
 

@@ -105,7 +105,7 @@ def test_the_loss_counts_response_tokens_without_the_silent_ones(scorers: dict[W
     split = Preference(PAIRS, reference, packer(way), PreferenceLoss((("sigmoid_norm", 1.0),), beta=2.0))
     (share,) = split.shares(range(len(PAIRS)), ALONE)
     assert split.responses(range(len(PAIRS))).tolist() == [[6, 6, 6, 6, 3], [5, 2, 9, 7, 6]]
-    value, _ = split.micro_batch(scorers[way], share)
+    value, _ = split.loss_of(scorers[way], split.micro_batch(share))
     log_pi = dense(scorers["padded"], [PAIRS[index] for index in share.indices]).view(-1, 2).T
     lengths = torch.tensor([[6.0, 6, 6, 6, 3], [5.0, 2, 9, 7, 6]], dtype=torch.float64)[:, share.indices]
     margin = log_pi[0] / lengths[0] - log_pi[1] / lengths[1]
@@ -118,6 +118,6 @@ def test_supervised_loss_is_the_mean_of_what_counts(scorers: dict[Way, Scorer], 
     split = Supervised(items, packer(way))
     (share,) = split.shares([0, 1], ALONE)
     assert split.divisor([0, 1]) == 6 + 2
-    assert split.micro_batch(scorers[way], share)[0].item() == pytest.approx(
+    assert split.loss_of(scorers[way], split.micro_batch(share))[0].item() == pytest.approx(
         -dense(scorers["padded"], EXAMPLES).sum().item(), abs=1e-6
     )

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dpo_core import attention, ways
+from dpo_core import attention, compiling, ways
 from dpo_core.engine import World
 from dpo_core.packing import arrange
-from dpo_core.scorer import Scorer, chunk_tokens
+from dpo_core.scorer import Scorer, chunk_tokens, decoder_layers
 
 ALONE = World(0, 1, torch.device("cpu"))
 SIZES: dict[str, Any] = {
@@ -109,6 +109,18 @@ def test_ranks_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "another rank" in choice.event.message
 
 
+def test_layers_that_can_not_be_compiled_run_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Scorer) -> None:
+        raise RuntimeError("Failed to find C compiler.\nMore lines.")
+
+    monkeypatch.setattr(compiling, "compile_scorer", refuse)
+    model = scorer("llama")
+    choice = ways.choose(model, model, "shared", ALONE, bfloat16=False, compiled=True)
+    assert (choice.way, choice.compiled, model.kernels) == ("shared", False, None)
+    assert choice.event is not None
+    assert "not compiled, as they can't be compiled here (Failed to find C compiler.)" in choice.event.message
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
 def test_every_way_and_every_chunking_gives_the_same_log_probabilities_and_gradients(kind: str) -> None:
     model = scorer(kind).double()  # some norms compute in float32 all the same
@@ -133,3 +145,26 @@ def test_every_way_and_every_chunking_gives_the_same_log_probabilities_and_gradi
 def test_a_chunk_of_the_head_is_bounded_in_bytes() -> None:
     assert chunk_tokens(128_256, torch.device("cpu")) * 128_256 * 4 <= 2**26
     assert chunk_tokens(10**9, torch.device("cpu")) == 16
+
+
+def test_layers_are_compiled_once_whatever_a_row_holds() -> None:
+    """A guard on the layout or on the number of tokens would compile for every row anew, and give up soon."""
+    graphs = []
+
+    def backend(module: Any, _: Any) -> Any:
+        graphs.append(module)
+        return module.forward
+
+    model = scorer("llama")
+    attention.register(opaque=True)
+    model.causal.set_attn_implementation(attention.NAME)
+    for layer in decoder_layers(model.causal):
+        layer.compile(dynamic=True, backend=backend)
+    pairs = ways.sample(96)
+    with torch.no_grad():
+        model(arrange(pairs, "shared"))
+        first = len(graphs)
+        assert first > 0
+        for count in (1, 3, 5, 4):
+            model(arrange([pairs[index % 2] for index in range(count)], "shared"))
+    assert len(graphs) == first

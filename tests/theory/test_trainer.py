@@ -41,7 +41,7 @@ def objective_of(sample: Comparisons, count: int, way: Way) -> Preference:
 
 
 def mean_loss(objective: Preference, model: Scorer, indices: list[int]) -> tuple[Tensor, dict[str, float]]:
-    summed, sums = objective.micro_batch(model, Share(indices, counts=True, chunks=1))
+    summed, sums = objective.loss_of(model, objective.micro_batch(Share(indices, counts=True, chunks=1)))
     return summed / objective.divisor(indices), objective.means(sums.tolist())
 
 

@@ -1,0 +1,27 @@
+"""torch.compile for the decoder's layers and for what follows the head: everything between matrix products and
+attention becomes a few fused kernels, which round once where the plain ones round after every operation.
+
+Each layer by itself (and all by the same code, as they are alike): seconds to compile, whatever the model's depth.
+"""
+
+from __future__ import annotations
+
+from dpo_core import attention
+from dpo_core.scorer import Scorer, decoder_layers
+from dpo_core.token_scores import compiled_kernels
+
+
+def compile_scorer(scorer: Scorer) -> None:
+    """Marks layers and head; they are compiled when they first run, for any number of tokens."""
+    attention.register(opaque=True)
+    for layer in decoder_layers(scorer.causal):
+        layer.compile(dynamic=True)
+    scorer.kernels = compiled_kernels()
+
+
+def leave(scorer: Scorer) -> None:
+    """Undoes `compile_scorer`."""
+    attention.register()
+    for layer in decoder_layers(scorer.causal):
+        layer._compiled_call_impl = None
+    scorer.kernels = None
