@@ -41,6 +41,11 @@ class Ring:
     def trl(self, settings: TrlSettings, gradients: Path | None = None) -> Outcome:
         return theirs.train(self.workload, self.new_folder(), settings, self.recipe, gradients)
 
+    def trl_several(self, grid: Sequence[TrlSettings]) -> dict[TrlSettings, Outcome]:
+        """Those that fit into memory, in one process."""
+        found = theirs.train_several(self.workload, self.new_folder(), grid, self.recipe)
+        return {settings: outcome for settings, outcome in found.items() if outcome is not None}
+
     def directory(self, cache: Path | None = None, **training: Any) -> RunDirectory:
         """A run of ours; `training` are fields of TrainingSpec beside the recipe's."""
         recipe = self.recipe

@@ -52,9 +52,8 @@ class Scale:
 
     batch_size: int
     steps: int
-    rounds: int
-    micro_batches: tuple[int, ...]
-    """Pairs a forward pass in TRL's grid."""
+    grid: tuple[TrlSettings, ...]
+    """TRL's settings, its default among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +79,8 @@ class Meter:
         print_table(title, (*COLUMNS, "MFU"), [self.row(entry) for entry in entries])
 
 
-def heats(ring: Ring, micro_batches: tuple[int, ...]) -> dict[TrlSettings, Entry]:
-    """Every setting of TRL's that fits in memory, once."""
-    entries = {}
-    for choice in product(micro_batches, (True, False), (True, False)):
-        settings = TrlSettings(*choice)
-        try:
-            entries[settings] = ring.entry(str(settings), [ring.trl(settings)])
-        except RuntimeError as error:
-            if "OutOfMemoryError" not in str(error):
-                raise
-            print(f"{settings}: out of memory")
-    return entries
-
-
 def run_part(name: str, scale: Scale, device: Device, peak: float | None, folder: Path) -> dict[str, Any]:
-    """TRL's grid, then its default and best and ours in turn; what of it goes into the results."""
+    """Ours, then TRL's settings in one process; what of it goes into the results."""
     part = PARTS[name]
     workload = Workload(folder / "workload", SHAPES[part.shape], scale.batch_size, max_length=4096)
     lengths = like_hh_rlhf(scale.batch_size * (scale.steps + 1), SEED)
@@ -104,21 +89,15 @@ def run_part(name: str, scale: Scale, device: Device, peak: float | None, folder
     recipe = Recipe(0.1, part.learning_rate, device, part.lora_rank)
     ring = Ring(workload, folder, recipe, imported=0 if device == "cuda" else ours.imported_bytes())
     meter = Meter(part.shape, part.lora_rank is not None, peak)
-    entries = heats(ring, scale.micro_batches)
-    meter.print(f"{name}: TRL's settings, one run each", list(entries.values()))
-    finalists = {"default": DEFAULT, "best": min(entries, key=lambda settings: entries[settings].seconds)}
-    rounds = [
-        {f"TRL's {which}": ring.trl(settings) for which, settings in finalists.items() if settings in entries}
-        | {f"ours, ZeRO {stage}": ring.ours(zero_stage=stage) for stage in part.zero_stages}
-        for _ in range(scale.rounds)
-    ]
-    final = {who: ring.entry(who, [outcomes[who] for outcomes in rounds]) for who in rounds[0]}
-    meter.print(f"{name}: in turn, {scale.rounds} rounds; best: {finalists['best']}", list(final.values()))
-    fastest = min((entry for who, entry in final.items() if who.startswith("ours")), key=lambda entry: entry.seconds)
+    outcomes = {f"ours, ZeRO {stage}": ring.ours(zero_stage=stage) for stage in part.zero_stages}
+    outcomes |= {str(settings): outcome for settings, outcome in ring.trl_several(scale.grid).items()}
+    entries = {who: ring.entry(who, [outcome]) for who, outcome in outcomes.items()}
+    meter.print(name, list(entries.values()))
+    fastest = min((entry for who, entry in entries.items() if who.startswith("ours")), key=lambda entry: entry.seconds)
     return {
-        "ratios": {who: entry.seconds / fastest.seconds for who, entry in final.items()},
-        "utilisation": {who: meter.utilisation(entry) for who, entry in final.items()},
-        "entries": [entry.record() for entry in (*entries.values(), *final.values())],
+        "ratios": {who: entry.seconds / fastest.seconds for who, entry in entries.items()},
+        "utilisation": {who: meter.utilisation(entry) for who, entry in entries.items()},
+        "entries": [entry.record() for entry in entries.values()],
     }
 
 
@@ -131,26 +110,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["1b", "8b"])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the command itself out")
-    parser.add_argument("--batch-size", type=int, default=64, help="pairs per step")
-    parser.add_argument("--steps", type=int, default=4, help="timed steps of every run")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of every finalist")
-    parser.add_argument("--micro-batches", type=int, nargs="+", default=[2, 8, 32], help="pairs, in TRL's grid")
+    parser.add_argument("--batch-size", type=int, default=128, help="pairs per step")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of every run")
+    parser.add_argument("--micro-batches", type=int, nargs="+", default=[4, 8, 16], help="pairs, in TRL's grid")
+    parser.add_argument("--whole-grid", action="store_true", help="also what only adds work to TRL's settings")
     parser.add_argument("--peak", type=float, help="dense bfloat16 operations a second of the GPU, if it is not known")
     options = parser.parse_args()
     gpu = gpu_name() if options.device == "cuda" else None
     peak = options.peak or next((peak for name, peak in PEAKS.items() if gpu and name in gpu), None)
-    scale = Scale(options.batch_size, options.steps, options.rounds, tuple(options.micro_batches))
+    slower = (True, False) if options.whole_grid else (False,)
+    grid = [
+        TrlSettings(size, again, not running)
+        for size in options.micro_batches
+        for again, running in product(slower, slower)
+    ]
+    scale = Scale(options.batch_size, options.steps, tuple(dict.fromkeys([DEFAULT, *grid])))
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
         exactness = apart(
             precision.errors, SHAPES["tiny" if gpu is None else "small"], 8, options.device, Path(folder) / "model"
         )
         rows = [[it.way, f"{it.token:.1e}", f"{it.sequence:.1e}", f"{it.gradient:.1e}"] for it in exactness]
         print_table("bfloat16 against float64", ("", "token", "sequence, largest", "gradient, relative"), rows)
-        parts = {name: run_part(name, scale, options.device, peak, Path(folder) / name) for name in options.parts}
-    summary = {name: {key: part[key] for key in ("ratios", "utilisation")} for name, part in parts.items()}
-    record = {"machine": machine(gpu), "precision": [asdict(it) for it in exactness], "parts": parts}
-    write_result("gpu" if gpu else "gpu-tried-on-cpu", record)
-    print(json.dumps(summary))
+        parts: dict[str, Any] = {}
+        for name in options.parts:
+            parts[name] = run_part(name, scale, options.device, peak, Path(folder) / name)
+            # After each: who has the machine for minutes keeps what there is.
+            record = {"machine": machine(gpu), "precision": [asdict(it) for it in exactness], "parts": parts}
+            write_result("gpu" if gpu else "gpu-tried-on-cpu", record)
+    print(json.dumps({name: {key: part[key] for key in ("ratios", "utilisation")} for name, part in parts.items()}))
 
 
 if __name__ == "__main__":

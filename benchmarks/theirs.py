@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from benchmarks.outcome import Outcome
 from benchmarks.workload import Workload
@@ -61,31 +63,52 @@ def train(
     Raises:
         RuntimeError: it failed; the message holds the end of what it printed.
     """
+    (outcome,) = train_several(workload, folder, [settings], recipe, gradients).values()
+    if outcome is None:
+        raise RuntimeError(f"{settings}: out of memory")
+    return outcome
+
+
+def train_several(
+    workload: Workload, folder: Path, grid: Sequence[TrlSettings], recipe: Recipe, gradients: Path | None = None
+) -> dict[TrlSettings, Outcome | None]:
+    """Trains once with each of the settings, all in one process; None where the memory was too small.
+
+    Raises:
+        RuntimeError: it failed; the message holds the end of what it printed.
+    """
     folder.mkdir(parents=True)
-    result, given = folder / "result.json", folder / "settings.json"
-    given.write_text(
-        json.dumps(
-            {
-                "model": str(workload.model),
-                "tokens": str(workload.tokens),
-                "output": str(folder / "output"),
-                "result": str(result),
-                "batch_size": workload.batch_size,
-                "micro_batch": settings.micro_batch,
-                "checkpointing": settings.checkpointing,
-                "precomputed": settings.precomputed,
-                "weights": recipe.weights,
-                "beta": recipe.beta,
-                "learning_rate": recipe.learning_rate,
-                "device": recipe.device,
-                "lora_rank": recipe.lora_rank,
-                "gradients": str(gradients) if gradients else None,
-            }
-        )
-    )
+    given, results = folder / "settings.json", {it: folder / f"{place}.json" for place, it in enumerate(grid)}
+    runs = [
+        _given(workload, settings, recipe, gradients=gradients, result=result) for settings, result in results.items()
+    ]
+    given.write_text(json.dumps(runs))
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
     command = [str(PYTHON), str(Path(__file__).with_name("trl_run.py")), str(given)]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if ended.returncode:
-        raise RuntimeError(f"{settings} failed:\n{ended.stderr[-3000:]}")
-    return Outcome(**json.loads(result.read_bytes()))
+        raise RuntimeError(f"{', '.join(map(str, grid))} failed:\n{ended.stderr[-3000:]}")
+    found = {settings: json.loads(file.read_bytes()) for settings, file in results.items()}
+    return {settings: outcome and Outcome(**outcome) for settings, outcome in found.items()}
+
+
+def _given(
+    workload: Workload, settings: TrlSettings, recipe: Recipe, *, gradients: Path | None, result: Path
+) -> dict[str, Any]:
+    """What trl_run.py reads of one run."""
+    return {
+        "model": str(workload.model),
+        "tokens": str(workload.tokens),
+        "output": str(result.with_suffix(".output")),
+        "result": str(result),
+        "batch_size": workload.batch_size,
+        "micro_batch": settings.micro_batch,
+        "checkpointing": settings.checkpointing,
+        "precomputed": settings.precomputed,
+        "weights": recipe.weights,
+        "beta": recipe.beta,
+        "learning_rate": recipe.learning_rate,
+        "device": recipe.device,
+        "lora_rank": recipe.lora_rank,
+        "gradients": str(gradients) if gradients else None,
+    }
