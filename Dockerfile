@@ -2,6 +2,7 @@
 #
 #   PYTHON_IMAGE   a Debian with Python 3.11
 #   TORCH_INDEX    package index of a torch build; empty: PyPI's own build, which is the one for CUDA
+#   COMPILER       Debian packages beside: torch.compile needs a C compiler on a GPU
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
@@ -24,9 +25,10 @@ RUN /opt/venv/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels /
 
 
 FROM ${PYTHON_IMAGE}
+ARG COMPILER=
 # tini passes SIGTERM on, and reaps the ranks that a killed torchrun leaves behind.
 RUN apt-get update -qq \
-    && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends tini \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends tini ${COMPILER} \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home dpo \
     && install -d -o dpo -g dpo /data
