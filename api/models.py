@@ -17,9 +17,10 @@ from api.lists import Item, ListOf, list_of
 from api.sending import STORED_FILE, StoredFile
 from api.services import ServicesOf
 from control_plane import models, projects, removals
-from control_plane.errors import InvalidRequest
+from control_plane.errors import InvalidRequest, NotFound
 from control_plane.model_files import file_of, files_of, open_file
 from control_plane.tables import Model
+from dpo_core.provenance import FILE_NAME, CheckpointManifest
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -110,6 +111,22 @@ def download_file(project: str, name: str, path: str, services: ServicesOf, call
         model = models.get(session, caller.project_id, f"{project}/{name}")
     file = file_of(model, path)
     return StoredFile(open_file(services.storage, model, file), size=file.size, etag=file.sha256)
+
+
+@router.get("/{project}/{name}/manifest", summary="What a checkpoint was made of")
+def read_manifest(project: str, name: str, services: ServicesOf, caller: ModelsReader) -> CheckpointManifest:
+    """Hashes of its files, data, base, code and environment; the spec with its seed; versions and device."""
+    with services.database.transaction() as session:
+        model = models.get(session, caller.project_id, f"{project}/{name}")
+    try:
+        with services.storage.open(f"{model.storage_prefix}/model/{FILE_NAME}") as file:
+            return CheckpointManifest.model_validate_json(file.read())
+    except FileNotFoundError:
+        raise NotFound(
+            f"{model.id} has no manifest: it is a base model, or a version that wrote none made it.",
+            param="model",
+            code="no_manifest",
+        ) from None
 
 
 @router.get("/{model_id:path}", summary="Read a model's facts")

@@ -124,6 +124,19 @@ def list_jobs(
     show(("job", "status", "state", "steps", "from", "model"), rows)
 
 
+def reproduce(
+    job_id: Annotated[str, typer.Argument(metavar="JOB", callback=given, help="A job that succeeded.")],
+) -> None:
+    """Run a job again with the same files and choices; prints `identical`, or the first step that differs (exit code
+    1)."""
+    from cli.reproduce import reproduce
+
+    again, found = reproduce(job_id)
+    typer.echo(f"{again}: {found}")
+    if found != "identical":
+        raise typer.Exit(1)
+
+
 def cancel(
     job: Annotated[str, typer.Argument(metavar="JOB", callback=given, help="The id that `dpo jobs` shows.")],
 ) -> None:

@@ -116,6 +116,7 @@ app.command("cancel")(jobs.cancel)
 app.command("pause")(jobs.pause)
 app.command("resume")(jobs.resume)
 app.command("download")(jobs.download)
+app.command("reproduce")(jobs.reproduce)
 app.command("audit")(projects.audit)
 
 

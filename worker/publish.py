@@ -18,6 +18,8 @@ from control_plane.leases import Claim
 from control_plane.model_files import CARD
 from control_plane.storage import Storage, checkpoint_prefix, state_prefix
 from dpo_core.disk import STATES_KEPT
+from dpo_core.provenance import FILE_NAME as PROVENANCE
+from dpo_core.provenance import Provenance, manifest_of, provenance_of
 from dpo_core.run_directory import CHECKSUMS, Manifest, ManifestFile, RunDirectory, sha256_of, write_whole
 from worker.reference_shards import ReferenceShards
 from worker.relay import Relay
@@ -60,6 +62,7 @@ class Publisher:
         self._tables = tables
         self._result = ResultFile(database, storage, claim, run)
         self._task: Future[None] | None = None
+        self._provenance: Provenance | None = None
         self._published: set[int] = set()
         self._tries = 0
         self._not_before = 0.0
@@ -113,7 +116,7 @@ class Publisher:
         job_id, fence = self._claim.job_id, self._claim.fence
         public = checkpoint_prefix(job_id, fence, manifest.step)
         private = state_prefix(job_id, fence, manifest.step)
-        manifest = self._with_card(folder, manifest)
+        manifest = self._with_card(folder, self._with_provenance(folder, manifest))
         for file in manifest.files:
             prefix = public if file.path.startswith("model/") else private
             self._storage.put_file(f"{prefix}/{file.path}", folder / file.path)
@@ -134,11 +137,17 @@ class Publisher:
         """The checkpoint with its README.md, which says what the trainer doesn't know: ids, files, reasons."""
         with self._database.transaction() as session:
             text = model_card.for_checkpoint(session, self._claim, manifest)
-        path = f"model/{CARD}"
-        write_whole(folder / path, text)
-        written = (folder / path).stat().st_size
-        card = ManifestFile(path=path, bytes=written, sha256=sha256_of(folder / path))
-        return manifest.model_copy(update={"files": [*(it for it in manifest.files if it.path != path), card]})
+        return _with_file(folder, manifest, f"model/{CARD}", text)
+
+    def _with_provenance(self, folder: Path, manifest: Manifest) -> Manifest:
+        """The checkpoint with its manifest.json, which tells of the trainer's files alone: the same for the same run.
+
+        The inputs are read once an attempt, here on the pool: training has begun.
+        """
+        if self._provenance is None:
+            self._provenance = provenance_of(self._run.spec())
+        text = manifest_of(manifest, self._provenance).model_dump_json(indent=2)
+        return _with_file(folder, manifest, f"model/{PROVENANCE}", text)
 
     def _forget_old_states(self) -> None:
         """First the rows say that the states are gone, then they go: nobody resumes from half a state."""
@@ -151,3 +160,10 @@ class Publisher:
         for folder, manifest in self._run.complete_checkpoints():
             if manifest.step in self._published and manifest.step < newest:
                 shutil.rmtree(folder)
+
+
+def _with_file(folder: Path, manifest: Manifest, path: str, text: str) -> Manifest:
+    """The checkpoint with one more file, or with that file anew."""
+    write_whole(folder / path, text)
+    made = ManifestFile(path=path, bytes=(folder / path).stat().st_size, sha256=sha256_of(folder / path))
+    return manifest.model_copy(update={"files": [*(it for it in manifest.files if it.path != path), made]})

@@ -69,7 +69,7 @@ def test_every_route_declares_a_scope_and_enforces_it(app: FastAPI, api: Api, da
                 continue
             refused = ask(route, method, without[needs.scope])
             assert refused.status_code == 403, (method, route.path)
-            if method != "HEAD":
+            if method != "HEAD" and not (route.path or "").startswith("/hf"):  # whose clients read another form
                 error = error_of(refused, 403)
                 assert (error["type"], error["code"]) == ("permission_error", "missing_scope")
                 assert f"--scope {needs.scope}" in (error["message"] or "")
