@@ -21,6 +21,7 @@ from api import (
     models,
     sweeps,
     uploads,
+    webhooks,
 )
 from api.edge import Edge
 from api.event_stream import Feed
@@ -72,9 +73,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = services
     errors.install(app)
     app.add_middleware(Edge)
-    for part in (files, uploads, file_reports, jobs, checkpoint_permissions, sweeps, models, audit, health, hub):
+    parts = (files, uploads, file_reports, jobs, checkpoint_permissions, sweeps, models, webhooks, audit, health, hub)
+    for part in parts:
         app.include_router(part.router)
     auth.require_scopes(app)
-    for part in (sweeps, uploads):
+    for part in (sweeps, uploads, webhooks):
         app.openapi()["components"]["schemas"].update(part.request_schema())  # FastAPI keeps the document it made
     return app

@@ -7,7 +7,7 @@ from enum import StrEnum
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from control_plane import events, removals
+from control_plane import deliveries, events, removals
 from control_plane.database import dpo_now
 from control_plane.errors import Conflict
 from control_plane.events import Level
@@ -67,8 +67,8 @@ def move(
 ) -> None:
     """Changes `job.state` and writes the event, in the caller's transaction; nothing else changes a state.
 
-    A final state takes the states to resume from with it: they are several times the size of the models.
-    The caller holds the job's row lock. Conflict when the move is not in LEGAL_MOVES.
+    A final state takes the states to resume from with it: they are several times the size of the models. The project's
+    webhooks are told of it. The caller holds the job's row lock. Conflict when the move is not in LEGAL_MOVES.
     """
     origin = State(job.state)
     if to not in LEGAL_MOVES[origin]:
@@ -82,6 +82,8 @@ def move(
         for checkpoint in session.scalars(select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.state_kept)):
             removals.note_state(session, checkpoint)
     events.add(session, job, code=code, message=message, level=level, data=data)
+    if to in FINAL:
+        deliveries.announce(session, job)
 
 
 def _ways_out(origin: State) -> str:

@@ -108,6 +108,16 @@ class Settings(DatabaseSettings):
     idle_seconds: Annotated[float, Field(gt=0)] = 60.0
     """How long a request's body may stand still before the request is given up."""
 
+    webhook_allow_http: bool = False
+    """Whether webhooks may be sent without TLS: everybody on the way reads which job ended how, and the signature."""
+
+    webhook_allow_private: bool = False
+    """Whether webhooks may be sent to loopback, private and link-local addresses: any user of the API can then make
+    this server send a POST to whatever it can reach, and learn the answer's status."""
+
+    webhook_disable_days: Annotated[float, Field(gt=0)] = 5.0
+    """For how long nothing may arrive at a webhook endpoint before it is disabled."""
+
     @model_validator(mode="after")
     def _beats_often_enough(self) -> Self:
         if 2 * self.heartbeat_seconds > self.lease_seconds:

@@ -395,6 +395,63 @@ class TokenTable(Created, Base):
     last_used_at: Mapped[datetime] = mapped_column(server_default=dpo_now())
 
 
+class WebhookEndpoint(Created, Base):
+    """Where a project wants to be told how its jobs end."""
+
+    __tablename__ = "webhook_endpoints"
+    __table_args__ = (Index(None, "project_id", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    url: Mapped[str]
+    event_types: Mapped[list[str]]
+    secret: Mapped[str]
+    """As it is, not hashed: deliveries are signed with it."""
+    old_secret: Mapped[str | None]
+    """Signs beside `secret` until `old_secret_until`."""
+    old_secret_until: Mapped[datetime | None]
+    updated_at: Mapped[datetime]
+    failing_since: Mapped[datetime | None]
+    """The first failed try since the last delivery that arrived."""
+    disabled_at: Mapped[datetime | None]
+    disabled_reason: Mapped[str | None]
+
+
+class WebhookDelivery(Created, Leased, Base):
+    """One event on its way to one endpoint: see control_plane/deliveries.py."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        Index(None, "endpoint_id", "id"),
+        Index(None, "next_try_at", postgresql_where=text("state = 'waiting'")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id"))
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    """None for a test."""
+    event_id: Mapped[str]
+    """The same for all endpoints that get the event; the header webhook-id."""
+    event_type: Mapped[str]
+    payload: Mapped[str]
+    """The body, byte for byte."""
+    state: Mapped[str]
+    """waiting, delivered or failed."""
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    tries_now: Mapped[int] = mapped_column(server_default="0")
+    """Attempts since the event, or since the last order to send it again: how long the next wait is."""
+    next_try_at: Mapped[datetime | None] = mapped_column()
+    retry_until: Mapped[datetime]
+    tried_at: Mapped[datetime | None]
+    status_code: Mapped[int | None]
+    """Of the last answer; None where nothing answered."""
+    error: Mapped[str | None]
+    """Why the last try failed."""
+    ended_at: Mapped[datetime | None]
+
+
 class Removal(Created, Base):
     """Bytes in storage that no row needs any more, until they are gone: see control_plane/removals.py."""
 

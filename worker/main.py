@@ -1,4 +1,4 @@
-"""`dpo worker`: the supervisor in the main thread, Celery's ear in another."""
+"""`dpo worker`: the supervisor in the main thread, Celery's ear and the webhooks' postman in others."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from control_plane.settings import Settings
 from worker.app import Ear
 from worker.launch import Programs
 from worker.supervisor import Supervisor
+from worker.webhooks import Postman
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -26,5 +27,8 @@ def run(settings: Settings, programs: Programs | None = None) -> None:
         signal.signal(number, lambda _number, _frame: supervisor.stop())
     ear = Ear(settings.redis_url.get_secret_value(), supervisor.wake)
     ear.start()
+    postman = Postman(settings)
+    postman.start()
     supervisor.run()
+    postman.stop()
     ear.stop()

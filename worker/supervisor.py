@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from psycopg.errors import UndefinedColumn, UndefinedFunction, UndefinedTable
 from sqlalchemy.exc import ProgrammingError
 
-from control_plane import checks, files, leases, removals, uploads, workers
+from control_plane import checks, deliveries, files, leases, removals, uploads, workers
 from control_plane.database import Database
 from control_plane.hints import Hints
 from control_plane.ids import new_id
@@ -158,6 +158,7 @@ class Supervisor:
         with self._database.transaction() as session:
             files.remove_expired(session)
             uploads.end_expired(session)
+            deliveries.forget_old(session)
         with self._database.transaction() as session:
             waiting = leases.waiting(session) + checks.waiting(session)
         self._carry_out_removals()

@@ -14,6 +14,7 @@ def test_the_guide_names_every_route(http: httpx2.Client) -> None:
     guide = GUIDE.read_text(encoding="utf-8")
     for path in routes:
         tail = path.replace("/v1/fine_tuning/jobs/{job_id}", "…/{id}").replace("/v1/uploads/{upload_id}", "…/{id}")
+        tail = tail.replace("/v1/webhook_endpoints/{endpoint_id}", "…/{id}").replace("{delivery_id}", "{id}")
         for name in ("{sweep_id}", "{file_id}", "{model_id}", "{project}/{name}"):
             tail = tail.replace(name, "{id}")
         assert f"{tail}`" in guide or f"{tail.replace('…', '/v1/fine_tuning/jobs')}`" in guide, path
