@@ -66,8 +66,18 @@ test: setup ## Every test but the long ones, a file at a time on each core
 .PHONY: check
 check: lint types imports test ## What CI runs
 
+.PHONY: clients
+clients: $(patsubst tests/contract/clients/%.txt,build/%/.installed,$(wildcard tests/contract/clients/*.txt)) ## The openai clients that the API is tested with
+
+build/openai-%/.installed: tests/contract/clients/openai-%.txt
+	@echo 'installing $< into build/openai-$*'
+	@rm -rf build/openai-$* && mkdir -p build
+	@python=$$($(FIND_PYTHON)); $$python -m venv build/openai-$*
+	@build/openai-$*/bin/python -m pip --disable-pip-version-check install --quiet --no-compile -r $<
+	@touch $@
+
 .PHONY: check-long
-check-long: setup hub-clients ## The tests that take longer; run before an issue is called done
+check-long: setup clients hub-clients ## The tests that take longer; run before an issue is called done
 	@$(BIN)/python -m pytest -q -m long
 
 .PHONY: compose-test
@@ -89,6 +99,10 @@ bench-gpu: setup build/trl/.installed ## On a machine with an NVIDIA GPU: exactn
 .PHONY: bench-data
 bench-data: setup build/trl/.installed ## A million pairs checked, rendered and tokenized, beside TRL 1.16's preparation of them
 	@$(BIN)/python -m benchmarks.data
+
+.PHONY: bench-api
+bench-api: setup ## List, read and create jobs at 50 requests a second in a table of 100,000: latencies
+	@$(BIN)/python -m benchmarks.api
 
 .PHONY: bench-losses
 bench-losses: build/trl/.installed ## Every loss and its gradient beside TRL's, in float64

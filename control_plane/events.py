@@ -36,7 +36,8 @@ class News:
 def add(
     session: Session, job: Job, *, code: str, message: str, level: Level = "info", data: Json | None = None
 ) -> None:
-    """Writes one event. The caller holds the job's row lock, so a job's events are numbered in their order."""
+    """Writes one event, with the session's next statement: several at once are one. The caller holds the job's row
+    lock, so a job's events are numbered in their order."""
     event = Event(
         id=new_id("ftevent"),
         project_id=job.project_id,
@@ -48,7 +49,6 @@ def add(
         data=data or {},
     )
     session.add(event)
-    session.flush()
 
 
 def after(session: Session, places: Mapping[str, int]) -> dict[str, News]:

@@ -36,6 +36,10 @@ POLL_SECONDS = 0.02
 TOKENS = "tokens"
 REFERENCE_GROUP = "stub-group"
 REFERENCE_VALUES = "values"
+CHOSEN = {"batch_size": 4, "epochs": 1, "beta": 0.1}
+"""What is chosen for "auto"."""
+METRICS = {"train/loss": 0.5, "validation/loss": 0.25}
+"""Of every checkpoint."""
 
 
 def chain(steps: int, job_id: str) -> str:
@@ -58,6 +62,7 @@ def validate(run: RunDirectory) -> int:
         write_whole(run.tokens / "training.safetensors", TOKENS)
     run.append_event(Event(code="tokens_found" if found else "tokens_made", message="training"))
     training = spec.training.model_dump(mode="json")
+    training |= {name: value for name, value in CHOSEN.items() if training[name] == "auto"}
     write_whole(run.prepared_file, json.dumps({"training": training, "values": {}, "reference_group": REFERENCE_GROUP}))
     run.write_status(Status(state="succeeded"))
     return 0
@@ -150,7 +155,7 @@ class Rank:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
             records.append(ManifestFile(path=name, bytes=len(text), sha256=sha256_of(path)))
-        manifest = Manifest(step=step, kind="full", files=records, metrics={"loss": 0.5}, final=final)
+        manifest = Manifest(step=step, kind="full", files=records, metrics=METRICS, final=final)
         write_whole(aside / MANIFEST, manifest.model_dump_json())
         target = self.run.checkpoints / f"step-{step}"
         shutil.rmtree(target, ignore_errors=True)
