@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import anyio
 from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
@@ -17,7 +18,7 @@ from python_multipart.multipart import parse_options_header
 from control_plane.errors import InvalidRequest, Stalled, TooLarge
 from control_plane.filenames import clean_filename
 
-WRITE_BYTES = 1024**2
+WRITE_BYTES = 4 * 1024**2
 """File bytes gathered for one write."""
 FIELD_BYTES = 16 * 1024
 """All fields beside the file together."""
@@ -71,20 +72,48 @@ async def receive_form(
     digest = hashlib.sha256()
     async with contextmanager_in_threadpool(sink) as file:
 
-        def write(data: bytes) -> None:
+        def write(data: bytearray) -> None:
             digest.update(data)
             file.write(data)
 
-        async for chunk in never_idle(body, idle_seconds):
-            try:
-                parser.write(chunk)
-            except FormParserError as error:
-                raise InvalidRequest(f"The upload is not a valid multipart form: {error}.") from None
-            if len(form.gathered) >= WRITE_BYTES:
-                await run_in_threadpool(write, form.take())
-        await run_in_threadpool(write, form.take())
+        async with _OneBehind(write) as writer:
+            async for chunk in never_idle(body, idle_seconds):
+                try:
+                    parser.write(chunk)
+                except FormParserError as error:
+                    raise InvalidRequest(f"The upload is not a valid multipart form: {error}.") from None
+                if len(form.gathered) >= WRITE_BYTES:
+                    await writer.write(form.take())
+            await writer.write(form.take())
         form.require_complete()
     return Received(form.filename or "file", form.fields, form.file_bytes, digest.hexdigest())
+
+
+class _OneBehind:
+    """Writes on a thread while more is received; two pieces are never written at once."""
+
+    def __init__(self, write: Callable[[bytearray], None]) -> None:
+        self._write = write
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def write(self, data: bytearray) -> None:
+        """Returns when the piece before it is written. Raises what writing that raised."""
+        if self._task is not None:
+            await self._task
+        self._task = asyncio.create_task(run_in_threadpool(self._write, data))
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Waits for the last piece, whatever happened: nobody may close the file under it."""
+        if self._task is None:
+            return
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([self._task])
+        failure = self._task.exception()
+        if failure is not None and kind is None:
+            raise failure
 
 
 async def never_idle(body: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
@@ -146,9 +175,8 @@ class _Form:
         self._value = bytearray()
         self._field_bytes = 0
 
-    def take(self) -> bytes:
-        taken = bytes(self.gathered)
-        self.gathered.clear()
+    def take(self) -> bytearray:
+        taken, self.gathered = self.gathered, bytearray()
         return taken
 
     def require_complete(self) -> None:
