@@ -41,7 +41,7 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
 def peak_bytes() -> int:
     """At most so much was resident at once: this process at its peak, and every other as large as the largest."""
     own, others = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return (own + len(os.sched_getaffinity(0)) * others) * 1024
+    return (own + (len(os.sched_getaffinity(0)) - 1) * others) * 1024
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Work on a stream of chunks with every core: results in order, a bounded number of chunks in memory.
+"""Work on a stream of chunks with every core, this process among them: results in order, few chunks in memory.
 
 No child outlives this process, however it ends: the kernel kills them when it dies (dpo_core/process.py).
 Call it from a thread that outlives the work, because the death signal is tied to the thread that forks.
@@ -24,8 +24,8 @@ from dpo_core.process import die_with, limit_memory
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
-CHUNK_BYTES = 2**20
-"""Of rows in one chunk: a second's work or two, so that a run that is stopped does not wait long."""
+CHUNK_BYTES = 2**19
+"""Of rows in one chunk: some tenths of a second's work, so that a run that is stopped does not wait long."""
 
 ROW_BYTES = 256
 """What a row takes besides its text, roughly: a chunk of rows that say next to nothing has an end, too."""
@@ -36,7 +36,11 @@ MEMORY_BYTES = 4 * 2**30
 """What a process may take beside what it has at its start: a row of 8 MiB takes less. A chat template, a stranger's,
 could ask for more at once."""
 
-CHUNKS_ALONE = 3
+CHUNKS_AHEAD = 6
+"""For each process so many are worked at, or done, before the next result is there: other processes take a second to
+start, and meanwhile this one goes ahead."""
+
+CHUNKS_ALONE = 6
 """So many are worked through here: to start the other processes would take longer."""
 
 
@@ -68,8 +72,8 @@ def map_in_order(
 ) -> Iterator[Made]:
     """`start()` once in every process, and what it returns on each of `given`; all of them are picklable.
 
-    `processes` is as many as there are cores. Few chunks, or one process, are worked through in this one. An
-    exception of the work is raised here.
+    This process works, too, whenever the next result is not there yet. `processes` counts it, and is as many as there
+    are cores. Few chunks, or one process, are worked through here. An exception of the work is raised here.
 
     Raises:
         RunError: kind `resource`; a process was killed.
@@ -81,29 +85,43 @@ def map_in_order(
     if processes == 1 or len(first) <= CHUNKS_ALONE:
         yield from map(start(), everything)
         return
+    others = processes - 1
     pool = ProcessPoolExecutor(
-        processes,
+        others,
         # not fork: what this process has of threads and locks would come along
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin,
         initargs=(os.getpid(), _Once(start)),
     )
     try:
-        yield from _submitted(pool, everything, at_once=2 * processes)
+        yield from _shared(pool, everything, others, _Once(start))
     except BrokenProcessPool as broken:
         raise reader_killed() from broken
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _submitted(pool: ProcessPoolExecutor, given: Iterable[Given], at_once: int) -> Iterator[Any]:
-    waiting: deque[Future[Any]] = deque()
-    for chunk in given:
-        waiting.append(pool.submit(_work, chunk))
-        if len(waiting) == at_once:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+def _shared(pool: ProcessPoolExecutor, given: Iterable[Any], others: int, work: Callable[[Any], Any]) -> Iterator[Any]:
+    """Results in order. Chunks wait for the `others` first; while a result isn't there, one is done here."""
+    remaining = iter(given)
+    results: deque[Future[Any]] = deque()
+    while True:
+        unfinished = sum(not result.done() for result in results)
+        results.extend(pool.submit(_work, chunk) for chunk in islice(remaining, max(0, 2 * others - unfinished)))
+        if not results:
+            return
+        if not results[0].done() and len(results) < CHUNKS_AHEAD * (others + 1):
+            mine = [work(chunk) for chunk in islice(remaining, 1)]
+            results.extend(map(_done, mine))
+            if mine:
+                continue
+        yield results.popleft().result()
+
+
+def _done(made: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(made)
+    return future
 
 
 class _Once(Generic[Given, Made]):

@@ -7,20 +7,22 @@ model will see when it is used.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from jinja2 import TemplateError, nodes
 from jinja2.exceptions import TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
+from dpo_core.data.outlines import Outlines, Tracer, Unclear
 from dpo_core.data.records import JsonText, Message
 from dpo_core.data.sandbox import SafeNamespace, Sandbox
 from dpo_core.errors import user_error
 
 Variable = str | int | float | bool
+Environment = TypeVar("Environment", bound=Sandbox)
 
 
 class TemplateRefusal(Exception):
@@ -45,8 +47,10 @@ class ChatTemplate:
         self.wrote_date = False
         """Whether a rendering since this was last reset asked for today's date."""
         try:
-            self._sandbox = self._environment()
+            self._sandbox = self._environment(Sandbox, self._strftime_now)
             self._template = self._sandbox.bounded(source)
+            tracer = self._environment(Tracer, _no_outline)
+            self._outlines = Outlines(tracer, tracer.bounded(source), self._variables)
         except TemplateSyntaxError as error:
             message = (
                 f"The chat template is not valid Jinja: {error.message} (template line {error.lineno}). Correct it."
@@ -69,6 +73,21 @@ class ChatTemplate:
             TemplateRefusal: the template raised an error for these messages, takes or writes more than
                 `dpo_core.data.sandbox` allows, or a variable has a reserved name.
         """
+        if tools is None and variables is None and all(map(_is_plain, messages)):
+            return self._by_outline(messages, add_generation_prompt)
+        return self._render(messages, add_generation_prompt, tools, variables)
+
+    def _by_outline(self, messages: Sequence[Message], opens: bool) -> str:
+        form, texts = (tuple(it.role for it in messages), opens), [it.content for it in messages]
+        text = self._outlines.fill(form, texts)
+        if text is None:
+            text = self._render(messages, opens, None, None)
+            self._outlines.learn(form, texts, text)
+        return text
+
+    def _render(
+        self, messages: Sequence[Message], opens: bool, tools: JsonText | None, variables: JsonText | None
+    ) -> str:
         own: dict[str, object] = {} if variables is None else json.loads(variables)
         if taken := RESERVED & own.keys():
             raise TemplateRefusal(f"its own `{min(taken)}` stands among the variables of the chat template")
@@ -79,7 +98,7 @@ class ChatTemplate:
                 given,
                 messages=[_as_dict(message) for message in messages],
                 tools=None if tools is None else json.loads(tools),
-                add_generation_prompt=add_generation_prompt,
+                add_generation_prompt=opens,
                 **{**self._variables, **own},
             )
         except MemoryError as error:
@@ -87,11 +106,11 @@ class ChatTemplate:
         except Exception as error:  # a template may fail in any way Python can
             raise TemplateRefusal(f"the chat template fails on it: {error}") from error
 
-    def _environment(self) -> Sandbox:
-        environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols])
+    def _environment(self, kind: type[Environment], strftime_now: Callable[[str], str]) -> Environment:
+        environment = kind(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = self._strftime_now
+        environment.globals["strftime_now"] = strftime_now
         environment.globals["dict"] = _make_dict
         environment.globals["namespace"] = SafeNamespace
         return environment
@@ -99,6 +118,21 @@ class ChatTemplate:
     def _strftime_now(self, form: str) -> str:
         self.wrote_date = True
         return self._today.strftime(form)
+
+
+def _no_outline(_: str) -> NoReturn:
+    """A date is another tomorrow."""
+    raise Unclear
+
+
+def _is_plain(message: Message) -> bool:
+    """Whether it has nothing but a role and a content."""
+    return (
+        message.reasoning is None
+        and message.tool_calls is None
+        and message.tool_call_id is None
+        and message.name is None
+    )
 
 
 def _characters(message: Message) -> int:

@@ -49,34 +49,32 @@ class Words:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._known: dict[str, tuple[int, ...]] = {}
-        """By word, with the space before it."""
+        """By word, with the space before it. None ends with space: behind it there would be no cut."""
+
+        self._numbers: dict[int, int] = {}
+        """Every id as one object, by itself: many copies would not fit into a core's cache."""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
         if any(MARK in text for text in texts):
             return encode_all(self._tokenizer, texts)
         cut = [_words(text) for text in texts]
-        found = [self._look_up(words) for words in cut]
-        missing = [place for place, ids in enumerate(found) if ids is None]
-        if not missing:
-            return [ids for ids in found if ids is not None]
-        for place in missing:
-            cut[place] = _joined(cut[place])
-        new = list({word for place in missing for word in cut[place]}.difference(self._known))
-        ids = encode_all(self._tokenizer, [word.rstrip(MARK) for word in new])
-        self._known |= zip(new, map(tuple, ids), strict=True)
-        made = [self._look_up(cut[place]) if ids is None else ids for place, ids in enumerate(found)]
+        new = set[str]().union(*cut).difference(self._known)
+        if loose := {word for word in new if word[-1:].isspace()}:
+            cut = [words if loose.isdisjoint(words) else _joined(words) for words in cut]
+            new = set[str]().union(*cut).difference(self._known)
+        if new:
+            self._learn(list(new))
+        ids = [list(chain.from_iterable(map(self._known.__getitem__, words))) for words in cut]
         self._forget(new)
-        return [ids for ids in made if ids is not None]
+        return ids
 
-    def _look_up(self, words: list[str]) -> list[int] | None:
-        """None where one of them is not known."""
-        try:
-            return list(chain.from_iterable(map(self._known.__getitem__, words)))
-        except KeyError:
-            return None
+    def _learn(self, words: list[str]) -> None:
+        ids = encode_all(self._tokenizer, [word.rstrip(MARK) for word in words])
+        one = self._numbers.setdefault
+        self._known.update(zip(words, (tuple(map(one, it, it)) for it in ids), strict=True))
 
-    def _forget(self, new: list[str]) -> None:
+    def _forget(self, new: set[str]) -> None:
         """What is too long to come again, or all, so that memory stays bounded."""
         if len(self._known) > WORDS_KEPT:
             self._known.clear()

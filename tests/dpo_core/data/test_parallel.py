@@ -15,7 +15,15 @@ import psutil
 import pytest
 
 from dpo_core.data.formats import RawRow
-from dpo_core.data.parallel import CHUNK_BYTES, CHUNKS_ALONE, MEMORY_BYTES, ROW_BYTES, chunks, map_in_order
+from dpo_core.data.parallel import (
+    CHUNK_BYTES,
+    CHUNKS_AHEAD,
+    CHUNKS_ALONE,
+    MEMORY_BYTES,
+    ROW_BYTES,
+    chunks,
+    map_in_order,
+)
 from dpo_core.data.records import FileProblem, RowProblem
 from dpo_core.errors import RunError, user_error
 from tests.dpo_core.runs import all_gone
@@ -33,8 +41,15 @@ def refuser() -> Callable[[int], int]:
     raise user_error("no", "This can't be.")
 
 
-def killer() -> Callable[[int], int]:
-    return lambda number: os.kill(os.getpid(), signal.SIGKILL) or number
+def killer(spared: int) -> Callable[[int], int]:
+    """Of every process but one."""
+
+    def work(number: int) -> int:
+        if os.getpid() != spared:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    return work
 
 
 def test_neighbours_are_joined_to_chunks() -> None:
@@ -65,9 +80,16 @@ def test_results_come_in_order_from_several_processes_and_little_is_read_ahead()
     found = []
     for made in map_in_order(partial(squarer, 1), given(), processes=2):
         found.append(made)
-        assert len(read) - len(found) <= 2 * 2
+        assert len(read) - len(found) <= CHUNKS_AHEAD * 2
     assert [square for square, _ in found] == [number**2 + 1 for number in range(50)]
-    assert os.getpid() not in {pid for _, pid in found}
+    assert len({pid for _, pid in found} - {os.getpid()}) == 1
+
+
+def test_this_process_goes_ahead_while_others_start() -> None:
+    """The first chunk is another's, which takes its time to start; those behind it that nobody has are done here."""
+    pids = [pid for _, pid in map_in_order(partial(squarer, 0), range(CHUNKS_AHEAD * 2), processes=2)]
+    assert pids[0] == pids[1] != os.getpid()
+    assert set(pids[2:]) == {os.getpid()}
 
 
 @pytest.mark.parametrize(("count", "processes"), [(CHUNKS_ALONE, 2), (50, 1)])
@@ -83,7 +105,7 @@ def test_what_a_process_raises_is_raised_here() -> None:
 
 def test_a_process_that_is_killed_is_named() -> None:
     with pytest.raises(RunError, match="was killed") as caught:
-        list(map_in_order(killer, range(50), processes=2))
+        list(map_in_order(partial(killer, os.getpid()), range(50), processes=2))
     assert (caught.value.failure.kind, caught.value.failure.code) == ("resource", "reader_killed")
 
 
@@ -93,7 +115,7 @@ def taker() -> Callable[[int], int]:
 
 def test_a_process_that_takes_too_much_memory_is_refused_it_and_lives_on() -> None:
     with pytest.raises(MemoryError):
-        list(map_in_order(taker, [1, 1, 1, 1, 2 * MEMORY_BYTES], processes=2))
+        list(map_in_order(taker, [2 * MEMORY_BYTES, *[1] * 2 * CHUNKS_ALONE], processes=2))
 
 
 def test_who_stops_early_leaves_no_process_behind() -> None:
@@ -111,7 +133,7 @@ from pathlib import Path
 from dpo_core.data.parallel import map_in_order
 from tests.dpo_core.data.test_parallel import sleeper
 if __name__ == "__main__":
-    list(map_in_order(sleeper, [sys.argv[1]] * 50, processes=2))
+    list(map_in_order(sleeper, [sys.argv[1]] * 50, processes=3))
 """
 
 
@@ -134,12 +156,12 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path, sig: signal
     parent = subprocess.Popen([sys.executable, str(program), str(pids)], env=environment)
     try:
         deadline = time.monotonic() + 60
-        while len(list(pids.iterdir())) < 2 and time.monotonic() < deadline:
+        while len(list(pids.iterdir())) < 3 and time.monotonic() < deadline:
             time.sleep(0.02)
         children = [psutil.Process(int(path.name)) for path in pids.iterdir()]
         parent.send_signal(sig)
         parent.wait(60)
     finally:
         parent.kill()
-    assert len(children) == 2
+    assert len(children) == 3
     assert all_gone(children)
