@@ -40,7 +40,7 @@ def a_failed_test_leaves_no_training(workshop: Workshop) -> Iterator[None]:
 
 
 def wait_for(what: Callable[[], object], process: subprocess.Popen[bytes], run: RunDirectory) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not what():
         assert process.poll() is None, tail(run)
         assert time.monotonic() < deadline, tail(run)
@@ -64,7 +64,7 @@ def test_sigterm_stops_with_a_checkpoint_from_which_the_run_goes_on(workshop: Wo
     wait_for(lambda: len(lines(run)) > 3, process, run)
     ranks = family(process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 0, tail(run)
+    assert process.wait(300) == 0, tail(run)
     assert all_gone(ranks)
     status, ((checkpoint, manifest),) = status_of(run), run.complete_checkpoints()
     assert (status.state, status.step) == ("stopped", manifest.step)
@@ -87,7 +87,7 @@ def test_a_killed_rank_fails_the_run_and_leaves_no_process(workshop: Workshop) -
     assert len(recorded) == 2
     killed = next(rank for rank in range(2) if str(recorded[1].pid) in (run.processes / f"{rank}.json").read_text())
     recorded[1].kill()
-    assert process.wait(120) != 0
+    assert process.wait(300) != 0
     assert all_gone(everyone)
     status = status_of(run)
     assert status.state == "failed"
@@ -132,7 +132,7 @@ def test_a_loss_that_is_not_finite_is_a_divergence(workshop: Workshop, tmp_path:
     save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     broken = ModelSource(id="default/broken", path=tmp_path / "model")
     run = workshop.make("diverged", model=broken, training={"method": "supervised"})
-    assert launch(run).wait(120) != 0
+    assert launch(run).wait(300) != 0
     failure = status_of(run).failure
     assert failure is not None, tail(run)
     assert (failure.kind, failure.code) == ("divergence", "not_finite")
@@ -144,7 +144,7 @@ def test_a_model_that_can_not_be_read_is_the_users_failure(workshop: Workshop, t
         if file.suffix != ".safetensors":
             (tmp_path / file.name).write_bytes(file.read_bytes())
     run = workshop.make("unreadable", model=ModelSource(id="default/hollow", path=tmp_path))
-    assert launch(run).wait(120) != 0
+    assert launch(run).wait(300) != 0
     failure = status_of(run).failure
     assert failure is not None, tail(run)
     assert (failure.kind, failure.param) == ("user", "model")

@@ -124,7 +124,7 @@ def test_sigterm_in_the_pass_stops_the_run_and_keeps_what_was_measured(workshop:
         lambda: "reference_started" in run.events_file.read_text() if run.events_file.exists() else False, process, run
     )
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 0, tail(run)
+    assert process.wait(300) == 0, tail(run)
     status = run.status()
     assert status is not None
     assert (status.state, status.step) == ("stopped", 0)
