@@ -206,7 +206,7 @@ def test_errors_are_the_clients_exceptions(client: OpenAI, file: FileObject) -> 
     with pytest.raises(openai.BadRequestError) as refused:
         client.fine_tuning.jobs.create(model=MODEL, training_file="file-none")
     assert (refused.value.param, refused.value.code) == ("training_file", "file_not_found")
-    with pytest.raises(openai.BadRequestError, match="'dpo' or 'supervised'"):
+    with pytest.raises(openai.BadRequestError, match="reinforcement"):
         client.fine_tuning.jobs.create(model=MODEL, training_file=file.id, method={"type": "reinforcement"})
     with pytest.raises(openai.NotFoundError):
         client.fine_tuning.jobs.retrieve("ftjob-none")
