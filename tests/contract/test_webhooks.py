@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -183,3 +188,30 @@ def test_the_newest_clients_own_calls(client: OpenAI, receiver: Receiver) -> Non
     assert calls.delete(another.id).deleted
     with pytest.raises(openai.NotFoundError):
         calls.retrieve(another.id)
+
+
+def test_the_guides_receiver(client: OpenAI, cancelled: Callable[[], str], tmp_path: Path) -> None:
+    """docs/webhooks.md's program as it stands, but for its port and address."""
+    guide = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text(encoding="utf-8")
+    program = guide.split("```python\n")[1].split("```")[0]
+    assert '("", 8001)' in program
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    secret = register(client, url=f"http://127.0.0.1:{port}/")["signing_secret"]
+    (tmp_path / "hook.py").write_text(program.replace('("", 8001)', f'("127.0.0.1", {port})'), encoding="utf-8")
+    environment = os.environ | {"OPENAI_API_KEY": "unused", "OPENAI_WEBHOOK_SECRET": secret, "PYTHONUNBUFFERED": "1"}
+    said = tmp_path / "said.txt"
+    with open(said, "wb") as output:
+        hook = subprocess.Popen([sys.executable, tmp_path / "hook.py"], env=environment, stdout=output)
+    try:
+        poll_until(lambda: _answers(port), "the receiver listens")
+        job_id = cancelled()
+        poll_until(lambda: said.read_text().endswith(f" fine_tuning.job.cancelled {job_id}\n"), "it printed the event")
+    finally:
+        hook.terminate()
+        hook.wait(20)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
