@@ -19,6 +19,7 @@ from api import (
     hub,
     jobs,
     models,
+    openapi,
     sweeps,
     uploads,
     webhooks,
@@ -67,7 +68,6 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,  # the pages load scripts of other people's servers into the operator's browser
         redoc_url=None,
         lifespan=lifespan,
-        responses={status: {"model": errors.ErrorEnvelope} for status in (400, 401, 403, 429)},
         telemetry={"auto_configure": False},  # else FastAPI would read the environment by itself
     )
     app.state.services = services
@@ -77,6 +77,5 @@ def create_app(settings: Settings) -> FastAPI:
     for part in parts:
         app.include_router(part.router)
     auth.require_scopes(app)
-    for part in (sweeps, uploads, webhooks):
-        app.openapi()["components"]["schemas"].update(part.request_schema())  # FastAPI keeps the document it made
+    openapi.complete(app, sweeps.request_schema() | uploads.request_schema() | webhooks.request_schema())
     return app

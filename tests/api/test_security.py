@@ -68,6 +68,8 @@ def theirs(client: OpenAI, http: httpx2.Client, base: str, database: Database) -
         "path": "config.json",
         "permission_id": "cp_x",
         "folder": "folder",
+        "endpoint_id": "wep-1",
+        "delivery_id": "whd-1",
         "anything": "default/m",
     }
 
