@@ -2,12 +2,15 @@
 
 First every setting of TRL's grid runs once; the fastest is "TRL's best". Then the finalists run in turn, several
 rounds. Every run is a process of its own. benchmarks/README.md says what each figure means.
+
+`--finalists` takes TRL's best from the grid of an earlier result, and leaves out the grid, TRL's default and the sweep.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -48,21 +51,26 @@ def heats(ring: Ring, grid: list[TrlSettings]) -> dict[TrlSettings, Entry]:
     return entries
 
 
-def finals(ring: Ring, best: TrlSettings, rounds: int) -> dict[str, Entry]:
+def best_of_earlier_grid(file: Path) -> TrlSettings:
+    """TRL's fastest setting in a result that `make bench-train` left."""
+    if not file.exists():
+        raise SystemExit(f"{file} is not there: run `make bench-train` without --finalists first.")
+    known = {entry["name"]: sum(entry["rounds"][0]["seconds"]) for entry in json.loads(file.read_bytes())["entries"]}
+    return min(GRID, key=lambda settings: known.get(str(settings), math.inf))
+
+
+def finals(ring: Ring, best: TrlSettings, rounds: int, *, default: bool = True) -> dict[str, Entry]:
     """The finalists in turn, round by round."""
-    outcomes: dict[str, list[Any]] = {"trl_default": [], "trl_best": [], "ours_cold": [], "ours_warm": []}
+    names = {"trl_default": f"default: {DEFAULT}"} if default else {}
+    names |= {"trl_best": f"best: {best}", "ours_cold": "ours, cold cache", "ours_warm": "ours, warm cache"}
+    outcomes: dict[str, list[Any]] = {name: [] for name in names}
     for _ in range(rounds):
-        outcomes["trl_default"].append(ring.trl(DEFAULT))
+        if default:
+            outcomes["trl_default"].append(ring.trl(DEFAULT))
         cold = ring.directory()
         outcomes["ours_cold"].append(ours.train(cold, ring.imported))
         outcomes["trl_best"].append(ring.trl(best))
         outcomes["ours_warm"].append(ours.train(ring.directory(cold.reference), ring.imported))
-    names = {
-        "trl_default": f"default: {DEFAULT}",
-        "trl_best": f"best: {best}",
-        "ours_cold": "ours, cold cache",
-        "ours_warm": "ours, warm cache",
-    }
     entries = {key: ring.entry(names[key], outcomes[key]) for key in outcomes}
     print_table(f"The finalists, {rounds} rounds in turn", COLUMNS, [entry.row() for entry in entries.values()])
     return entries
@@ -118,26 +126,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="timed steps of every run")
     parser.add_argument("--rounds", type=int, default=3, help="runs of every finalist")
     parser.add_argument("--ranks", type=int, default=1, help="processes of ours; they share the cores")
+    parser.add_argument("--finalists", action="store_true", help="TRL's best, known from an earlier result, and ours")
     options = parser.parse_args()
+    known = best_of_earlier_grid(RESULTS / "train.json") if options.finalists else None
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
         workload = make_workload(Path(folder) / "workload", options.shape, options.steps)
         ring = Ring(workload, Path(folder), RECIPE, ours.imported_bytes(), options.ranks)
-        entries = heats(ring, GRID)
-        best = min(entries, key=lambda settings: entries[settings].seconds)
-        final = finals(ring, best, options.rounds)
-        ratios = memory(ring, entries)
+        entries = {} if known else heats(ring, GRID)
+        best = known or min(entries, key=lambda settings: entries[settings].seconds)
+        final = finals(ring, best, options.rounds, default=known is None)
+        ratios = memory(ring, entries or {best: final["trl_best"]})
         numbers = agreement(ring, best)
     warm = final["ours_warm"]
-    summary = {
-        "ratio_default": final["trl_default"].seconds / warm.seconds,
-        "ratio_best": final["trl_best"].seconds / warm.seconds,
-        "memory_ratio": ratios[DEFAULT.micro_batch],
-        "share_of_flop_bound": share_of_flop_bound(options.shape),
-        **numbers,
-    }
+    summary: dict[str, Any] = {} if known else {"ratio_default": final["trl_default"].seconds / warm.seconds}
+    summary |= {"ratio_best": final["trl_best"].seconds / warm.seconds, "memory_ratio": ratios[max(ratios)]}
+    if known is None:
+        summary["share_of_flop_bound"] = share_of_flop_bound(options.shape)
+    summary |= numbers
     everything = [*entries.values(), *final.values()]
     details = {"machine": machine(), "memory_ratios": ratios, "entries": [entry.record() for entry in everything]}
-    write_result("train", summary | details)
+    write_result("train-finalists" if known else "train", summary | details)
     print(json.dumps(summary))
 
 

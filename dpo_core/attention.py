@@ -9,20 +9,21 @@ Shapes: Q query heads, K key heads, T tokens, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 
+from dpo_core.last_layer import KEPT
 from dpo_core.packing import Block, Layout
 
 NAME = "dpo_packed"
-HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "output_hidden_states", "is_causal"})
+HARMLESS = frozenset({"position_ids", "use_cache", KEPT, "output_attentions", "output_hidden_states", "is_causal"})
 """Arguments that models hand to their attention and that change nothing here. `is_causal` is what we do anyway."""
 QUERY_ROWS = 512
-"""Queries of a second branch that share one mask: bounds the mask's size for long answers."""
+"""Queries behind other keys that share one mask: bounds the mask's size for long answers."""
 
 
 class UnsupportedAttentionError(ValueError):
@@ -47,9 +48,12 @@ def packed_attention(
     layout: Layout | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    wanted: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention of `query` [1, Q, T, D] to `key` and `value` [1, K, T, D] by `layout`: [1, T, Q, D].
+
+    `wanted`: the places [N] whose result is read, where not all are; what others get is undefined.
 
     Raises:
         UnsupportedAttentionError: the layout did not arrive, or the model wants a window, sinks, a soft cap,
@@ -63,7 +67,7 @@ def packed_attention(
         query, key = query.to(value.dtype), key.to(value.dtype)
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return flash(query, key, value, layout, scaling), None
-    return run_by_run(query, key, value, layout, scaling), None
+    return run_by_run(query, key, value, layout, scaling, wanted=wanted), None
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
@@ -109,32 +113,56 @@ def flash_error(device: torch.device, dtype: torch.dtype, queries: int, keys: in
     return max(float((ours.float() - theirs).detach().norm() / theirs.detach().norm()) for ours, theirs in pairs)
 
 
-def run_by_run(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
+def run_by_run(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None, *, wanted: Tensor | None = None
+) -> Tensor:
     """`split` and `cat` and no slices of the whole row: a slice's gradient would be as long as the row."""
     sizes = [block.trunk + block.first + block.second for block in layout.blocks]
-    parts = zip(layout.blocks, *(torch.split(tensor, sizes, dim=2) for tensor in (query, key, value)), strict=True)
-    outputs = [output for block, *tensors in parts for output in block_attention(block, *tensors, scaling=scaling)]
+    unread = [0 for _ in sizes] if wanted is None else unread_starts(sizes, wanted)
+    tensors = (torch.split(tensor, sizes, dim=2) for tensor in (query, key, value))
+    parts = zip(layout.blocks, unread, *tensors, strict=True)
+    outputs = [out for block, skip, *these in parts for out in block_attention(block, skip, *these, scaling=scaling)]
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
+def unread_starts(sizes: Sequence[int], wanted: Tensor) -> list[int]:
+    """How many places at the start of each block nobody wants."""
+    ends = torch.tensor(sizes).cumsum(0)
+    block = torch.searchsorted(ends, wanted.cpu(), right=True)
+    first = ends.clone().scatter_reduce(0, block, wanted.cpu(), "amin")
+    return (first - ends + torch.tensor(sizes)).tolist()
+
+
 def block_attention(
-    block: Block, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None
+    block: Block, skip: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None
 ) -> Iterator[Tensor]:
-    """The trunk with its first branch is causal; the second branch sees the trunk and itself."""
-    sizes = [block.trunk + block.first, block.second]
+    """The trunk with its first branch is causal; the second branch sees the trunk and itself. Zeros for unread ones."""
+    run = block.trunk + block.first
     (query, second_query), (key, second_key), (value, second_value) = (
-        torch.split(tensor, sizes, dim=2) for tensor in (query, key, value)
+        torch.split(tensor, [run, block.second], dim=2) for tensor in (query, key, value)
     )
+    if 2 * min(skip, run) > run:  # fewer scores than a causal half
+        skip = min(skip, run)
+        yield torch.zeros_like(query[:, :, :skip])
+        if skip < run:
+            yield from last_queries(query[:, :, skip:], key, value, scaling)
+    else:
+        grouped = query.shape[1] != key.shape[1]
+        yield F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
+    if block.second:
+        keys = torch.cat([key[:, :, : block.trunk], second_key], dim=2)
+        values = torch.cat([value[:, :, : block.trunk], second_value], dim=2)
+        yield from last_queries(second_query, keys, values, scaling)
+
+
+def last_queries(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Iterator[Tensor]:
+    """Causal attention of queries that stand at the end of a run of keys."""
+    behind = key.shape[2] - query.shape[2]
     grouped = query.shape[1] != key.shape[1]
-    yield F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
-    if not block.second:
-        return
-    keys = torch.cat([key[:, :, : block.trunk], second_key], dim=2)
-    values = torch.cat([value[:, :, : block.trunk], second_value], dim=2)
-    for start in range(0, block.second, QUERY_ROWS):
-        queries = second_query[:, :, start : start + QUERY_ROWS]
-        seen = block.trunk + start + queries.shape[2]
-        mask = torch.ones(queries.shape[2], seen, dtype=torch.bool, device=query.device).tril(block.trunk + start)
+    for start in range(0, query.shape[2], QUERY_ROWS):
+        queries = query[:, :, start : start + QUERY_ROWS]
+        seen = behind + start + queries.shape[2]
+        mask = torch.ones(queries.shape[2], seen, dtype=torch.bool, device=query.device).tril(behind + start)
         yield F.scaled_dot_product_attention(
-            queries, keys[:, :, :seen], values[:, :, :seen], attn_mask=mask, scale=scaling, enable_gqa=grouped
+            queries, key[:, :, :seen], value[:, :, :seen], attn_mask=mask, scale=scaling, enable_gqa=grouped
         )

@@ -131,6 +131,9 @@ class Engine:
             fused=True,
         )
         self._engine: Any = deepspeed.initialize(model=self.scorer, optimizer=self._adamw, config=config)[0]
+        if world.size == 1 and self.stage == 0:
+            # DeepSpeed would copy all gradients into a buffer and back for a sum over nobody else.
+            self._engine.enable_backward_allreduce = False
 
     def score(self, batch: Batch, chunks: int = 1, ranks_first: bool = False) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities of the batch's targets: Scorer.forward. All ranks call it, with the same `chunks`."""

@@ -144,10 +144,11 @@ def activations_per_token(model: ModelFacts, layout: Layout) -> int:
     """Bytes that one token of a forward pass takes until its backward pass is over."""
     shape, width = model.shape, 2 if layout.bfloat16 else 4
     queries, keys = shape.heads * shape.head_size, shape.key_heads * shape.head_size
+    in_pieces = layout.device == "cpu"  # by_rows.py
     # A normalisation keeps its input in float32 and what it multiplied; its output goes into the linear layers.
-    norms = 2 * (4 + 2 * width) * shape.hidden
+    norms = 2 * (4 + (1 if in_pieces else 2) * width) * shape.hidden
     attention = width * (3 * queries + 3 * keys) + 4 * shape.heads
-    feed_forward = width * 4 * shape.intermediate
+    feed_forward = width * (3 if in_pieces else 4) * shape.intermediate
     layer = norms + attention + feed_forward
     if layout.lora is not None:
         layer += width * 7 * layout.lora.rank

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dpo_core.footprint import CHUNK_BYTES
+from dpo_core.last_layer import KEPT
 from dpo_core.packing import Batch
 from dpo_core.token_scores import Kernels, token_log_probabilities
 
@@ -41,6 +42,8 @@ class Scorer(nn.Module):
         self.model = model
         self.whole = False
         """Calls the model as a whole, head included: for models that do more than multiply there."""
+        self.pruned = False
+        """The last layer answers for predictors alone: last_layer.prune."""
         self.kernels: Kernels | None = None
         """Compiled ones, where the layers are compiled too."""
 
@@ -62,7 +65,9 @@ class Scorer(nn.Module):
             [N] float32 (float64 for a float64 model), and [N] bool or None.
         """
         # Layout and positions only where they are needed: a model that knows neither still works padded.
-        extra = {} if batch.layout is None else {"position_ids": batch.positions, "layout": batch.layout}
+        extra: dict[str, Any] = (
+            {} if batch.layout is None else {"position_ids": batch.positions, "layout": batch.layout}
+        )
         if self.whole:
             width = batch.tokens.shape[1]
             columns = batch.predictors % width
@@ -72,8 +77,11 @@ class Scorer(nn.Module):
             logits = output.logits[:, -kept:][batch.predictors // width, columns - (width - kept)]
             return log_probabilities(logits, batch.targets, ranks_first, self.kernels)
         causal = self.causal
+        pruned = self.pruned and batch.layout is not None
+        if pruned:
+            extra[KEPT] = batch.predictors
         hidden = getattr(causal, causal.base_model_prefix)(input_ids=batch.tokens, use_cache=False, **extra)[0]
-        hidden = hidden.flatten(0, 1).index_select(0, batch.predictors)
+        hidden = hidden[0] if pruned else hidden.flatten(0, 1).index_select(0, batch.predictors)
         head: nn.Module = causal.get_output_embeddings()  # type: ignore[no-untyped-call]
         if chunks == 1:
             return log_probabilities(head(hidden), batch.targets, ranks_first, self.kernels)

@@ -53,6 +53,23 @@ def test_equals_dense_attention(monkeypatch: pytest.MonkeyPatch, key_heads: int,
         assert torch.allclose(ours, theirs, atol=1e-12)
 
 
+@pytest.mark.parametrize("query_rows", [512, 2])
+def test_what_nobody_wants_is_left_out(monkeypatch: pytest.MonkeyPatch, query_rows: int) -> None:
+    """Late ones of a run, early ones, a second branch alone, none of a block; in any order, and one of them twice."""
+    monkeypatch.setattr(attention, "QUERY_ROWS", query_rows)
+    wanted = torch.tensor([11, 6, 7, 6, 12, 16, 25, 39, 38, 36])
+    weight = torch.zeros(1, TOKENS, 4, 8, dtype=torch.float64)
+    weight[:, wanted] = torch.randn(1, len(wanted), 4, 8, generator=torch.Generator().manual_seed(2)).double()
+    given = tensors(2)
+    found = []
+    for options in ({}, {"wanted": wanted}):
+        output, _ = packed_attention(nn.Identity(), *given, None, layout=LAYOUT, **options)
+        found.append([output[:, wanted], *torch.autograd.grad((output * weight).sum(), given)])
+    assert (output[:, 17:21] == 0).all()
+    for ours, whole in zip(*found, strict=True):
+        assert torch.allclose(ours, whole, atol=1e-12)
+
+
 @pytest.mark.parametrize("asked", [{"sliding_window": 4}, {"softcap": 30.0}, {"s_aux": 1}, {"dropout": 0.1}])
 def test_what_it_does_not_do_is_refused(asked: dict[str, float]) -> None:
     with pytest.raises(UnsupportedAttentionError, match=next(iter(asked))):

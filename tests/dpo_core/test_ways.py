@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dpo_core import attention, compiling, ways
+from dpo_core import attention, compiling, last_layer, ways
 from dpo_core.engine import World
-from dpo_core.packing import arrange
+from dpo_core.packing import Batch, arrange
 from dpo_core.scorer import Scorer, chunk_tokens, decoder_layers
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -87,7 +87,7 @@ def test_a_soft_cap_is_found_by_its_name_where_its_numbers_are_too_small_to_show
 
 
 def test_a_kernel_that_refuses_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(*_: object) -> None:
+    def refuses(*_: object, **__: object) -> None:
         raise RuntimeError("head dimension not supported")
 
     monkeypatch.setattr(attention, "run_by_run", refuses)
@@ -121,9 +121,10 @@ def test_layers_that_can_not_be_compiled_run_as_they_are(monkeypatch: pytest.Mon
     assert "not compiled, as they can't be compiled here (Failed to find C compiler.)" in choice.event.message
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma", "phi", "mistral", "gpt2"])
 def test_every_way_and_every_chunking_gives_the_same_log_probabilities_and_gradients(kind: str) -> None:
-    model = scorer(kind).double()  # some norms compute in float32 all the same
+    model = scorer(kind, **({"sliding_window": None} if kind == "mistral" else {})).double()
+    # Some norms compute in float32 all the same.
     found = {}
     for way, chunks in (("padded", 1), ("separate", 1), ("shared", 1), ("shared", 5)):
         if way == "separate":
@@ -168,3 +169,61 @@ def test_layers_are_compiled_once_whatever_a_row_holds() -> None:
         for count in (1, 3, 5, 4):
             model(arrange([pairs[index % 2] for index in range(count)], "shared"))
     assert len(graphs) == first
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "pruned"),
+    [
+        ("llama", {}, True),
+        ("qwen3", {}, True),
+        ("phi3", {"sliding_window": None, "resid_pdrop": 0.0}, True),
+        ("phi3", {"sliding_window": None, "resid_pdrop": 0.1}, False),  # it would be left out
+        ("granite", {"residual_multiplier": 0.5}, False),  # the same parts, put together in another way
+        ("olmo2", {}, False),
+        ("phi", {}, False),
+        ("gpt2", {}, False),
+    ],
+)
+def test_the_last_layer_answers_for_predictors_alone_where_that_changes_no_number(
+    kind: str, changes: dict[str, Any], pruned: bool
+) -> None:
+    model = scorer(kind, **changes)
+    choice = ways.choose(model, model, "shared", ALONE, bfloat16=False)
+    assert choice.event is None
+    assert model.pruned is pruned
+    layer = last_layer.last_layer(model.causal)
+    assert layer is None or ("forward" in vars(layer)) is pruned
+    batch = arrange(ways.sample(96), "shared")
+    rows = []
+    if layer is not None:
+        layer.mlp.register_forward_hook(lambda _, given, __: rows.append(given[0].shape[1]))
+        model(batch)
+        assert rows == [len(batch.predictors) if pruned else batch.tokens.shape[1]]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_a_pruned_layer_may_be_recomputed_and_have_an_adapter() -> None:
+    import peft
+
+    plain = scorer("llama")
+    config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    model = Scorer(peft.get_peft_model(plain.causal, config)).eval()
+    batch = arrange(ways.sample(96), "shared")
+
+    model.causal.activation_checkpointing_enable({"use_reentrant": False})
+    ways.choose(model, model, "shared", ALONE, bfloat16=False)
+    assert model.pruned
+    found = gradients_in_training(model, batch)
+    model.causal.activation_checkpointing_disable()
+    last_layer.restore(model.causal)
+    model.pruned = False
+    for ours, theirs in zip(found, gradients_in_training(model, batch), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+
+
+def gradients_in_training(model: Scorer, batch: Batch) -> list[torch.Tensor]:
+    """Layers are recomputed only there."""
+    model.train()
+    model.causal.enable_input_require_grads()
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    return list(torch.autograd.grad(model(batch)[0].sum(), trained))
