@@ -77,6 +77,7 @@ def theirs(client: OpenAI, http: httpx2.Client, base: str, database: Database) -
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/uploads/{upload_id}/parts": {"files": {"data": ("a", ROW)}},
     "/v1/uploads/{upload_id}/complete": {"json": {"part_ids": ["part-1"]}},
+    "/v1/webhook_endpoints/{endpoint_id}/test": {"json": {"event_type": "fine_tuning.job.succeeded"}},
     "/hf/api/models/{project}/{name}/paths-info/{revision}": {"json": {"paths": ["config.json"]}},
     "/v1/fine_tuning/checkpoints/{model_id}/permissions": {"json": {"project_ids": ["proj-x"]}},
 }
@@ -96,7 +97,13 @@ def test_ids_of_another_project_are_not_there_on_any_route(
 
         def ask(method: str, template: str, path: str, key: str) -> httpx2.Response:
             headers, params = {"Authorization": f"Bearer {key}"}, QUERIES.get(template)
-            return http.request(method, path, headers=headers, params=params, **BODIES.get(template, {}))
+            return http.request(
+                method,
+                path,
+                headers=headers,
+                params=params,
+                **BODIES.get(template, {"json": {}} if method == "POST" else {}),
+            )
 
         for route in iter_route_contexts(app.routes):
             template = (route.path or "").replace(":path}", "}")
