@@ -51,6 +51,9 @@ EVENT_STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
+CSV_TOO: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
+
+
 class MetricsList(BaseModel):
     object: Literal["list"] = "list"
     data: list[Measurement]
@@ -172,7 +175,7 @@ def list_checkpoints(
         return list_of([job_checkpoint(checkpoint) for checkpoint in page.items], page.has_more)
 
 
-@router.get("/{job_id}/metrics", summary="A job's measurements, by step", response_model=MetricsList)
+@router.get("/{job_id}/metrics", summary="A job's measurements, by step", response_model=MetricsList, responses=CSV_TOO)
 def list_metrics(
     job_id: str,
     services: ServicesOf,

@@ -82,11 +82,10 @@ def known(api: Api, settings: Settings, database: Database, tiny_model: Path) ->
     }
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("with_key", [True, False])
 def test_a_few_cases_of_every_route(api: Api, document: dict[str, Any], known: dict[str, str], with_key: bool) -> None:
-    made = fuzz(api, document, known, with_key=with_key, cases=2)
-    assert made.total() >= 3 * len(made)
+    made = fuzz(api, document, known, with_key=with_key, cases=1)
+    assert made.total() >= len(made) > 40
 
 
 @pytest.mark.long
