@@ -1,0 +1,49 @@
+"""Compiled layers train as plain ones do: all weights, an adapter, and with recomputed activations."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+
+from dpo_core.run_directory import RunDirectory
+from tests.dpo_core.runs import Workshop, codes, lines, train_all
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU"),
+]
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {"zero_stage": 2},
+    "recomputed": {"zero_stage": 0, "activation_checkpointing": True},
+    "lora": {"zero_stage": 0, "lora": {"rank": 4, "alpha": 8}},
+}
+SHORT = {"max_steps": 4, "evaluation_steps": 2, "checkpoint_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], RunDirectory]:
+    workshop = Workshop(tmp_path_factory.mktemp("compiling"))
+    made = {
+        (name, compiled): workshop.make(f"{name}-{compiled}", ranks=1, training=SHORT | values | {"compile": compiled})
+        for name, values in KINDS.items()
+        for compiled in (False, True)
+    }
+    train_all(list(made.values()), ranks=1)
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_trajectories_agree(runs: dict[tuple[str, bool], RunDirectory], kind: str, split: str) -> None:
+    plain, compiled = lines(runs[kind, False], split), lines(runs[kind, True], split)
+    assert plain.keys() == compiled.keys()
+    for step, expected in plain.items():
+        for name in ("loss", "rewards/margins", "logps/chosen"):
+            assert compiled[step][name] == pytest.approx(expected[name], rel=1e-5, abs=1e-5), (step, name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_had_to_be_left_plain(runs: dict[tuple[str, bool], RunDirectory], kind: str) -> None:
+    assert "packing_limited" not in codes(runs[kind, True])
