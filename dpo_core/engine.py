@@ -25,7 +25,7 @@ from dpo_core import optimizer_state, zero
 from dpo_core.footprint import BUCKET_ELEMENTS
 from dpo_core.optimizer_state import Shard
 from dpo_core.packing import Batch
-from dpo_core.scorer import Scorer, decoder_layers
+from dpo_core.scorer import Scorer
 from dpo_core.settings import Settings
 from dpo_core.spec import Device, TrainingSpec
 
@@ -114,7 +114,6 @@ class Engine:
         elements = sum(weight.numel() for weight in scorer.parameters() if weight.requires_grad)
         config = engine_config(settings, training.max_grad_norm, world.device.type, elements)
         if self.stage == 3:
-            gather_by_layer(scorer)
             shard(scorer, config, world)
         else:
             scorer.to(world.device)
@@ -200,15 +199,6 @@ class Engine:
 
     def _shards(self) -> list[Shard]:
         return zero.shards(self._trained, self._engine.optimizer, self._adamw, self.stage, self.world.rank)
-
-
-def gather_by_layer(scorer: Scorer) -> None:
-    """Has ZeRO-3 gather a decoder layer's weights at once: hooks on all its parts take longer than the layer does."""
-    from deepspeed.utils import set_z3_leaf_modules
-
-    kinds = {type(layer) for layer in decoder_layers(scorer.causal)}
-    if kinds:
-        set_z3_leaf_modules(scorer, list(kinds))
 
 
 def shard(model: nn.Module, config: dict[str, Any], world: World) -> nn.Module:
