@@ -112,13 +112,13 @@ def forget(session: Session, about: str) -> None:
 
 
 def _forget_oldest(session: Session, project_id: str, question: Question) -> None:
-    """Makes room for the answer of a new question about its (first) file. Who asks at the same time does the rest."""
+    """Makes room for a new answer about the question's first file or model. Who asks at the same time does the rest."""
     older = (
         select(Check.id)
         .where(
             Check.project_id == project_id,
             Check.kind == question.kind,
-            Check.about.contains([question.files[0].id]),
+            Check.about.contains(question.about[:1]),
             Check.state.in_(ANSWERED),
         )
         .order_by(Check.created_at.desc(), Check.id)

@@ -106,11 +106,12 @@ def _shared(pool: ProcessPoolExecutor, given: Iterable[Any], others: int, work: 
     remaining = iter(given)
     results: deque[Future[Any]] = deque()
     while True:
-        unfinished = sum(not result.done() for result in results)
-        results.extend(pool.submit(_work, chunk) for chunk in islice(remaining, max(0, 2 * others - unfinished)))
+        unfinished, room = sum(not result.done() for result in results), CHUNKS_AHEAD * (others + 1) - len(results)
+        submitted = max(0, min(2 * others - unfinished, room))
+        results.extend(pool.submit(_work, chunk) for chunk in islice(remaining, submitted))
         if not results:
             return
-        if not results[0].done() and len(results) < CHUNKS_AHEAD * (others + 1):
+        if not results[0].done() and submitted < room:
             mine = [work(chunk) for chunk in islice(remaining, 1)]
             results.extend(map(_done, mine))
             if mine:

@@ -52,7 +52,7 @@ def test_a_new_job_holds_what_was_asked_for(stocked: Database) -> None:
 
 REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"model": "base/tinny"}, "model", "model_not_found", 'Did you mean "base/tiny"?'),
-    ({"model": "tiny"}, "model", "model_not_found", 'Did you mean "base/tiny"?'),
+    ({"model": "tniy"}, "model", "model_not_found", 'Did you mean "tiny"?'),
     ({"model": "gpt-4o"}, "model", "model_not_found", "`dpo models list` (over HTTP: GET /v1/models) shows"),
     ({"model": "other/secret"}, "model", "model_not_found", "There is no model"),
     ({"training": {"reference": "base/x"}}, "training.reference", "model_not_found", "There is no model 'base/x'"),
