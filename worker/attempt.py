@@ -15,7 +15,7 @@ from worker.reference_shards import ReferenceShards
 from worker.relay import Relay
 from worker.token_tables import TokenTables
 from worker.verdict import Ending
-from worker.work import Tools, Work
+from worker.work import DATABASE_AWAY, Tools, Work
 
 
 class Attempt(Work):
@@ -84,8 +84,14 @@ class Attempt(Work):
         if self._run.log_file.exists():
             key = log_key(self._claim.job_id, self._claim.fence)
             self._tools.storage.put_file(key, self._run.log_file)
-            with self._tools.database.transaction() as session:
-                known = jobs.exists(session, self._claim.job_id)
-            if not known:  # its project was deleted meanwhile
+            if not self._job_is_there():  # its project was deleted meanwhile
                 self._tools.storage.delete(key)
         super()._clear()
+
+    def _job_is_there(self) -> bool:
+        """Taken for granted while PostgreSQL is away: without it nobody deletes a project either."""
+        try:
+            with self._tools.database.transaction() as session:
+                return jobs.exists(session, self._claim.job_id)
+        except DATABASE_AWAY:
+            return True
