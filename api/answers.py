@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from api.services import Services
 from control_plane import checks
+from control_plane.audit import Actor
 from control_plane.checks import ANSWERED, State
 from control_plane.errors import NotFound
 from control_plane.tables import Check
@@ -41,12 +42,18 @@ class Answer(BaseModel):
     error: CheckFailure | None
 
 
-async def answered(services: Services, ask: Callable[[Session], Check], seconds: float, response: Response) -> Check:
+async def answered(
+    services: Services,
+    ask: Callable[[Session], Check],
+    seconds: float,
+    response: Response,
+    actor: Actor | None = None,
+) -> Check:
     """The check that `ask` makes or finds, waited for up to `seconds`; 202 and Retry-After where that was not enough.
 
     Raises NotFound where it was removed meanwhile, with its file or model.
     """
-    check = await run_in_threadpool(_asked, services, ask)
+    check = await run_in_threadpool(_asked, services, ask, actor)
     until = anyio.current_time() + seconds
     while check.state not in ANSWERED and anyio.current_time() < until:
         await anyio.sleep(POLL_SECONDS)
@@ -61,8 +68,8 @@ def failure_of(check: Check) -> CheckFailure | None:
     return CheckFailure.model_validate(check.error) if check.error else None
 
 
-def _asked(services: Services, ask: Callable[[Session], Check]) -> Check:
-    with services.database.transaction() as session:
+def _asked(services: Services, ask: Callable[[Session], Check], actor: Actor | None) -> Check:
+    with services.database.transaction(actor=actor) as session:
         check = ask(session)
     if check.state == State.waiting:
         services.hints.send()

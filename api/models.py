@@ -10,16 +10,20 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import BaseModel
+from sqlalchemy.orm import Session
 
+from api.answers import LONGEST_WAIT, PENDING, Answer, Wait, answered, failure_of
 from api.archive import Archive
 from api.auth import JobsWriter, ModelsReader
 from api.lists import Item, ListOf, list_of
 from api.sending import STORED_FILE, StoredFile
 from api.services import ServicesOf
-from control_plane import models, projects, removals
+from control_plane import merges, models, projects, removals
+from control_plane.checks import State
 from control_plane.errors import InvalidRequest, NotFound
 from control_plane.model_files import file_of, files_of, open_file
-from control_plane.tables import Model
+from control_plane.result_names import merged_name
+from control_plane.tables import Check, Model
 from dpo_core.provenance import FILE_NAME, CheckpointManifest
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -56,6 +60,14 @@ class ModelFiles(BaseModel):
     """40 hexadecimal digits that stand for all of them; the Hub's clients take it as a revision."""
     data: list[FileFacts]
     has_more: bool = False
+
+
+class MergeObject(Answer):
+    """The model `merged` is there once `state` is done."""
+
+    object: Literal["model.merge"] = "model.merge"
+    model: str
+    merged: str
 
 
 class ModelDeleted(BaseModel):
@@ -127,6 +139,26 @@ def read_manifest(project: str, name: str, services: ServicesOf, caller: ModelsR
             param="model",
             code="no_manifest",
         ) from None
+
+
+@router.post("/{project}/{name}/merge", summary="Merge an adapter with its base", responses=PENDING)
+async def merge_model(
+    project: str,
+    name: str,
+    services: ServicesOf,
+    caller: JobsWriter,
+    response: Response,
+    *,
+    wait: Wait = LONGEST_WAIT,
+) -> MergeObject:
+    """Makes the model `{id}-merged`, with all weights. Sent again, it says how far that is; what is made stays made."""
+    model_id = f"{project}/{name}"
+
+    def order(session: Session) -> Check:
+        return merges.order(session, caller.project_id, model_id, limits=services.limits)
+
+    check = await answered(services, order, wait, response, caller.actor)
+    return MergeObject(model=model_id, merged=merged_name(model_id), state=State(check.state), error=failure_of(check))
 
 
 @router.get("/{model_id:path}", summary="Read a model's facts")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
+from urllib.parse import quote
 
 import typer
 
 from cli.connection import PROJECT, DataOption, transaction
+from cli.errors import CommandFailed
 from cli.tables import show
 from control_plane import models, projects
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 app = typer.Typer(help="Models that jobs may start from.", no_args_is_help=True)
 
@@ -42,6 +47,28 @@ def list_(
         ("model", "kind", "form", "from"),
         [(model.id, model.kind, model.form, model.path or model.job_id or "") for model in found],
     )
+
+
+@app.command()
+def merge(
+    model_id: Annotated[
+        str, typer.Argument(metavar="MODEL", help="What a job with LoRA made, as `dpo watch` shows it.")
+    ],
+) -> None:
+    """Merge an adapter with its base, and print the id of the model with all weights. Over HTTP, as `dpo download`."""
+    from cli.client import connected
+
+    with connected() as client:
+        while (found := _ordered(client, model_id))["state"] in ("waiting", "running"):
+            continue
+    if found["error"] is not None:
+        raise CommandFailed(found["error"]["message"])
+    typer.echo(found["merged"])
+
+
+def _ordered(client: OpenAI, model_id: str) -> dict[str, Any]:
+    """What the service says of the order; it answers after half a minute where the model is not made before."""
+    return cast(dict[str, Any], client.post(f"/models/{quote(model_id, safe='/')}/merge", cast_to=object))
 
 
 @app.command()

@@ -7,9 +7,11 @@ docs/job_states.md draws the states.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from typing import cast
 
 from sqlalchemy import delete, func, null, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -37,7 +39,10 @@ REST = timedelta(minutes=5)
 """How long a failure that may pass stands, before who asks begins the question anew: who polls would begin it for ever,
 and never see that it failed."""
 
-KEPT: dict[Kind, int] = {"file": 1, "model_file": 16, "preview": 32, "estimate": 32}
+QUESTIONS: tuple[Kind, ...] = ("file", "model_file", "preview", "estimate")
+"""All kinds but the order to merge (merges.py)."""
+
+KEPT: dict[Kind, int] = {"file": 1, "model_file": 16, "preview": 32, "estimate": 32, "merge": 1}
 """How many answers of a kind are kept about one file; with a new question the oldest go, and can be asked for again."""
 
 WORKERS_OWN = ("disk_full", "reader_killed", "out_of_memory")
@@ -50,6 +55,7 @@ class Claim:
 
     check_id: str
     project_id: str
+    kind: Kind
     fence: int
     lease_seconds: float
 
@@ -131,11 +137,11 @@ def _forget_oldest(session: Session, project_id: str, question: Question) -> Non
 # -- the workers' side -------------------------------------------------------------------------------
 
 
-def claim(session: Session, *, worker_id: str, lease_seconds: float) -> Claim | None:
-    """Takes the question that has waited longest, or None; what another worker is claiming is skipped."""
+def claim(session: Session, *, worker_id: str, lease_seconds: float, kinds: Sequence[Kind] = QUESTIONS) -> Claim | None:
+    """Takes the one of `kinds` that has waited longest, or None; what another worker is claiming is skipped."""
     waiting_longest = (
         select(Check)
-        .where(Check.state == State.waiting)
+        .where(Check.state == State.waiting, Check.kind.in_(kinds))
         .order_by(Check.created_at, Check.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -145,7 +151,7 @@ def claim(session: Session, *, worker_id: str, lease_seconds: float) -> Claim | 
         return None
     check.state = State.running.value
     fences.take(session, check, worker_id, lease_seconds)
-    return Claim(check.id, check.project_id, check.fence, lease_seconds)
+    return Claim(check.id, check.project_id, cast(Kind, check.kind), check.fence, lease_seconds)
 
 
 def renew(session: Session, claim: Claim) -> None:
@@ -164,14 +170,19 @@ def finish(session: Session, claim: Claim, result: Json) -> None:
     """The question is answered. The check of a file says whether anything can be done with it: its `status`."""
     _lock_file(session, claim)
     check = _held(session, claim)
-    _end(session, check, State.done)
-    check.result = storable(result)
+    answer(session, check, result)
     if check.kind == "file":
-        damage = check.result.get("damage")
+        damage = result.get("damage")
         status, details = ("processed", None) if damage is None else ("error", damage["message"])
         (file_id,) = check.about
         marked = update(File).where(File.id == file_id)
         session.execute(marked.values(status=status, status_details=details))
+
+
+def answer(session: Session, check: Check, result: Json) -> None:
+    """Ends the check, which the caller has locked or just made."""
+    _end(session, check, State.done)
+    check.result = storable(result)
 
 
 def fail(session: Session, claim: Claim, failure: Failure, *, max_attempts: int) -> None:

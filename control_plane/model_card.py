@@ -6,7 +6,7 @@ Its front matter is what the Hub's clients read. Values stand in it as JSON, whi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -54,8 +54,40 @@ def front_matter(job: Job, start: Model, manifest: Manifest) -> str:
         "pipeline_tag": "text-generation",
         "tags": [job.method, *(["lora"] if adapter else []), "dpo-service"],
     }
-    lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items()]
-    return "\n".join(["---", *lines, "---", ""])
+    return "\n".join(_front_matter(fields))
+
+
+def for_merged(name: str, adapter: Model, base: Model) -> str:
+    """The card of the model `name`: the adapter, merged with its base."""
+    fields = {
+        "license": base.facts.get("license") or UNKNOWN,
+        "base_model": base.id,
+        "base_model_relation": "finetune",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "merged", "dpo-service"],
+    }
+    rows = [
+        ("adapter", f"`{adapter.id}`, commit `{adapter.commit}`"),
+        ("base", f"`{base.id}`, commit `{base.commit}`"),
+        ("weights", f"`{base.facts.get('dtype', UNKNOWN)}`: each sum was rounded once, from float32"),
+        ("licence", base.facts.get("license") or "unknown: the base's own files name none"),
+    ]
+    return "\n".join(
+        [
+            *_front_matter(fields),
+            f"# {name}",
+            "",
+            f"All weights: an adapter merged with its base by dpo-service {version('dpo-service')}. Data, values and "
+            "metrics stand in the adapter's card; the sum of every file stands in `SHA256SUMS`.",
+            "",
+            *_table(("", ""), rows),
+        ]
+    )
+
+
+def _front_matter(fields: Mapping[str, Any]) -> list[str]:
+    return ["---", *(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items()), "---", ""]
 
 
 def _origin(job: Job, start: Model, manifest: Manifest) -> list[str]:

@@ -16,8 +16,11 @@ from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.job_states import FINAL
 from control_plane.model_files import list_folder, set_files
 from control_plane.model_folder import inspect_folder
+from control_plane.result_names import MERGED, merged_name
 from control_plane.tables import Checkpoint, Job, Model
 from control_plane.validation import nearest
+
+STOP_IT = "cancel that job, or wait for its end"
 
 
 def register_base(session: Session, path: Path, name: str | None = None) -> Model:
@@ -92,13 +95,14 @@ def delete(session: Session, project_id: str, model_id: str) -> None:
     # A job's last checkpoint and its result are two names of the same bytes: deleted in turn, the second takes them.
     session.execute(select(Job.id).where(Job.id == model.job_id).with_for_update())
     _refuse_if_needed(session, model)
-    model.deleted_at = session.scalars(select(dpo_now())).one()
-    checks.forget(session, model_id)
+    merged = _merged(session, model_id)
+    if merged is not None:
+        _refuse_if_needed(session, merged)
+        _remove(session, merged)
     for checkpoint in session.scalars(select(Checkpoint).where(Checkpoint.model_id == model_id)):
         session.delete(checkpoint)
     audit.record(session, project_id, "model.deleted", model_id)
-    session.flush()
-    _note_if_nameless(session, model.storage_prefix)
+    _remove(session, model)
 
 
 def give_name(session: Session, name: str, job: Job, sources: Sequence[str]) -> tuple[Model, bool]:
@@ -126,17 +130,39 @@ def give_name(session: Session, name: str, job: Job, sources: Sequence[str]) -> 
     if model.deleted_at is None and model.storage_prefix == source.storage_prefix:
         return model, False
     _refuse_if_needed(session, model)
+    outdate_merged(session, name)
     former = model.storage_prefix
     for fact in ("form", "base_id", "storage_prefix", "bytes", "job_id", "step", "facts", "files", "commit"):
         setattr(model, fact, getattr(source, fact))
     model.deleted_at = None
     checks.forget(session, name)
     session.flush()
-    _note_if_nameless(session, former)
+    note_if_nameless(session, former)
     return model, True
 
 
-def _note_if_nameless(session: Session, storage_prefix: str | None) -> None:
+def outdate_merged(session: Session, model_id: str) -> None:
+    """The model's id stands for other bytes from now on: what was merged of the former ones goes, unless somebody needs
+    it. Then it stays until the next order (merges.py) puts other weights in its place."""
+    merged = _merged(session, model_id)
+    if merged is not None and _user(session, merged) is None:
+        _remove(session, merged)
+
+
+def _merged(session: Session, model_id: str) -> Model | None:
+    """The weights that were merged of an adapter, locked."""
+    query = select(Model).where(Model.id == merged_name(model_id), Model.deleted_at.is_(None))
+    return session.scalars(query.where(Model.kind == "checkpoint").with_for_update(of=Model)).one_or_none()
+
+
+def _remove(session: Session, model: Model) -> None:
+    model.deleted_at = session.scalars(select(dpo_now())).one()
+    checks.forget(session, model.id)
+    session.flush()
+    note_if_nameless(session, model.storage_prefix)
+
+
+def note_if_nameless(session: Session, storage_prefix: str | None) -> None:
     """Bytes go with the last model that stands for them."""
     named = select(Model.id).where(Model.storage_prefix == storage_prefix, Model.deleted_at.is_(None))
     if storage_prefix is not None and session.scalars(named).first() is None:
@@ -157,25 +183,23 @@ def unregister_base(session: Session, model_id: str) -> Model:
 
 def _refuse_if_needed(session: Session, model: Model) -> None:
     """An unfinished job made it, starts from it or compares with it; or an adapter stands on it."""
-    uses = or_(
-        Job.model_id == model.id,
-        Job.training["reference"].astext == model.id,
-        Job.id == (model.job_id or ""),
-    )
+    makes = Job.id == (model.job_id or "")
+    job_id = session.scalars(select(Job.id).where(Job.state.not_in(FINAL), makes)).first()
+    reason = f"in use by the unfinished job {job_id!r}; {STOP_IT}" if job_id else _user(session, model)
+    if reason is not None:
+        raise Conflict(f"{model.id} is {reason}.", param="model", code="model_in_use")
+
+
+def _user(session: Session, model: Model) -> str | None:
+    """What needs the model, beside the job that makes it, and what to do; None where nothing does."""
+    uses = or_(Job.model_id == model.id, Job.training["reference"].astext == model.id)
     job_id = session.scalars(select(Job.id).where(Job.state.not_in(FINAL), uses)).first()
     if job_id is not None:
-        raise Conflict(
-            f"{model.id} is in use by the unfinished job {job_id!r}; cancel that job, or wait for its end.",
-            param="model",
-            code="model_in_use",
-        )
+        return f"in use by the unfinished job {job_id!r}; {STOP_IT}"
     adapter = session.scalars(select(Model.id).where(Model.base_id == model.id, Model.deleted_at.is_(None))).first()
     if adapter is not None:
-        raise Conflict(
-            f"The adapter {adapter!r} stands on {model.id} and is nothing without it; delete the adapter first.",
-            param="model",
-            code="model_in_use",
-        )
+        return f"what the adapter {adapter!r} stands on, which is nothing without it; delete the adapter first"
+    return None
 
 
 def _full_id(model_id: str) -> str:
@@ -195,12 +219,26 @@ def _one(session: Session, among: Select[Model], query: Select[Model], model_id:
     if model is None:
         like = _most_like(model_id, session.scalars(among.with_only_columns(Model.id)).all())
         raise NotFound(
-            f"There is no model {model_id!r} here.{like} `dpo models list` (over HTTP: GET /v1/models) shows them; "
-            "`dpo models add /path/to/model` registers a base model.",
+            f"There is no model {model_id!r} here.{_way_to_merge(session, among, model_id) or like} `dpo models list` "
+            "(over HTTP: GET /v1/models) shows them; `dpo models add /path/to/model` registers a base model.",
             param="model",
             code="model_not_found",
         )
     return model
+
+
+def _way_to_merge(session: Session, among: Select[Model], model_id: str) -> str:
+    """How to get the merged weights that an id stands for; an empty string where it stands for none."""
+    adapter_id = model_id.removesuffix(f"-{MERGED}")
+    found = session.scalars(among.where(Model.id == adapter_id, Model.form == "adapter")).one_or_none()
+    return f" {how_to_merge(adapter_id)}" if found is not None and adapter_id != model_id else ""
+
+
+def how_to_merge(adapter_id: str) -> str:
+    return (
+        f"The merged weights of {adapter_id} are made on order: `dpo models merge {adapter_id}`, or "
+        f"POST /v1/models/{adapter_id}/merge."
+    )
 
 
 def _most_like(model_id: str, known: Sequence[str]) -> str:

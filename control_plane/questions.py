@@ -1,4 +1,7 @@
-"""The questions that a check may ask, with ids instead of paths (`dpo_core.questions` has them with paths)."""
+"""The questions that a check may ask, and the order to merge, with ids instead of paths.
+
+`dpo_core.questions` has them with paths.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any, Literal
 from control_plane.tables import File, Json, Model
 from dpo_core.questions import ANSWERS
 
-Kind = Literal["file", "model_file", "preview", "estimate"]
+Kind = Literal["file", "model_file", "preview", "estimate", "merge"]
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,14 @@ class Question:
     files: tuple[File, ...] = ()
     models: tuple[Model, ...] = ()
     """With the base of each adapter."""
+    makes: str | None = None
+    """The id of the model that is made."""
 
     @property
     def about(self) -> list[str]:
         """Ids of the files and models, each once."""
-        return list(dict.fromkeys([*(file.id for file in self.files), *(model.id for model in self.models)]))
+        ids = [*(file.id for file in self.files), *(model.id for model in self.models), *filter(None, [self.makes])]
+        return list(dict.fromkeys(ids))
 
     @property
     def digest(self) -> str:
@@ -61,3 +67,10 @@ def about_rows(
     today = datetime.now(UTC).date().isoformat()
     shown = {"limit": limit, "lines": sorted(set(lines)), "max_length": max_length, "today": today}
     return Question("preview", {"file": file.id, "model": models[0].id, **shown}, (file,), tuple(models))
+
+
+def about_merging(models: Sequence[Model], makes: str) -> Question:
+    """No question but an order: the weights of an adapter, merged with its base. `models`: these two."""
+    adapter, base = models
+    facts = {"dtype": base.facts.get("dtype", "F32"), "bytes": base.facts.get("bytes", 0)}
+    return Question("merge", {"model": adapter.id, "makes": makes, **facts}, (), (adapter, base), makes)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import CTE, ColumnElement, exists, func, select
+from sqlalchemy import CTE, BigInteger, ColumnElement, cast, exists, func, select
 from sqlalchemy.orm import Session
 
 from control_plane.errors import QuotaExceeded
 from control_plane.job_states import State
 from control_plane.settings import Settings
-from control_plane.tables import File, Job, Model, Project, UploadPart
+from control_plane.tables import Check, File, Job, Model, Project, UploadPart
 
 ON_GPUS = (State.running, State.pausing)
 WAITING = (State.validating, State.queued, State.paused)
+UNANSWERED = ("waiting", "running")
+"""States of a check."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Limits:
 @dataclass(frozen=True)
 class Usage:
     bytes: int
-    """Uploaded files, parts of uploads, weights of checkpoints; caches and states to resume from have other bounds."""
+    """Uploaded files, parts of uploads, weights of checkpoints and those that are being merged. Caches and states to
+    resume from have other bounds."""
     waiting_jobs: int
     gpus: int
 
@@ -125,7 +128,9 @@ def _bytes(session: Session, project_id: str) -> int:
     mine = (Model.project_id == project_id) & Model.deleted_at.is_(None)
     prefixes = select(Model.storage_prefix, func.max(Model.bytes).label("bytes")).where(mine)
     weights = select(func.coalesce(func.sum(prefixes.group_by(Model.storage_prefix).subquery().c.bytes), 0))
-    return sum(int(session.scalar(kind) or 0) for kind in (files, parts, weights))
+    being_merged = (Check.project_id == project_id) & (Check.kind == "merge") & Check.state.in_(UNANSWERED)
+    ordered = select(func.coalesce(func.sum(cast(Check.question["bytes"].astext, BigInteger)), 0)).where(being_merged)
+    return sum(int(session.scalar(kind) or 0) for kind in (files, parts, weights, ordered))
 
 
 def _gpus(session: Session, project_id: str) -> int:

@@ -10,6 +10,7 @@ MAX_ID = 96
 """The Hub's limit on `{namespace}/{name}`."""
 
 LONGEST_STEP = len("-step-1000000")
+MERGED = "merged"
 SHORT_ID = 8
 """Characters of the job's id, from its random end, that tell two results apart."""
 
@@ -41,6 +42,11 @@ def result_name(project: str, start_id: str, suffix: str | None, job_id: str) ->
 def best_name(result_name: str) -> str:
     """The id under which a job's best checkpoint by validation can be had as well."""
     return f"{result_name}-best"
+
+
+def merged_name(model_id: str) -> str:
+    """The id of an adapter's merged weights."""
+    return f"{model_id}-{MERGED}"
 
 
 def safe(text: str) -> str:

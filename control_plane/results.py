@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from control_plane import attempts, events, leases, progress, removals
+from control_plane import attempts, events, leases, models, progress, removals
 from control_plane.database import dpo_now
 from control_plane.errors import Conflict
 from control_plane.ids import new_id
@@ -213,6 +213,8 @@ def _put_model(
     if model is None:
         model = Model(id=model_id, project_id=job.project_id, kind="checkpoint", job_id=job.id, facts=start.facts)
         session.add(model)
+    elif model.storage_prefix != storage_prefix:
+        models.outdate_merged(session, model_id)
     model.form = manifest.kind
     model.base_id = (start.base_id or start.id) if manifest.kind == "adapter" else None
     model.storage_prefix = storage_prefix

@@ -3,6 +3,7 @@
     files/{file_id}                                      an uploaded file
     uploads/{upload_id}/{part_id}                        a part of a file that is being uploaded
     checkpoints/{job_id}/{fence}/step-{N}/model/…        a checkpoint's model: what users download
+    checkpoints/{job_id}/merged/{check_id}-{fence}/model/…  an adapter's merged weights: another model
     private/{job_id}/{fence}/step-{N}/state/…            the state to resume from; no route serves it
     private/reference/{project_id}/{group}/{shard}       measured reference log-probabilities; nor these
     private/tokens/{project_id}/{content}/{table}        rendered and tokenized data; nor this
@@ -43,6 +44,10 @@ def upload_prefix(upload_id: str) -> str:
 
 def checkpoint_prefix(job_id: str, fence: int, step: int) -> str:
     return f"checkpoints/{job_id}/{fence}/step-{step}"
+
+
+def merged_prefix(job_id: str, check_id: str, fence: int) -> str:
+    return f"checkpoints/{job_id}/merged/{check_id}-{fence}"
 
 
 def state_prefix(job_id: str, fence: int, step: int) -> str:

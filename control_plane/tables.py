@@ -294,7 +294,7 @@ class Check(Created, Leased, Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     kind: Mapped[str]
-    """file, model_file, preview or estimate."""
+    """file, model_file, preview, estimate; or merge, which is an order (merges.py)."""
     digest: Mapped[str]
     """Of everything that the answer depends on."""
     about: Mapped[list[str]]

@@ -212,14 +212,20 @@ def save_model(start: Start, weights: dict[str, Tensor], run: RunSpec, folder: P
         # The model in training may be of a wider type than the weights that are written, and has no dropout.
         dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
         rewrite_json(folder / "config.json", dtype=dtype, **dropouts(run.model.base_path or run.model.path))
-    for source in filter(None, (run.model.base_path, run.model.path)):
-        for name in COPIED:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
-        if (source / NAMED_TEMPLATES).is_dir():
-            shutil.copytree(source / NAMED_TEMPLATES, folder / NAMED_TEMPLATES, dirs_exist_ok=True)
+    copy_companions(run.model, folder)
     if run.training.chat_template is not None:
         (folder / "chat_template.jinja").write_text(run.training.chat_template, encoding="utf-8")
+
+
+def copy_companions(source: ModelSource, folder: Path) -> None:
+    """Tokenizer, chat template and generation config: the files of `source` itself, those of an adapter before its
+    base's."""
+    for start in filter(None, (source.base_path, source.path)):
+        for name in COPIED:
+            if (start / name).is_file():
+                shutil.copyfile(start / name, folder / name)
+        if (start / NAMED_TEMPLATES).is_dir():
+            shutil.copytree(start / NAMED_TEMPLATES, folder / NAMED_TEMPLATES, dirs_exist_ok=True)
 
 
 def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What every program of a run directory that imports no torch does around its work: `prepare` and `check`.
+"""What a program of a run directory does around its work, where it has no ranks: `prepare`, `check` and `merge`.
 
 It dies with its parent and with its lease, writes `status.json` (running, then succeeded, failed, or stopped
 on SIGTERM), and says in it what went wrong.

@@ -53,5 +53,17 @@ class EstimateQuestion(StrictModel):
 Question = FileQuestion | TokenQuestion | PreviewQuestion | EstimateQuestion
 
 
+class MergeSpec(StrictModel):
+    """`spec.json` of `dpo_core.merge`, whose answer is the Manifest of the model that it made."""
+
+    model: ModelSource
+    """An adapter, with its base."""
+
+    dtype: str
+    """Of the merged weights, in safetensors' spelling: that of the base."""
+
+    step: int
+
+
 class CheckSpec(StrictModel):
     question: Annotated[Question, Field(discriminator="kind")]

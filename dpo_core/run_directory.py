@@ -4,6 +4,7 @@ In, from the supervisor:   spec.json   lease            (a signal: SIGTERM = che
 Out, from the trainer:     status.json   metrics.jsonl   events.jsonl   checkpoints/step-N/
                            reference/GROUP/N.safetensors (measured reference log-probabilities)
                            prepared.json (from `dpo_core.prepare`)     answer.json (from `dpo_core.check`)
+                           merged/model/ and answer.json (from `dpo_core.merge`)
                            processes/RANK.json   log.txt
 
 Every single file is replaced whole (write aside, fsync, rename); the two `.jsonl` files only grow, one
@@ -145,11 +146,12 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.reference = path / "reference"
         self.tokens = path / "tokens"
+        self.merged = path / "merged"
 
     # -- the supervisor's side -------------------------------------------------------------------
 
     def create(self, spec: StrictModel) -> None:
-        """`spec`: a RunSpec, or the CheckSpec of a check."""
+        """`spec`: a RunSpec, the CheckSpec of a check, or a MergeSpec."""
         self.processes.mkdir(parents=True, exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
         write_whole(self.spec_file, spec.model_dump_json(indent=2))

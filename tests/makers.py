@@ -1,6 +1,6 @@
 """Small real things for tests: a byte-level tokenizer, a tiny Llama, and data files about sums.
 
-`make_tokenizer` and the data files need no torch; `make_tiny_model` imports it when called.
+`make_tokenizer` and the data files need no torch; `make_tiny_model` and `make_adapter` import it when called.
 """
 
 from __future__ import annotations
@@ -76,6 +76,23 @@ def make_tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def make_adapter(model: Path, base: str, folder: Path) -> Path:
+    """A LoRA adapter with an update that isn't 0, as a checkpoint holds it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    torch.manual_seed(0)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
+    adapted.save_pretrained(str(folder))
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    written = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(written | {"base_model_name_or_path": base}))
+    (folder / "README.md").unlink(missing_ok=True)
     return folder
 
 

@@ -20,7 +20,7 @@ class Checking(Work):
             tools,
             row_id=claim.check_id,
             fence=claim.fence,
-            kind="check",
+            kind="merge" if claim.kind == "merge" else "check",
             gpus=0,
             lease_seconds=claim.lease_seconds,
             claimed_at=claimed_at,

@@ -14,7 +14,7 @@ from dpo_core.run_directory import RunDirectory
 from dpo_core.spec import Device
 from worker.sweep import MARK
 
-Kind = Literal["validate", "train", "check"]
+Kind = Literal["validate", "train", "check", "merge"]
 
 INHERITED = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "SHELL", "VIRTUAL_ENV"}
@@ -42,9 +42,10 @@ class Programs:
     validate: tuple[str, ...] = (sys.executable, "-m", "dpo_core.prepare")
     train: tuple[str, ...] = (sys.executable, "-m", "dpo_core.launch")
     check: tuple[str, ...] = (sys.executable, "-m", "dpo_core.check")
+    merge: tuple[str, ...] = (sys.executable, "-m", "dpo_core.merge")
 
     def command(self, kind: Kind, run: RunDirectory) -> list[str]:
-        programs = {"validate": self.validate, "train": self.train, "check": self.check}
+        programs = {"validate": self.validate, "train": self.train, "check": self.check, "merge": self.merge}
         return [*programs[kind], str(run.path)]
 
 

@@ -137,7 +137,7 @@ class Publisher:
         """The checkpoint with its README.md, which says what the trainer doesn't know: ids, files, reasons."""
         with self._database.transaction() as session:
             text = model_card.for_checkpoint(session, self._claim, manifest)
-        return _with_file(folder, manifest, f"model/{CARD}", text)
+        return with_file(folder, manifest, f"model/{CARD}", text)
 
     def _with_provenance(self, folder: Path, manifest: Manifest) -> Manifest:
         """The checkpoint with its manifest.json, which tells of the trainer's files alone: the same for the same run.
@@ -147,7 +147,7 @@ class Publisher:
         if self._provenance is None:
             self._provenance = provenance_of(self._run.spec())
         text = manifest_of(manifest, self._provenance).model_dump_json(indent=2)
-        return _with_file(folder, manifest, f"model/{PROVENANCE}", text)
+        return with_file(folder, manifest, f"model/{PROVENANCE}", text)
 
     def _forget_old_states(self) -> None:
         """First the rows say that the states are gone, then they go: nobody resumes from half a state."""
@@ -162,8 +162,8 @@ class Publisher:
                 shutil.rmtree(folder)
 
 
-def _with_file(folder: Path, manifest: Manifest, path: str, text: str) -> Manifest:
-    """The checkpoint with one more file, or with that file anew."""
+def with_file(folder: Path, manifest: Manifest, path: str, text: str) -> Manifest:
+    """The model of `folder` with one more file, or with that file anew."""
     write_whole(folder / path, text)
     made = ManifestFile(path=path, bytes=(folder / path).stat().st_size, sha256=sha256_of(folder / path))
     return manifest.model_copy(update={"files": [*(it for it in manifest.files if it.path != path), made]})

@@ -21,12 +21,14 @@ from control_plane.database import Database
 from control_plane.hints import Hints
 from control_plane.ids import new_id
 from control_plane.leases import Kind
+from control_plane.questions import Kind as CheckKind
 from control_plane.settings import Settings
 from control_plane.storage import open_storage
 from worker.attempt import Attempt
 from worker.checking import Checking
 from worker.folders import RunFolders
 from worker.launch import Programs
+from worker.merging import Merging
 from worker.slots import find_slots
 from worker.sweep import sweep
 from worker.work import DATABASE_AWAY, Tools, Work
@@ -42,6 +44,8 @@ VALIDATIONS_AT_ONCE = 2
 """Validation takes no slot, but a CPU and memory."""
 CHECKS_AT_ONCE = 2
 """So do checks; they are counted apart, so that neither waits for the other."""
+MERGES_AT_ONCE = 1
+"""Each holds a whole model in memory."""
 POOL_THREADS = 8
 
 
@@ -194,13 +198,18 @@ class Supervisor:
         return claim is not None and self._begin(lambda: Attempt(self._tools, claim, sent), claim.job_id)
 
     def _claim_check(self) -> bool:
-        """Takes one more check, if there is room for it."""
-        if self._count("check") >= CHECKS_AT_ONCE:
+        """Takes one more check, or order to merge, if there is room for it."""
+        questions = checks.QUESTIONS if self._count("check") < CHECKS_AT_ONCE else ()
+        orders: tuple[CheckKind, ...] = ("merge",) if self._count("merge") < MERGES_AT_ONCE else ()
+        if not questions and not orders:
             return False
-        sent = time.monotonic()
+        sent, lease = time.monotonic(), self._settings.lease_seconds
         with self._database.transaction() as session:
-            claim = checks.claim(session, worker_id=self._facts.id, lease_seconds=self._settings.lease_seconds)
-        return claim is not None and self._begin(lambda: Checking(self._tools, claim, sent), claim.check_id)
+            claim = checks.claim(session, worker_id=self._facts.id, lease_seconds=lease, kinds=[*questions, *orders])
+        if claim is None:
+            return False
+        work = Merging if claim.kind == "merge" else Checking
+        return self._begin(lambda: work(self._tools, claim, sent), claim.check_id)
 
     def _count(self, kind: str) -> int:
         return sum(work.kind == kind for work in self._work)

@@ -19,7 +19,7 @@ LOG_BYTES = 3000
 def failure_of(error: BaseException, doing: str, kind: Kind) -> Failure:
     """The Failure for an error on the worker's own side, while it was `doing` something for work of that kind."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        then = "ask again" if kind == "check" else "make the job again"
+        then = "ask again" if kind in ("check", "merge") else "make the job again"
         message = f"The worker's disk is full (while {doing}). Free space there, then {then}."
         return Failure(kind="resource", code="disk_full", message=message)
     return Failure(kind="infrastructure", code="worker_error", message=f"{type(error).__name__} while {doing}: {error}")

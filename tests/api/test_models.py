@@ -42,6 +42,31 @@ def checkpoint(database: Database, settings: Settings) -> str:
     return RESULT
 
 
+def test_an_order_to_merge_is_on_its_way_until_a_worker_did_it(
+    http: httpx2.Client, base: str, checkpoint: str, database: Database
+) -> None:
+    with database.transaction() as session:
+        model = models.get(session, projects.named(session, "default").id, checkpoint)
+        model.form, model.base_id = "adapter", base
+    for _ in range(2):
+        answer = http.post(f"/v1/models/{checkpoint}/merge", params={"wait": 0})
+        assert (answer.status_code, answer.headers["retry-after"]) == (202, "1")
+        assert answer.json() == {
+            "object": "model.merge",
+            "model": checkpoint,
+            "merged": f"{checkpoint}-merged",
+            "state": "waiting",
+            "error": None,
+        }
+    entries = [it for it in http.get("/v1/audit").json()["data"] if it["action"] == "model.merge_ordered"]
+    assert [(it["target"], it["actor"].startswith("key-")) for it in entries] == [(checkpoint, True)]
+    refused = http.post(f"/v1/models/{base}/merge")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "not_an_adapter")
+    head = http.head(f"/hf/{checkpoint}-merged/resolve/main/config.json")
+    assert (head.status_code, head.headers["x-error-code"]) == (404, "RepoNotFound")
+    assert f"POST /v1/models/{checkpoint}/merge" in head.headers["x-error-message"]
+
+
 @pytest.mark.parametrize("slash", ["/", "%2F"])
 def test_an_id_with_its_slash(http: httpx2.Client, base: str, slash: str, tmp_path: Path) -> None:
     model = http.get(f"/v1/models/{base.replace('/', slash)}").json()

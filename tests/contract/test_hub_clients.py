@@ -21,7 +21,7 @@ from dpo_core.best import Best
 from dpo_core.run_directory import sha256_of
 from tests import published
 from tests.api.conftest import Api
-from tests.makers import make_tiny_model, write_preference_file
+from tests.makers import make_adapter, make_tiny_model, write_preference_file
 
 CLIENT = Path(__file__).with_name("hub.py")
 OLDER = Path(__file__).parents[2] / "build" / "hub"
@@ -196,20 +196,3 @@ def test_peft_finds_an_adapters_base_here(  # noqa: PLR0917 - fixtures
     adapter = published.files_of(make_adapter(tiny_model, base, tmp_path / "adapter"))
     published.publish(database, settings, held, 2, adapter, kind="adapter")
     assert run(sys.executable, "-c", ADAPTED, name, "step-2").splitlines()[-1] == base
-
-
-def make_adapter(model: Path, base: str, folder: Path) -> Path:
-    """A LoRA adapter with an update that isn't 0, as a checkpoint holds it."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    torch.manual_seed(0)
-    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
-    adapted.save_pretrained(str(folder))
-    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
-    written = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(written | {"base_model_name_or_path": base}))
-    (folder / "README.md").unlink(missing_ok=True)
-    return folder
