@@ -13,7 +13,7 @@ from fastapi.routing import iter_route_contexts
 from openai import OpenAI
 
 from api import auth, main
-from control_plane import keys, projects
+from control_plane import deliveries, keys, projects, webhooks
 from control_plane.database import Database
 from control_plane.keys import Scope
 from control_plane.settings import Settings
@@ -45,7 +45,7 @@ def job_body(file_id: str, base: str, **fields: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def theirs(client: OpenAI, http: httpx2.Client, base: str, database: Database) -> dict[str, str]:
+def theirs(client: OpenAI, http: httpx2.Client, base: str, database: Database, settings: Settings) -> dict[str, str]:
     """One of everything in the project `default`, by the name of the path parameter that takes its id."""
     file_id = client.files.create(file=("a.jsonl", ROW), purpose="fine-tune").id
     job = http.post("/v1/fine_tuning/jobs", json=job_body(file_id, base)).json()
@@ -55,6 +55,8 @@ def theirs(client: OpenAI, http: httpx2.Client, base: str, database: Database) -
         project_id = projects.named(session, "default").id
         facts = {"kind": "checkpoint", "form": "full", "facts": {}, "job_id": job["id"], "step": 1}
         session.add(Model(id="default/m", project_id=project_id, storage_prefix="checkpoints/x/1/step-1", **facts))
+        endpoint = webhooks.create(session, project_id, {"url": "https://hooks.example/x"}, settings)
+        delivery = deliveries.test(session, project_id, endpoint.id, "fine_tuning.job.succeeded")
     return {
         "file_id": file_id,
         "job_id": job["id"],
@@ -68,8 +70,8 @@ def theirs(client: OpenAI, http: httpx2.Client, base: str, database: Database) -
         "path": "config.json",
         "permission_id": "cp_x",
         "folder": "folder",
-        "endpoint_id": "wep-1",
-        "delivery_id": "whd-1",
+        "endpoint_id": endpoint.id,
+        "delivery_id": delivery.id,
         "anything": "default/m",
     }
 
@@ -118,6 +120,13 @@ def test_ids_of_another_project_are_not_there_on_any_route(
         assert ask("GET", "", f"/v1/files/{theirs['file_id']}", mine).status_code == 200
         assert ask("GET", "", f"/v1/fine_tuning/jobs/{theirs['job_id']}", mine).status_code == 200
         assert ask("GET", "", "/v1/models/default/m", mine).status_code == 200
+        endpoint = f"/v1/webhook_endpoints/{theirs['endpoint_id']}"
+        assert ask("GET", "", endpoint, mine).json()["url"] == "https://hooks.example/x", "nobody changed it"
+        (delivery,) = ask("GET", "", f"{endpoint}/deliveries", mine).json()["data"]
+        assert (delivery["id"], delivery["attempts"]) == (theirs["delivery_id"], 0)
+        assert ask("GET", "", f"/v1/uploads/{theirs['upload_id']}", mine).status_code in (404, 405), (
+            "OpenAI has no such"
+        )
     assert len(seen) > 15
 
 

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from control_plane import audit, files, jobs, keys, models, pauses, projects, sweeps
+from control_plane import audit, files, jobs, keys, models, pauses, projects, sweeps, webhooks
 from control_plane.audit import Actor
 from control_plane.database import Database
 from control_plane.job_requests import read_request
 from control_plane.job_states import State
 from control_plane.project_removal import delete_project
 from control_plane.quotas import Limits
+from control_plane.settings import Settings
 from control_plane.sweep_requests import read_sweep
 from control_plane.tables import Project
 from tests.control_plane.rows import FILE, PROJECT, add_file, add_model, body
@@ -58,6 +59,24 @@ def test_every_change_leaves_an_entry(stocked: Database, tiny_model: Path) -> No
             ("operator", "model.registered"),
             ("operator", "model.unregistered"),
         ]
+
+
+def test_webhooks(stocked: Database, settings: Settings) -> None:
+    """Changes of where a project is told, and with what signature, by whoever makes them; and no secret."""
+    with stocked.transaction(actor=Actor("key-7", "req-9")) as session:
+        endpoint = webhooks.create(session, PROJECT, {"url": "https://hooks.example/a"}, settings)
+        secrets = [endpoint.secret]
+        webhooks.change(session, PROJECT, endpoint.id, {"url": "https://hooks.example/b"}, settings)
+        webhooks.change(session, PROJECT, endpoint.id, {"url": "https://hooks.example/b"}, settings)  # changes nothing
+        secrets.append(webhooks.rotate_secret(session, PROJECT, endpoint.id, {}).secret)
+        webhooks.remove(session, PROJECT, endpoint.id)
+        found = audit.entries(session, PROJECT, limit=100).items
+    assert [(entry.action, entry.target) for entry in reversed(found)] == [
+        (f"webhook.{what}", endpoint.id) for what in ("created", "changed", "secret_rotated", "deleted")
+    ]
+    assert {(entry.actor, entry.request_id) for entry in found} == {("key-7", "req-9")}
+    text = repr([vars(entry) for entry in found])
+    assert not [word for word in (*secrets, "hooks.example") if word in text]
 
 
 def test_a_change_that_is_rolled_back_leaves_none(stocked: Database) -> None:
