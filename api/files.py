@@ -11,15 +11,17 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from api.auth import Caller, CallerOf, FilesWriter
-from api.forms import FIELD_BYTES, FormShape, Received, receive_form, too_large
+from api.forms import FormShape, Received, most_of, receive_form
 from api.lists import After, Item, ListOf, list_of
+from api.repeats import RepeatsOf
 from api.sending import STORED_FILE, StoredFile
 from api.services import Services, ServicesOf
-from control_plane import checks, files, removals
+from control_plane import files, quotas, removals
 from control_plane.errors import InvalidRequest
-from control_plane.files import ExpiresAfter
+from control_plane.files import ExpiresAfter, NewFile
 from control_plane.ids import new_id
-from control_plane.questions import about_file
+from control_plane.quotas import Room
+from control_plane.repetition import Repeatable
 from control_plane.storage import file_key
 from control_plane.tables import File
 from control_plane.validation import validated
@@ -79,22 +81,26 @@ class FileDeleted(BaseModel):
 
 
 @router.post("", summary="Upload a file", openapi_extra=UPLOAD_FORM)
-async def upload_file(request: Request, services: ServicesOf, caller: FilesWriter) -> FileObject:
-    """The form's parts may come in any order. The file appears once all of it is stored; then it is checked."""
-    limit = services.settings.max_file_bytes
-    if int(request.headers.get("content-length", 0)) > limit + 4 * FIELD_BYTES:
-        raise too_large(FORM, limit)
+async def upload_file(request: Request, services: ServicesOf, caller: FilesWriter, repeats: RepeatsOf) -> FileObject:
+    """The form's parts may come in any order. The file appears once all of it is stored; then it is checked.
+
+    A request that is sent again (same Idempotency-Key, or the openai client's own retry) makes no second file.
+    """
     file_id = new_id("file")
+    room = await run_in_threadpool(_expect, services, caller, file_id)
+    # A repetition adds nothing, even where the first one took the last of the room; what is none is counted in the end.
+    most = most_of(FORM, services.settings.max_file_bytes, None if repeats.possible else room)
+    most.require(request.headers)
     sink = services.storage.writer(file_key(file_id))
     form = await receive_form(
         request.stream(),
         request.headers.get("content-type"),
         sink,
         FORM,
-        max_bytes=limit,
+        most=most,
         idle_seconds=services.settings.idle_seconds,
     )
-    shape = await run_in_threadpool(_record, services, caller, file_id, form)
+    shape = await run_in_threadpool(_record, services, caller, file_id, form, repeats.by(caller))
     await run_in_threadpool(services.hints.send)
     return shape
 
@@ -137,28 +143,35 @@ def delete_file(file_id: str, services: ServicesOf, caller: FilesWriter) -> File
     return FileDeleted(id=file_id)
 
 
-def _record(services: Services, caller: Caller, file_id: str, form: Received) -> FileObject:
-    """The row of a file whose bytes are stored. A row that can't be made takes the bytes with it; after a commit
-    that was not answered they stay, because the row may be there."""
+def _expect(services: Services, caller: Caller, file_id: str) -> Room | None:
+    """Before the first byte is stored. Returns what the project may still store."""
+    with services.database.transaction() as session:
+        removals.expect(session, file_key(file_id))
+        return quotas.room(session, caller.project_id, services.limits)
+
+
+def _record(services: Services, caller: Caller, file_id: str, form: Received, repeatable: Repeatable) -> FileObject:
+    """The row of a file whose bytes are stored. They go at once where the row can't be made, or was made before by this
+    same request; after a commit that was not answered they stay, because the row may be there."""
     with services.database.transaction(actor=caller.actor) as session:
         try:
-            file = files.add(
+            file = files.create(
                 session,
                 caller.project_id,
-                filename=form.filename,
-                purpose=_purpose(form),
-                bytes=form.bytes,
-                sha256=form.sha256,
-                storage_key=file_key(file_id),
-                file_id=file_id,
-                expires_after=_expires_after(form),
+                file_id,
+                NewFile(form.filename, _purpose(form), form.bytes, form.sha256, _expires_after(form)),
+                repeatable=repeatable,
                 limits=services.limits,
             )
-            checks.ask(session, caller.project_id, about_file(file))
+            if file.id == file_id:
+                removals.keep(session, file_key(file_id))
         except BaseException:
             services.storage.delete(file_key(file_id))
             raise
-        return file_object(file)
+        shape = file_object(file)
+    if shape.id != file_id:
+        services.storage.delete(file_key(file_id))
+    return shape
 
 
 def _purpose(form: Received) -> str:

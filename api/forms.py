@@ -14,9 +14,11 @@ from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
 
-from control_plane.errors import InvalidRequest, Stalled, TooLarge
+from control_plane.errors import InvalidRequest, ServiceError, Stalled, TooLarge
 from control_plane.filenames import clean_filename
+from control_plane.quotas import Room
 
 WRITE_BYTES = 4 * 1024**2
 """File bytes gathered for one write."""
@@ -43,6 +45,19 @@ class FormShape:
 
 
 @dataclass(frozen=True)
+class Most:
+    """The bytes that a form's file may have, and what is said of more."""
+
+    bytes: int
+    refusal: ServiceError
+
+    def require(self, headers: Headers) -> None:
+        """Raises the refusal where the whole form is announced as longer than such a file and all else in it."""
+        if int(headers.get("content-length", 0)) > self.bytes + 4 * FIELD_BYTES:
+            raise self.refusal
+
+
+@dataclass(frozen=True)
 class Received:
     """A form whose file is in storage."""
 
@@ -58,16 +73,16 @@ async def receive_form(
     sink: AbstractContextManager[BinaryIO],
     shape: FormShape,
     *,
-    max_bytes: int,
+    most: Most,
     idle_seconds: float,
 ) -> Received:
     """Writes the form's file to `sink` and returns its facts; every error leaves nothing in storage.
 
     The parts may come in any order. Raises InvalidRequest for a form that is cut off, incomplete or
-    not understood, TooLarge for a file above `max_bytes`, Stalled where nothing came for `idle_seconds`,
+    not understood, `most.refusal` for a file above that, Stalled where nothing came for `idle_seconds`,
     and ClientDisconnect where the client left.
     """
-    form = _Form(shape, max_bytes)
+    form = _Form(shape, most)
     parser = _parser(form, content_type)
     digest = hashlib.sha256()
     async with contextmanager_in_threadpool(sink) as file:
@@ -159,13 +174,13 @@ def _parser(form: _Form, content_type: str | None) -> MultipartParser:
 class _Form:
     """What the parser has seen: small fields whole, and the file's bytes until somebody takes them."""
 
-    def __init__(self, shape: FormShape, max_bytes: int) -> None:
+    def __init__(self, shape: FormShape, most: Most) -> None:
         self.shape = shape
         self.fields: dict[str, str] = {}
         self.filename: str | None = None
         self.file_bytes = 0
         self.gathered = bytearray()
-        self._max_bytes = max_bytes
+        self._most = most
         self._complete = False
         self._parts = 0
         self._header_name = b""
@@ -229,8 +244,8 @@ class _Form:
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._field == self.shape.file:
             self.file_bytes += end - start
-            if self.file_bytes > self._max_bytes:
-                raise too_large(self.shape, self._max_bytes)
+            if self.file_bytes > self._most.bytes:
+                raise self._most.refusal
             self.gathered += memoryview(data)[start:end]
             return
         self._field_bytes += end - start
@@ -249,9 +264,12 @@ class _Form:
         self._complete = True
 
 
-def too_large(shape: FormShape, max_bytes: int) -> TooLarge:
+def most_of(shape: FormShape, max_bytes: int, room: Room | None) -> Most:
+    """The smaller of the limit of one file and the project's room."""
+    if room is not None and room.left < max_bytes:
+        return Most(room.left, room.refusal())
     message = f"`{shape.file}` is larger than {max_bytes:,} bytes. {shape.if_too_large}"
-    return TooLarge(message, param=shape.file, code="file_too_large")
+    return Most(max_bytes, TooLarge(message, param=shape.file, code="file_too_large"))
 
 
 def _known(shape: FormShape) -> str:

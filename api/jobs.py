@@ -29,6 +29,7 @@ from api.job_shapes import (
 )
 from api.json_body import JsonBody
 from api.lists import After, Limit, ListOf, list_of
+from api.repeats import RepeatsOf
 from api.services import Services, ServicesOf
 from control_plane import events, jobs, pauses
 from control_plane.errors import InvalidRequest
@@ -66,11 +67,10 @@ async def create_job(
     body: JsonBody,
     services: ServicesOf,
     response: Response,
+    repeats: RepeatsOf,
     *,
     dry_run: bool = False,
     wait: Wait = LONGEST_WAIT,
-    idempotency_key: Annotated[str | None, Header()] = None,
-    x_stainless_retry_count: Annotated[int, Header()] = 0,
 ) -> JobObject | EstimateObject:
     """A request that is sent again (same Idempotency-Key, or the openai client's own retry) makes no second job.
 
@@ -79,8 +79,7 @@ async def create_job(
     request = read_request(body)
     if dry_run:
         return await estimate(services, caller.project_id, request, wait, response)
-    repeatable = Repeatable(idempotency_key, caller.key_id, is_retry=x_stainless_retry_count > 0)
-    return await run_in_threadpool(_create, services, caller, request, repeatable)
+    return await run_in_threadpool(_create, services, caller, request, repeats.by(caller))
 
 
 @router.get("", summary="List jobs, newest first")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter
 from sqlalchemy.orm import Session
 
 from api import jobs as job_routes
@@ -14,10 +14,10 @@ from api.job_shapes import JobObject, job_object
 from api.json_body import JsonBody, OptionalJsonBody
 from api.lists import After, Limit, ListOf, list_of
 from api.models import ModelObject, model_object
+from api.repeats import RepeatsOf
 from api.services import ServicesOf
 from api.sweep_shapes import Promotion, SweepObject, SweepTable, sweep_object, sweep_table
 from control_plane import removals, sweeps
-from control_plane.repetition import Repeatable
 from control_plane.sweep_requests import read_sweep
 from control_plane.sweep_results import results
 from control_plane.tables import Sweep
@@ -38,15 +38,13 @@ def create_sweep(
     caller: JobsWriter,
     body: JsonBody,
     services: ServicesOf,
-    idempotency_key: Annotated[str | None, Header()] = None,
-    x_stainless_retry_count: Annotated[int, Header()] = 0,
+    repeats: RepeatsOf,
 ) -> SweepTable:
     """A job's request in which fields of `training` are lists: a job for every combination. Sent again, as for jobs."""
-    repeatable = Repeatable(idempotency_key, caller.key_id, is_retry=x_stainless_retry_count > 0)
     with services.database.transaction(actor=caller.actor) as session:
         request = read_sweep(body)
         limits = services.limits
-        sweep = sweeps.create(session, caller.project_id, request, repeatable=repeatable, limits=limits)
+        sweep = sweeps.create(session, caller.project_id, request, repeatable=repeats.by(caller), limits=limits)
         shape = _table(session, sweep)
     services.hints.send()
     return shape

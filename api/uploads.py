@@ -10,12 +10,14 @@ from pydantic import BaseModel
 
 from api.auth import Caller, FilesWriter
 from api.files import FileObject, file_object
-from api.forms import FIELD_BYTES, FormShape, receive_form, too_large
+from api.forms import FormShape, most_of, receive_form
 from api.json_body import JsonBody
+from api.repeats import RepeatsOf
 from api.services import Services, ServicesOf
 from control_plane import quotas, removals, uploads
 from control_plane.errors import Conflict
 from control_plane.ids import new_id
+from control_plane.quotas import Room
 from control_plane.storage import file_key
 from control_plane.tables import File, Upload, UploadPart
 from control_plane.uploads import MAX_PART_BYTES, CompletionRequest, UploadRequest
@@ -61,27 +63,33 @@ class UploadPartObject(BaseModel):
     summary="Begin an upload in parts",
     openapi_extra=_body({"$ref": REF.format(model="UploadRequest")}),
 )
-def create_upload(caller: FilesWriter, body: JsonBody, services: ServicesOf) -> UploadObject:
-    """It waits an hour for its parts and its completion."""
+def create_upload(caller: FilesWriter, body: JsonBody, services: ServicesOf, repeats: RepeatsOf) -> UploadObject:
+    """It waits an hour for its parts and its completion. Sent again, as for files, it begins no second one."""
     with services.database.transaction(actor=caller.actor) as session:
-        largest, limits = services.settings.max_file_bytes, services.limits
-        upload = uploads.create(session, caller.project_id, body, max_bytes=largest, limits=limits)
-        return _shape(upload, None)
+        upload = uploads.create(
+            session,
+            caller.project_id,
+            body,
+            max_bytes=services.settings.max_file_bytes,
+            limits=services.limits,
+            repeatable=repeats.by(caller),
+        )
+        return _shape(*uploads.read(session, caller.project_id, upload.id))
 
 
 @router.post("/{upload_id}/parts", summary="Send a part, of at most 64 MiB", openapi_extra=PART_FORM)
 async def add_part(upload_id: str, request: Request, services: ServicesOf, caller: FilesWriter) -> UploadPartObject:
     """Parts may be sent side by side and in any order: the completion says how they follow one another."""
-    await run_in_threadpool(_require_open, services, caller, upload_id)
-    if int(request.headers.get("content-length", 0)) > MAX_PART_BYTES + 4 * FIELD_BYTES:
-        raise too_large(FORM, MAX_PART_BYTES)
+    room = await run_in_threadpool(_require_open, services, caller, upload_id)
+    most = most_of(FORM, MAX_PART_BYTES, room)
+    most.require(request.headers)
     part_id = new_id("part")
     form = await receive_form(
         request.stream(),
         request.headers.get("content-type"),
         services.storage.writer(uploads.part_key(upload_id, part_id)),
         FORM,
-        max_bytes=MAX_PART_BYTES,
+        most=most,
         idle_seconds=services.settings.idle_seconds,
     )
     return await run_in_threadpool(_add_part, services, caller, upload_id, part_id, form.bytes)
@@ -111,10 +119,11 @@ def cancel_upload(upload_id: str, services: ServicesOf, caller: FilesWriter) -> 
     return _read(services, caller, upload_id)
 
 
-def _require_open(services: Services, caller: Caller, upload_id: str) -> None:
-    """Before anything is read: a body that nobody could use."""
+def _require_open(services: Services, caller: Caller, upload_id: str) -> Room | None:
+    """Before anything is read: a body that nobody could use. What the project may still store."""
     with services.database.transaction() as session:
         uploads.require_open(session, caller.project_id, upload_id)
+        return quotas.room(session, caller.project_id, services.limits)
 
 
 def _add_part(services: Services, caller: Caller, upload_id: str, part_id: str, size: int) -> UploadPartObject:
@@ -131,6 +140,8 @@ def _add_part(services: Services, caller: Caller, upload_id: str, part_id: str, 
 def _join(services: Services, caller: Caller, upload_id: str, request: CompletionRequest, keys: list[str]) -> None:
     """No transaction is open while the bytes are copied. What a repetition of this request joined meanwhile wins."""
     file_id = new_id("file")
+    with services.database.transaction() as session:
+        removals.expect(session, file_key(file_id))
     try:
         content = uploads.join(services.storage, keys, file_id, file_key(file_id), request.md5)
     except FileNotFoundError:  # completed by a repetition, cancelled or expired meanwhile
@@ -141,6 +152,8 @@ def _join(services: Services, caller: Caller, upload_id: str, request: Completio
     with services.database.transaction(actor=caller.actor) as session:
         try:
             mine = uploads.complete(session, caller.project_id, upload_id, request, content)
+            if mine:
+                removals.keep(session, content.storage_key)
         except BaseException:
             services.storage.delete(content.storage_key)
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Annotated, Literal
 
@@ -14,8 +15,11 @@ from control_plane.database import dpo_now
 from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.job_states import FINAL, State
 from control_plane.pages import Page, paginate
+from control_plane.questions import about_file
 from control_plane.quotas import Limits
-from control_plane.tables import File, Job
+from control_plane.repetition import Repeatable, find_earlier, remember
+from control_plane.storage import file_key
+from control_plane.tables import File, Job, Json
 from dpo_core.spec import StrictModel
 
 PURPOSES = ("fine-tune",)
@@ -77,6 +81,33 @@ def add(
     session.add(file)
     audit.record(session, project_id, "file.created", file_id)
     session.flush()
+    return file
+
+
+@dataclass(frozen=True)
+class NewFile:
+    """What an upload says of a file, and what was counted of it."""
+
+    filename: str
+    purpose: str
+    bytes: int
+    sha256: str
+    expires_after: ExpiresAfter | None = None
+
+
+def create(
+    session: Session, project_id: str, file_id: str, new: NewFile, *, repeatable: Repeatable, limits: Limits
+) -> File:
+    """The file `file_id`, whose bytes are in storage already and which is then checked; or the one that this same
+    request made before, and then those bytes are nobody's. Raises QuotaExceeded as `add`."""
+    body: Json = {"file": asdict(new) | {"expires_after": new.expires_after and new.expires_after.model_dump()}}
+    earlier = find_earlier(session, project_id, body, repeatable)
+    if earlier is not None:
+        return session.get_one(File, earlier)
+    key = file_key(file_id)
+    file = add(session, project_id, **vars(new), storage_key=key, file_id=file_id, limits=limits)
+    checks.ask(session, project_id, about_file(file))
+    remember(session, project_id, body, repeatable, file)
     return file
 
 

@@ -60,11 +60,11 @@ def create(
     body = request.model_dump(mode="json", exclude_unset=True)
     earlier = find_earlier(session, project_id, body, repeatable)
     if earlier is not None:
-        return earlier
+        return session.get_one(Job, earlier)
     quotas.require_places(session, project_id, 1, request.resources.gpus, limits)
     job = add(session, project_id, request)
     audit.record(session, project_id, "job.created", job.id)
-    remember(session, project_id, body, repeatable, job.id)
+    remember(session, project_id, body, repeatable, job)
     return job
 
 

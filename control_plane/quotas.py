@@ -48,20 +48,39 @@ def usage(session: Session, project_id: str) -> Usage:
     return Usage(_bytes(session, project_id), session.scalar(count) or 0, _gpus(session, project_id))
 
 
-def require_bytes(session: Session, project_id: str, more: int, defaults: Limits) -> None:
-    """Raises QuotaExceeded where `more` bytes would be too many. Until the transaction ends nobody else adds any."""
-    project = _locked(session, project_id)
-    limit = defaults.bytes if project.max_bytes is None else project.max_bytes
-    if limit is None:
-        return
-    used = _bytes(session, project_id)
-    if used + more > limit:
-        raise QuotaExceeded(
-            f"The project {project.name!r} may store {limit:,} bytes and stores {used:,}; this would add {more:,}. Its "
-            "uploaded files and the weights of its checkpoints count: delete some (DELETE /v1/files/{id}, "
+@dataclass(frozen=True)
+class Room:
+    """What a project may still store."""
+
+    project: str
+    limit: int
+    used: int
+
+    @property
+    def left(self) -> int:
+        return max(0, self.limit - self.used)
+
+    def refusal(self, more: int | None = None) -> QuotaExceeded:
+        """Of `more` bytes; None where all that is known of them is that they are too many."""
+        adds = f"this would add {more:,}" if more is not None else f"this is more than the {self.left:,} that are left"
+        return QuotaExceeded(
+            f"The project {self.project!r} may store {self.limit:,} bytes and stores {self.used:,}; {adds}. "
+            "Its uploaded files and the weights of its checkpoints count: delete some (DELETE /v1/files/{id}, "
             "DELETE /v1/models/{id}), or ask the operator to raise the limit.",
             code="quota_bytes",
         )
+
+
+def room(session: Session, project_id: str, defaults: Limits) -> Room | None:
+    """As it is now; None where there is no limit. Only `require_bytes` keeps others from taking it."""
+    return _room(session, session.get_one(Project, project_id), defaults)
+
+
+def require_bytes(session: Session, project_id: str, more: int, defaults: Limits) -> None:
+    """Raises QuotaExceeded where `more` bytes would be too many. Until the transaction ends nobody else adds any."""
+    found = _room(session, _locked(session, project_id), defaults)
+    if found is not None and more > found.left:
+        raise found.refusal(more)
 
 
 def require_places(session: Session, project_id: str, more: int, gpus: int, defaults: Limits) -> None:
@@ -102,6 +121,11 @@ def take_gpus(session: Session, job: Job, default: int | None) -> bool:
     project = _locked(session, job.project_id)
     limit = default if project.max_gpus is None else project.max_gpus
     return limit is None or _gpus(session, job.project_id) + job.gpus <= limit
+
+
+def _room(session: Session, project: Project, defaults: Limits) -> Room | None:
+    limit = defaults.bytes if project.max_bytes is None else project.max_bytes
+    return None if limit is None else Room(project.name, limit, _bytes(session, project.id))
 
 
 def _rooms(default: int | None) -> CTE:

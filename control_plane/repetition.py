@@ -1,10 +1,11 @@
-"""A create request that comes twice makes one job, or one sweep.
+"""A create request that comes twice makes one thing: one job, sweep, file or upload.
 
-Two cases. A client sends an `Idempotency-Key`: the same key with the same body is the same job, for
+Two cases. A client sends an `Idempotency-Key`: the same key with the same body is the same thing, for
 good. Or OpenAI's client repeats a POST by itself after a lost answer, with no key; such a request
-differs only in its retry count, so the same API key and body within a short window is the same job.
+differs only in its retry count, so the same API key and body within a short window is the same thing.
 
-A sweep is known by its first job. Its body holds lists where a job's can't, so neither is taken for the other.
+A sweep is known by its first job. No body of one kind can be that of another: a sweep's holds lists where a job's
+can't, and a file's and an upload's are described under a name of their own. A deleted file is known no more.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from sqlalchemy.orm import Session
 
 from control_plane.database import dpo_now
 from control_plane.errors import InvalidRequest
-from control_plane.tables import IdempotencyKey, Job, Json
+from control_plane.tables import File, IdempotencyKey, Job, Json, Upload
 
 RETRY_WINDOW = timedelta(minutes=10)
+COLUMNS: dict[type[Job | File | Upload], str] = {Job: "job_id", File: "file_id", Upload: "upload_id"}
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Repeatable:
     """Whether the client says that it sent this before (`x-stainless-retry-count` above 0)."""
 
 
-def find_earlier(session: Session, project_id: str, body: Json, repeatable: Repeatable) -> Job | None:
-    """The job that a request with this body made before, if it did.
+def find_earlier(session: Session, project_id: str, body: Json, repeatable: Repeatable) -> str | None:
+    """The id of what a request with this body made before, if it did.
 
     Until the transaction ends, the same request waits here, so that two at once make one job.
     InvalidRequest for an Idempotency-Key that was used with another body.
@@ -59,17 +61,18 @@ def find_earlier(session: Session, project_id: str, body: Json, repeatable: Repe
             param="Idempotency-Key",
             code="idempotency_key_reused",
         )
-    return session.get_one(Job, known.job_id)
+    return known.job_id or known.file_id or known.upload_id
 
 
-def remember(session: Session, project_id: str, body: Json, repeatable: Repeatable, job_id: str) -> None:
-    """Lets `find_earlier` find this job when the request comes again."""
+def remember(session: Session, project_id: str, body: Json, repeatable: Repeatable, made: Job | File | Upload) -> None:
+    """Lets `find_earlier` find this when the request comes again."""
     key = _key(body, repeatable)
     if key is None:
         return
-    row = {"project_id": project_id, "key": key, "request_hash": _body_hash(body), "job_id": job_id}
+    ids = {COLUMNS[kind]: made.id if isinstance(made, kind) else None for kind in COLUMNS}
+    row = {"project_id": project_id, "key": key, "request_hash": _body_hash(body), **ids}
     statement = insert(IdempotencyKey).values(row)
-    latest = {"job_id": job_id, "created_at": dpo_now()}
+    latest = {**ids, "created_at": dpo_now()}
     session.execute(
         statement.on_conflict_do_update(index_elements=[IdempotencyKey.project_id, IdempotencyKey.key], set_=latest)
     )

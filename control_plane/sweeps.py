@@ -38,7 +38,7 @@ def create(
     repeatable = repeatable or Repeatable()
     earlier = find_earlier(session, project_id, request.body, repeatable)
     if earlier is not None:
-        return session.get_one(Sweep, earlier.sweep_id)
+        return session.get_one(Sweep, session.get_one(Job, earlier).sweep_id)
     first = request.combinations[0].request
     gpus = max(combination.request.resources.gpus for combination in request.combinations)
     quotas.require_places(session, project_id, len(request.combinations), gpus, limits)
@@ -56,7 +56,7 @@ def create(
             made.append(jobs.add(session, project_id, combination.request, SweepPlace(sweep_id, number)))
     _tell_who_leads(session, sweep, made)
     audit.record(session, project_id, "sweep.created", sweep_id)
-    remember(session, project_id, request.body, repeatable, made[0].id)
+    remember(session, project_id, request.body, repeatable, made[0])
     return sweep
 
 

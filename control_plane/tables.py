@@ -453,11 +453,14 @@ class WebhookDelivery(Created, Leased, Base):
 
 
 class Removal(Created, Base):
-    """Bytes in storage that no row needs any more, until they are gone: see control_plane/removals.py."""
+    """Bytes in storage that no row needs, until they are gone or one does: see control_plane/removals.py."""
 
     __tablename__ = "removals"
 
     prefix: Mapped[str] = mapped_column(primary_key=True)
+    not_before: Mapped[datetime] = mapped_column(server_default=dpo_now())
+    expected: Mapped[bool] = mapped_column(server_default="false")
+    """Noted before the bytes were stored: they go only if nothing stands for them by then."""
 
 
 class AuditEntry(Created, Base):
@@ -492,12 +495,16 @@ class Worker(Created, Base):
 
 
 class IdempotencyKey(Created, Base):
-    """A create request that was answered: a repetition gets the same job instead of a second one."""
+    """A create request that was answered: a repetition gets the same thing instead of a second one."""
 
     __tablename__ = "idempotency_keys"
+    __table_args__ = (Index(None, "file_id", postgresql_where=text("file_id IS NOT NULL")),)
 
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     """`key:` and the hash of the client's Idempotency-Key, or `retry:` and the hash of API key and body."""
     request_hash: Mapped[str]
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    """One of these three is what it made."""
+    file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id", ondelete="CASCADE"))
+    upload_id: Mapped[str | None] = mapped_column(ForeignKey("uploads.id"))

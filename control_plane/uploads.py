@@ -29,8 +29,9 @@ from control_plane.files import ExpiresAfter
 from control_plane.ids import new_id
 from control_plane.questions import about_file
 from control_plane.quotas import Limits
+from control_plane.repetition import Repeatable, find_earlier, remember
 from control_plane.storage import Storage, upload_prefix
-from control_plane.tables import File, Upload, UploadPart
+from control_plane.tables import File, Json, Upload, UploadPart
 from control_plane.validation import json_object, validated
 from dpo_core.spec import StrictModel
 
@@ -80,9 +81,23 @@ class Content:
     sha256: str
 
 
-def create(session: Session, project_id: str, body: object, *, max_bytes: int, limits: Limits = quotas.NONE) -> Upload:
-    """Begins an upload. TooLarge for a file that would be above `max_bytes`, QuotaExceeded for one above `limits`."""
+def create(
+    session: Session,
+    project_id: str,
+    body: object,
+    *,
+    max_bytes: int,
+    limits: Limits = quotas.NONE,
+    repeatable: Repeatable | None = None,
+) -> Upload:
+    """Begins an upload, or finds the one that this same request began before. TooLarge for a file that would be above
+    `max_bytes`, QuotaExceeded for one above `limits`."""
+    repeatable = repeatable or Repeatable()
     request = validated(UploadRequest, json_object(body))
+    described: Json = {"upload": request.model_dump()}
+    earlier = find_earlier(session, project_id, described, repeatable)
+    if earlier is not None:
+        return session.get_one(Upload, earlier)
     files.require_purpose(request.purpose)
     if request.bytes > max_bytes:
         raise TooLarge(
@@ -107,6 +122,7 @@ def create(session: Session, project_id: str, body: object, *, max_bytes: int, l
     session.add(upload)
     audit.record(session, project_id, "upload.created", upload.id)
     session.flush()
+    remember(session, project_id, described, repeatable, upload)
     return upload
 
 

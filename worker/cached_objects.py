@@ -51,6 +51,8 @@ def keep(database: Database, storage: Storage, key: str, path: Path, make_known:
         StaleFence: from `make_known`; nothing is kept.
         OperationalError: PostgreSQL doesn't answer; the caller tries again.
     """
+    with database.transaction() as session:
+        removals.expect(session, key)
     try:
         storage.put_file(key, path)
     except OSError as error:
@@ -58,6 +60,7 @@ def keep(database: Database, storage: Storage, key: str, path: Path, make_known:
         return
     try:
         with database.transaction() as session:
+            removals.keep(session, key)
             make_known(session)
     except StaleFence:
         storage.delete(key)

@@ -68,12 +68,14 @@ class Merging(Checking):
         manifest = self._with_provenance(Manifest.model_validate_json(self._run.answer_file.read_bytes()))
         with self._tools.database.transaction() as session:
             text = merges.card(session, self._claim)
+            removals.expect(session, self._prefix)
         manifest = with_file(folder, manifest, f"model/{CARD}", text)
         write_whole(folder / "model" / CHECKSUMS, manifest.checksums())
         for path in [*(file.path for file in manifest.files), f"model/{CHECKSUMS}"]:
             self._tools.storage.put_file(f"{self._prefix}/{path}", folder / path)
         try:
             with self._tools.database.transaction() as session:
+                removals.keep(session, self._prefix)
                 merges.publish(session, self._claim, manifest, self._prefix)
         except StaleFence:  # perhaps with the model, or its project: nobody else would remove the files
             with self._tools.database.transaction() as session:

@@ -117,6 +117,8 @@ class Publisher:
         public = checkpoint_prefix(job_id, fence, manifest.step)
         private = state_prefix(job_id, fence, manifest.step)
         manifest = self._with_card(folder, self._with_provenance(folder, manifest))
+        with self._database.transaction() as session:
+            removals.expect(session, public, private)
         for file in manifest.files:
             prefix = public if file.path.startswith("model/") else private
             self._storage.put_file(f"{prefix}/{file.path}", folder / file.path)
@@ -124,6 +126,7 @@ class Publisher:
         self._storage.put_file(f"{public}/model/{CHECKSUMS}", folder / CHECKSUMS)
         try:
             with self._database.transaction() as session:
+                removals.keep(session, public, private)
                 results.publish_checkpoint(session, self._claim, manifest, public)
         except StaleFence:  # perhaps with the whole project: nobody else would remove it
             for prefix in (public, private):

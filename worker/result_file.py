@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from control_plane import result_files
+from control_plane import removals, result_files
 from control_plane.database import Database
 from control_plane.ids import new_id
 from control_plane.leases import Claim
@@ -34,6 +34,8 @@ class ResultFile:
     def store(self) -> None:
         """Raises StaleFence where the job is no longer ours, and OSError where storage refuses; nothing stays then."""
         file_id, digest, size = new_id("file"), hashlib.sha256(), 0
+        with self._database.transaction() as session:
+            removals.expect(session, file_key(file_id))
         with self._storage.writer(file_key(file_id)) as sink, self._database.transaction() as session:
             for line in result_files.lines(session, session.get_one(Job, self._claim.job_id)):
                 row = line.encode()
@@ -42,6 +44,7 @@ class ResultFile:
                 size += len(row)
         try:
             with self._database.transaction() as session:
+                removals.keep(session, file_key(file_id))
                 result_files.attach(session, self._claim, file_id=file_id, bytes=size, sha256=digest.hexdigest())
         except BaseException:
             self._storage.delete(file_key(file_id))

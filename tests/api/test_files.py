@@ -10,7 +10,9 @@ import openai
 import pytest
 from openai import OpenAI
 
+from control_plane import projects
 from control_plane.database import Database
+from control_plane.quotas import Limits
 from control_plane.settings import Settings
 from tests.api.conftest import Api
 from tests.control_plane.rows import set_clock_ahead
@@ -239,3 +241,49 @@ def test_a_length_that_is_a_lie(serve: Callable[[Settings], Api], settings: Sett
     assert status in answer.splitlines()[0]
     assert words in answer
     wait_until(lambda: stored(settings) == [])
+
+
+def test_an_upload_that_is_sent_again_makes_no_second_file(client: OpenAI, settings: Settings) -> None:
+    """By the key that a caller gives, or by the openai client's word that it retries."""
+
+    def create(content: bytes = ROWS, **headers: str) -> str:
+        return client.files.create(file=("a.jsonl", content), purpose="fine-tune", extra_headers=headers).id
+
+    first = create(**{"Idempotency-Key": "one"})
+    assert create(**{"Idempotency-Key": "one"}) == first
+    with pytest.raises(openai.BadRequestError, match="with another body") as refused:
+        create(ROWS * 2, **{"Idempotency-Key": "one"})
+    assert refusal(refused.value)["code"] == "idempotency_key_reused"
+    second = create()
+    assert create(**{"x-stainless-retry-count": "1"}) == second != first
+    third = create()
+    assert third not in (first, second), "sent on purpose, the same bytes are another file"
+    assert sorted(path.name for path in stored(settings)) == sorted((first, second, third))
+    client.files.delete(first)
+    assert create(**{"Idempotency-Key": "one"}) not in (first, second, third), "what is deleted is made anew"
+
+
+def test_too_much_for_the_project_is_refused_before_it_is_sent(
+    api: Api, http: httpx2.Client, client: OpenAI, settings: Settings, secret: str, database: Database
+) -> None:
+    client.files.create(file=("a.jsonl", ROWS), purpose="fine-tune", extra_headers={"Idempotency-Key": "one"})
+    with database.transaction() as session:
+        projects.set_limits(session, projects.named(session, "default"), Limits(bytes=len(ROWS) + 1000))
+    with socket.create_connection((api.host, api.port), timeout=20) as connection:
+        connection.sendall(
+            f"POST /v1/files HTTP/1.1\r\nHost: {api.host}\r\nAuthorization: Bearer {secret}\r\n"
+            f"Content-Type: {FORM['Content-Type']}\r\nContent-Length: 10000000\r\n\r\n".encode()
+        )
+        answer = connection.recv(65536)
+    assert b" 403 " in answer.splitlines()[0] and b"more than the 1,000 that are left" in answer
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'
+    # Without a length, and with one that the form's other parts could have: found out while it comes.
+    for content in (iter([PURPOSE, part, b"x" * 100_000]), PURPOSE + part + b"x" * 1001 + b"\r\n--x--\r\n"):
+        refused = http.post("/v1/files", content=content, headers=FORM)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "quota_bytes")
+    upload = client.uploads.create(bytes=1000, filename="a", mime_type="text/plain", purpose="fine-tune")
+    refused = http.post(f"/v1/uploads/{upload.id}/parts", files={"data": ("a", bytes(1001))})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "quota_bytes")
+    assert len(stored(settings)) == 1
+    client.files.create(file=("a.jsonl", ROWS), purpose="fine-tune", extra_headers={"Idempotency-Key": "one"})
+    assert len(stored(settings)) == 1, "a repetition adds nothing, so it is not too much"

@@ -125,3 +125,18 @@ def test_joining_takes_no_memory(database: Database, settings: Settings) -> None
     content = uploads.join(storage, keys, "file-1", "files/file-1", None)
     assert content.bytes == size == 256 * 1024**2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 128 * 1024
+
+
+def test_an_upload_that_is_begun_again_is_the_same(client: OpenAI) -> None:
+    def create(size: int = 5, **headers: str) -> str:
+        return client.uploads.create(
+            bytes=size, filename="a", mime_type="text/plain", purpose="fine-tune", extra_headers=headers
+        ).id
+
+    first = create(**{"Idempotency-Key": "one"})
+    assert create(**{"Idempotency-Key": "one"}) == first
+    with pytest.raises(openai.BadRequestError, match="with another body"):
+        create(6, **{"Idempotency-Key": "one"})
+    second = create()
+    assert create(**{"x-stainless-retry-count": "2"}) == second != first
+    assert create() not in (first, second)
