@@ -263,7 +263,7 @@ def test_an_upload_that_is_sent_again_makes_no_second_file(client: OpenAI, setti
     assert create(**{"Idempotency-Key": "one"}) not in (first, second, third), "what is deleted is made anew"
 
 
-def test_too_much_for_the_project_is_refused_before_it_is_sent(
+def test_too_much_for_the_project_is_refused_before_it_is_sent(  # noqa: PLR0917 - fixtures
     api: Api, http: httpx2.Client, client: OpenAI, settings: Settings, secret: str, database: Database
 ) -> None:
     client.files.create(file=("a.jsonl", ROWS), purpose="fine-tune", extra_headers={"Idempotency-Key": "one"})
