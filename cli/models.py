@@ -60,7 +60,7 @@ def merge(
 
     with connected() as client:
         while (found := _ordered(client, model_id))["state"] in ("waiting", "running"):
-            continue
+            typer.echo(f"{found['merged']} is {found['state']}; Ctrl-C leaves the order to the worker", err=True)
     if found["error"] is not None:
         raise CommandFailed(found["error"]["message"])
     typer.echo(found["merged"])
