@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, BackgroundTasks, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from pydantic import BaseModel
@@ -81,7 +81,9 @@ class FileDeleted(BaseModel):
 
 
 @router.post("", summary="Upload a file", openapi_extra=UPLOAD_FORM)
-async def upload_file(request: Request, services: ServicesOf, caller: FilesWriter, repeats: RepeatsOf) -> FileObject:
+async def upload_file(
+    request: Request, services: ServicesOf, caller: FilesWriter, *, repeats: RepeatsOf, background: BackgroundTasks
+) -> FileObject:
     """The form's parts may come in any order. The file appears once all of it is stored; then it is checked.
 
     A request that is sent again (same Idempotency-Key, or the openai client's own retry) makes no second file.
@@ -100,9 +102,8 @@ async def upload_file(request: Request, services: ServicesOf, caller: FilesWrite
         most=most,
         idle_seconds=services.settings.idle_seconds,
     )
-    shape = await run_in_threadpool(_record, services, caller, file_id, form, repeats.by(caller))
-    await run_in_threadpool(services.hints.send)
-    return shape
+    background.add_task(services.hints.send)
+    return await run_in_threadpool(_record, services, caller, file_id, form, repeats.by(caller))
 
 
 @router.get("", summary="List files")

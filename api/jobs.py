@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
@@ -67,8 +67,9 @@ async def create_job(
     body: JsonBody,
     services: ServicesOf,
     response: Response,
-    repeats: RepeatsOf,
     *,
+    repeats: RepeatsOf,
+    background: BackgroundTasks,
     dry_run: bool = False,
     wait: Wait = LONGEST_WAIT,
 ) -> JobObject | EstimateObject:
@@ -79,6 +80,7 @@ async def create_job(
     request = read_request(body)
     if dry_run:
         return await estimate(services, caller.project_id, request, wait, response)
+    background.add_task(services.hints.send)  # after the answer, which need not wait for Redis
     return await run_in_threadpool(_create, services, caller, request, repeats.by(caller))
 
 
@@ -134,11 +136,10 @@ def pause_job(job_id: str, services: ServicesOf, caller: JobsWriter) -> JobObjec
 
 
 @router.post("/{job_id}/resume", summary="Let a paused job go on from its last checkpoint")
-def resume_job(job_id: str, services: ServicesOf, caller: JobsWriter) -> JobObject:
+def resume_job(job_id: str, services: ServicesOf, caller: JobsWriter, background: BackgroundTasks) -> JobObject:
+    background.add_task(services.hints.send)
     with services.database.transaction(actor=caller.actor) as session:
-        shape = job_object(pauses.resume(session, caller.project_id, job_id))
-    services.hints.send()
-    return shape
+        return job_object(pauses.resume(session, caller.project_id, job_id))
 
 
 @router.get(
@@ -209,9 +210,7 @@ def _event_stream(services: Services, caller: Caller, job_id: str, last_event_id
 def _create(services: Services, caller: Caller, request: JobRequest, repeatable: Repeatable) -> JobObject:
     with services.database.transaction(actor=caller.actor) as session:
         limits = services.limits
-        shape = job_object(jobs.create(session, caller.project_id, request, repeatable=repeatable, limits=limits))
-    services.hints.send()
-    return shape
+        return job_object(jobs.create(session, caller.project_id, request, repeatable=repeatable, limits=limits))
 
 
 def _csv(metrics: Sequence[Metric]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, BackgroundTasks
 from sqlalchemy.orm import Session
 
 from api import jobs as job_routes
@@ -39,6 +39,7 @@ def create_sweep(
     body: JsonBody,
     services: ServicesOf,
     repeats: RepeatsOf,
+    background: BackgroundTasks,
 ) -> SweepTable:
     """A job's request in which fields of `training` are lists: a job for every combination. Sent again, as for jobs."""
     with services.database.transaction(actor=caller.actor) as session:
@@ -46,7 +47,7 @@ def create_sweep(
         limits = services.limits
         sweep = sweeps.create(session, caller.project_id, request, repeatable=repeats.by(caller), limits=limits)
         shape = _table(session, sweep)
-    services.hints.send()
+    background.add_task(services.hints.send)
     return shape
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import JSON, or_, select
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import set_committed_value
 
 from control_plane import attempts, audit, events, file_reports, files, models, quotas, workers
 from control_plane.errors import Conflict, InvalidRequest, NotFound
@@ -18,6 +19,7 @@ from control_plane.quotas import Limits
 from control_plane.repetition import Repeatable, find_earlier, remember
 from control_plane.result_names import result_name
 from control_plane.tables import Checkpoint, Event, File, Job, Metric, Model, Project
+from control_plane.workers import Largest
 from dpo_core.spec import TrainingSpec
 
 
@@ -74,13 +76,19 @@ def add(session: Session, project_id: str, request: JobRequest, place: SweepPlac
     job = _row(session.get_one(Project, project_id), request, inputs.spec, inputs.start)
     if place is not None:
         job.sweep_id, job.sweep_place = place.sweep_id, place.number
+    largest = workers.largest(session)  # asked first, so that all events are one statement
     session.add(job)
     session.flush()
-    session.refresh(job)
+    # Nothing else is to be read back: the insertion returned what PostgreSQL chose.
+    set_committed_value(job, "training_attempts", 0)
+    if place is None:
+        set_committed_value(job, "waits_for", None)
+    else:
+        session.refresh(job, ["waits_for"])
     events.add(session, job, code="job_created", message=f"Created fine-tuning job: {job.id}")
     message = f"Validating training file: {job.training_file_id}"
     events.add(session, job, code="validating_files", message=message)
-    _warn_if_too_large(session, job)
+    _warn_if_too_large(session, job, largest)
     _warn_of_integrations(session, job, request)
     return job
 
@@ -253,8 +261,7 @@ def _warn_of_integrations(session: Session, job: Job, request: JobRequest) -> No
     events.add(session, job, code="integration_not_used", message=message, level="warn")
 
 
-def _warn_if_too_large(session: Session, job: Job) -> None:
-    largest = workers.largest(session)
+def _warn_if_too_large(session: Session, job: Job, largest: Largest) -> None:
     if job.gpus <= largest.alive:
         return
     now = f"the largest has {largest.alive}" if largest.alive else "there is none"

@@ -85,9 +85,10 @@ def require_bytes(session: Session, project_id: str, more: int, defaults: Limits
 
 def require_places(session: Session, project_id: str, more: int, gpus: int, defaults: Limits) -> None:
     """Raises QuotaExceeded where `more` jobs may not wait, or none may ever have `gpus` GPUs. Locks as above."""
-    project = session.get_one(Project, project_id)
-    if (project.max_gpus, project.max_waiting_jobs, defaults.gpus, defaults.waiting_jobs) == (None,) * 4:
-        return  # nothing to count, so that creations need not wait for one another
+    if (defaults.gpus, defaults.waiting_jobs) == (None, None):
+        project = session.get_one(Project, project_id)
+        if (project.max_gpus, project.max_waiting_jobs) == (None, None):
+            return  # nothing to count, so that creations need not wait for one another
     project = _locked(session, project_id)
     most_gpus = defaults.gpus if project.max_gpus is None else project.max_gpus
     if most_gpus is not None and gpus > most_gpus:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,14 +10,21 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+import redis
 from openai import OpenAI
+from sqlalchemy import func, select
 
 from control_plane import leases, models, results
 from control_plane.database import Database
+from control_plane.hints import redis_py_url
 from control_plane.leases import Claim
+from control_plane.settings import Settings
+from control_plane.tables import Job
 from dpo_core.run_directory import Failure
 from dpo_core.spec import TrainingSpec
+from tests.api.conftest import Api
 from tests.control_plane.model_folders import make_folder
+from tests.service import poll_until
 
 JOBS = "/v1/fine_tuning/jobs"
 ROWS = b'{"prompt": "What is 1+1?", "chosen": "2", "rejected": "3"}\n' * 100
@@ -101,6 +110,29 @@ def test_a_new_job(http: httpx2.Client, request_body: dict[str, Any]) -> None:
     nothing_yet = ("error", "fine_tuned_model", "finished_at", "trained_tokens", "estimated_finish", "validation_file")
     assert [job[name] for name in nothing_yet] == [None] * 6
     assert http.get(f"{JOBS}/{job['id']}").json() == job
+
+
+def test_a_client_that_left_has_its_job_and_the_workers_their_hint(
+    api: Api, secret: str, settings: Settings, database: Database, request_body: dict[str, Any]
+) -> None:
+    """The hint goes out after the answer, and needs nobody to hear that."""
+    body = json.dumps(request_body).encode()
+    with redis.Redis.from_url(redis_py_url(settings.redis_url.get_secret_value())) as broker:
+        broker.delete("celery")
+        with socket.create_connection((api.host, api.port)) as connection:
+            connection.sendall(
+                f"POST {JOBS} HTTP/1.1\r\nHost: {api.host}\r\nAuthorization: Bearer {secret}\r\n"
+                f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+                + body
+            )
+            poll_until(lambda: _jobs(database) == 1, "the job is there")
+        poll_until(lambda: broker.llen("celery") == 1, "the hint was sent")
+        broker.delete("celery")
+
+
+def _jobs(database: Database) -> int:
+    with database.transaction() as session:
+        return session.scalar(select(func.count()).select_from(Job)) or 0
 
 
 def test_a_request_that_comes_twice(http: httpx2.Client, request_body: dict[str, Any]) -> None:
