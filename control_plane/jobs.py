@@ -63,8 +63,9 @@ def create(
     earlier = find_earlier(session, project_id, body, repeatable)
     if earlier is not None:
         return session.get_one(Job, earlier)
-    quotas.require_places(session, project_id, 1, request.resources.gpus, limits)
-    job = add(session, project_id, request)
+    project = session.get_one(Project, project_id)  # held, so that the session has it wherever it is asked for
+    quotas.require_places(session, project.id, 1, request.resources.gpus, limits)
+    job = add(session, project.id, request)
     audit.record(session, project_id, "job.created", job.id)
     remember(session, project_id, body, repeatable, job)
     return job

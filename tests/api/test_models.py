@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from control_plane import models, projects
+from control_plane import audit, models, projects
 from control_plane.database import Database
 from control_plane.settings import Settings
 from control_plane.storage import open_storage
@@ -58,8 +58,10 @@ def test_an_order_to_merge_is_on_its_way_until_a_worker_did_it(
             "state": "waiting",
             "error": None,
         }
-    entries = [it for it in http.get("/v1/audit").json()["data"] if it["action"] == "model.merge_ordered"]
-    assert [(it["target"], it["actor"].startswith("key-")) for it in entries] == [(checkpoint, True)]
+    with database.transaction() as session:
+        entries = audit.entries(session, projects.named(session, "default").id).items
+    told = [(it.target, it.actor.partition("-")[0]) for it in entries if it.action == "model.merge_ordered"]
+    assert told == [(checkpoint, "key")]
     refused = http.post(f"/v1/models/{base}/merge")
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "not_an_adapter")
     head = http.head(f"/hf/{checkpoint}-merged/resolve/main/config.json")

@@ -19,6 +19,8 @@ from dpo_core.run_directory import Manifest, RunDirectory, sha256_of
 from dpo_core.spec import ModelSource
 from tests.makers import make_adapter, make_tiny_model
 
+# peft asks transformers by a name that is going away.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 IDS = torch.arange(259).repeat(2, 1)
 
 
@@ -39,7 +41,7 @@ def test_it_answers_as_the_adapter_does(adapter: ModelSource, tmp_path: Path) ->
     before = logits(base)
     expected = logits(PeftModel.from_pretrained(base, adapter.path))
     found = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(before, expected, atol=1e-2), "an adapter that does nothing would prove nothing"
 
 

@@ -15,6 +15,9 @@ from tests import published
 from tests.makers import make_adapter, make_tiny_model
 from tests.worker.stubs import World, eventually, stub_programs, supervisor
 
+# peft asks transformers by a name that is going away.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
 
 @pytest.fixture
 def adapter(world: World, tmp_path: Path) -> Model:
