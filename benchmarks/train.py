@@ -59,18 +59,25 @@ def best_of_earlier_grid(file: Path) -> TrlSettings:
     return min(GRID, key=lambda settings: known.get(str(settings), math.inf))
 
 
+OURS: dict[str, dict[str, Any]] = {"ours": {}, "ours, compiled": {"compile": True}}
+"""Settings of ours: all on `auto`, and the one that `auto` leaves to the user on a CPU."""
+
+
 def finals(ring: Ring, best: TrlSettings, rounds: int, *, default: bool = True) -> dict[str, Entry]:
     """The finalists in turn, round by round."""
     names = {"trl_default": f"default: {DEFAULT}"} if default else {}
-    names |= {"trl_best": f"best: {best}", "ours_cold": "ours, cold cache", "ours_warm": "ours, warm cache"}
+    names |= {"trl_best": f"best: {best}"}
+    names |= {f"{who}, {cache}": f"{who}, {cache} cache" for who in OURS for cache in ("cold", "warm")}
     outcomes: dict[str, list[Any]] = {name: [] for name in names}
     for _ in range(rounds):
         if default:
             outcomes["trl_default"].append(ring.trl(DEFAULT))
-        cold = ring.directory()
-        outcomes["ours_cold"].append(ours.train(cold, ring.imported))
         outcomes["trl_best"].append(ring.trl(best))
-        outcomes["ours_warm"].append(ours.train(ring.directory(cold.reference), ring.imported))
+        for who, settings in OURS.items():
+            cold = ring.directory(**settings)
+            outcomes[f"{who}, cold"].append(ours.train(cold, ring.imported))
+            warm = ring.directory(cold.reference, **settings)
+            outcomes[f"{who}, warm"].append(ours.train(warm, ring.imported))
     entries = {key: ring.entry(names[key], outcomes[key]) for key in outcomes}
     print_table(f"The finalists, {rounds} rounds in turn", COLUMNS, [entry.row() for entry in entries.values()])
     return entries
@@ -94,11 +101,11 @@ def memory(ring: Ring, entries: dict[TrlSettings, Entry]) -> dict[int, float]:
     return ratios
 
 
-def agreement(ring: Ring, best: TrlSettings) -> dict[str, float]:
+def agreement(ring: Ring, best: TrlSettings, settings: dict[str, Any]) -> dict[str, float]:
     """Largest differences in the losses of all steps and in the first step's gradient."""
     theirs, mine = ring.folder / "trl.safetensors", ring.folder / "ours.safetensors"
     outcome = ring.trl(best, theirs)
-    directory = ring.directory()
+    directory = ring.directory(**settings)
     command = [sys.executable, "-m", "benchmarks.ours", str(directory.path), str(mine)]
     subprocess.run(command, check=True, capture_output=True)
     difference = compare(theirs, mine)
@@ -136,10 +143,12 @@ def main() -> None:
         best = known or min(entries, key=lambda settings: entries[settings].seconds)
         final = finals(ring, best, options.rounds, default=known is None)
         ratios = memory(ring, entries or {best: final["trl_best"]})
-        numbers = agreement(ring, best)
-    warm = final["ours_warm"]
+        fastest = min(OURS, key=lambda who: final[f"{who}, warm"].seconds)
+        numbers = agreement(ring, best, OURS[fastest])
+    warm = final[f"{fastest}, warm"]
     summary: dict[str, Any] = {} if known else {"ratio_default": final["trl_default"].seconds / warm.seconds}
     summary |= {"ratio_best": final["trl_best"].seconds / warm.seconds, "memory_ratio": ratios[max(ratios)]}
+    summary |= {"ratio_best_auto": final["trl_best"].seconds / final["ours, warm"].seconds}
     if known is None:
         summary["share_of_flop_bound"] = share_of_flop_bound(options.shape)
     summary |= numbers

@@ -1,5 +1,6 @@
 """torch.compile for the decoder's layers and for what follows the head: everything between matrix products and
-attention becomes a few fused kernels, which round once where the plain ones round after every operation.
+attention becomes a few fused kernels. They round where plain ones round: otherwise a forward pass that keeps nothing
+for a backward pass is fused, and so rounded, in another way than one that does, and policy and reference differ.
 
 Each layer by itself (and all by the same code, as they are alike): seconds to compile, whatever the model's depth.
 """
@@ -15,7 +16,7 @@ def compile_scorer(scorer: Scorer) -> None:
     """Marks layers and head; they are compiled when they first run, for any number of tokens."""
     attention.register(opaque=True)
     for layer in decoder_layers(scorer.causal):
-        layer.compile(dynamic=True)
+        layer.compile(dynamic=True, options={"emulate_precision_casts": True})
     scorer.kernels = compiled_kernels()
 
 

@@ -212,7 +212,7 @@ def _compile(spec: TrainingSpec, device: Device, zero_stage: int) -> tuple[bool,
         )
         raise user_error("compile_needs_whole_weights", message, param="training.compile")
     if device != "cuda":
-        return False, "off: matrix products take the time on a CPU"
+        return False, "off: on a CPU it saves a seventh of the time and needs a C++ compiler; worth it for a long run"
     if zero_stage == 3:
         return False, "off: ZeRO stage 3 gathers weights while a layer runs"
     return True, "on: fused kernels take less time and memory"

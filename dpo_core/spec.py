@@ -158,8 +158,9 @@ class TrainingFields(StrictModel):
     AdamW's state and the update (`optimizer`, ZeRO stage 2 or 3), or the weights as well (`parameters`, stage 3)."""
 
     compile: bool | Auto = "auto"
-    """Let torch.compile fuse what stands between matrix products and attention: faster on a GPU, after some seconds.
-    Not with ZeRO stage 3. Where it can't be done, the run goes on without, and an event says why."""
+    """Let torch.compile fuse what stands between matrix products and attention: faster, after some seconds. `auto`:
+    on a GPU; on a CPU it needs a C++ compiler. Not with ZeRO stage 3. Where it can't be done, the run goes on
+    without, and an event says why."""
 
     columns: dict[str, str] = Field(default_factory=dict)
     """The file's own column for a field, such as `{"chosen": "good_answer"}`, where its names say nothing

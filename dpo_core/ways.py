@@ -66,13 +66,14 @@ def choose(scorer: Scorer, score: Score, asked: Way, world: World, *, bfloat16: 
         causal.set_attn_implementation(own)
         way = "padded"
         notes.append(f"its rows are padded and prompts are computed twice, as {reason or ELSEWHERE}")
+    leave_out_the_unread(scorer, trial, way, expected, world)
     reason = compiled_differs(scorer, trial, way) if compiled else None
     if world.any(reason is not None):
         compiling.leave(scorer)
         compiled = False
         notes.append(f"its layers are not compiled, as {reason or ELSEWHERE}")
-    if not compiled:  # the two together were not tried
-        speed_up(scorer, trial, way, expected, world)
+    if not compiled:
+        fit_the_cache(causal, trial, way, expected, world)
     if not notes:
         return Choice(way, None, compiled)
     message = f"{type(causal).__name__} trains exactly, but not the fastest way: {'; '.join(notes)}."
@@ -80,17 +81,17 @@ def choose(scorer: Scorer, score: Score, asked: Way, world: World, *, bfloat16: 
     return Choice(way, event, compiled)
 
 
-def speed_up(scorer: Scorer, trial: Trial, way: Way, expected: Tensor, world: World) -> None:
-    """Leaves out what nobody reads, and takes apart what a CPU's cache would not hold, where no number changes by it.
-
-    What does not work is undone: a small gain is lost, which is worth no event.
-    """
-    causal = scorer.causal
+def leave_out_the_unread(scorer: Scorer, trial: Trial, way: Way, expected: Tensor, world: World) -> None:
+    """Prunes the last layer to the places that predict something, where no number changes by it."""
     if way != "padded" and not scorer.whole:
-        scorer.pruned = last_layer.prune(causal)
+        scorer.pruned = last_layer.prune(scorer.causal)
         if scorer.pruned and world.any(trial.changes(way, expected)):
-            last_layer.restore(causal)
+            last_layer.restore(scorer.causal)
             scorer.pruned = False
+
+
+def fit_the_cache(causal: PreTrainedModel, trial: Trial, way: Way, expected: Tensor, world: World) -> None:
+    """Takes apart what a CPU's cache would not hold, where no number changes by it."""
     if world.device.type == "cpu" and not trial.bfloat16:  # autocast is off where a backward pass computes again
         known = by_rows.take_apart(causal)
         if known and world.any(trial.changes(way, expected)):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
+
 from dpo_core.engine import processes
 from dpo_core.run_directory import RunDirectory
 from dpo_core.train import Loop
@@ -15,6 +17,7 @@ def main(paths: list[str]) -> None:
         for path in paths:
             directory = RunDirectory(Path(path))
             Loop(directory.spec(), directory, world).run_to_end()
+            torch.compiler.reset()  # compiled code counts against a limit, and a run usually has its own process
 
 
 if __name__ == "__main__":

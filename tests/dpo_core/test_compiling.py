@@ -1,14 +1,15 @@
-"""Compiled layers train as plain ones do: all weights, an adapter, and with recomputed activations."""
+"""Compiled layers train as plain ones do: all weights, an adapter, in bfloat16, and with recomputed activations."""
 
 from __future__ import annotations
 
+import math
 import shutil
 from typing import Any
 
 import pytest
 
 from dpo_core.run_directory import RunDirectory
-from tests.dpo_core.runs import Workshop, codes, lines, train_all
+from tests.dpo_core.runs import Workshop, codes, final_weights, lines, train_all
 
 pytestmark = [
     pytest.mark.long,
@@ -17,9 +18,10 @@ pytestmark = [
 KINDS: dict[str, dict[str, Any]] = {
     "full": {"zero_stage": 2},
     "recomputed": {"zero_stage": 0, "activation_checkpointing": True},
+    "bfloat16": {"zero_stage": 2, "precision": "bfloat16"},
     "lora": {"zero_stage": 0, "lora": {"rank": 4, "alpha": 8}},
 }
-SHORT = {"max_steps": 4, "evaluation_steps": 2, "checkpoint_steps": 4}
+SHORT = {"max_steps": 4, "evaluation_steps": 2, "checkpoint_steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Run
         for compiled in (False, True)
     }
     train_all(list(made.values()), ranks=1)
+    whole = made["full", True]
+    training = SHORT | KINDS["full"] | {"compile": True}
+    made["resumed", True] = workshop.make("resumed", training=training, resume_from=whole.checkpoints / "step-2")
+    train_all([made["resumed", True]], ranks=1)
     return made
 
 
@@ -42,6 +48,15 @@ def test_trajectories_agree(runs: dict[tuple[str, bool], RunDirectory], kind: st
     for step, expected in plain.items():
         for name in ("loss", "rewards/margins", "logps/chosen"):
             assert compiled[step][name] == pytest.approx(expected[name], rel=1e-5, abs=1e-5), (step, name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_loss_is_ln_2(runs: dict[tuple[str, bool], RunDirectory], kind: str) -> None:
+    assert lines(runs[kind, True])[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_a_resumed_run_ends_with_the_same_bytes(runs: dict[tuple[str, bool], RunDirectory]) -> None:
+    assert final_weights(runs["resumed", True]) == final_weights(runs["full", True])
 
 
 @pytest.mark.parametrize("kind", KINDS)
