@@ -80,6 +80,11 @@ build/openai-%/.installed: tests/contract/clients/openai-%.txt
 check-long: setup clients hub-clients ## The tests that take longer; run before an issue is called done
 	@$(BIN)/python -m pytest -q -m long
 
+.PHONY: faults
+faults: setup ## Every fault at random moments, some hours on 2 cores, resumable: SEED=7 KINDS=redis,worker LANES=2 TRAINERS=stub
+	@$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(KINDS),--kinds '$(KINDS)') \
+		$(if $(LANES),--lanes $(LANES)) $(if $(TRAINERS),--trainers $(TRAINERS))
+
 .PHONY: compose-test
 compose-test: setup ## docker-compose.yml from nothing to a checkpoint, under docker or podman; says so where neither is
 	@DPO_COMPOSE_TEST=1 $(BIN)/python -m pytest -q --log-cli-level=INFO --log-cli-format='%(asctime)s %(message)s' tests/compose

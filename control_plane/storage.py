@@ -15,12 +15,13 @@ seen it survives a power cut.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
@@ -29,7 +30,10 @@ from control_plane.errors import InvalidRequest, StorageFull
 from control_plane.ids import new_id
 from dpo_core.run_directory import sync_folder
 
-ABANDONED_SECONDS = 24 * 3600.0
+ABANDONED_SECONDS = 60.0
+"""Nobody takes longer between making an unfinished object and locking it."""
+UNLOCKABLE_SECONDS = 24 * 3600.0
+"""How old an unfinished object has to be where the file system has no locks."""
 # A segment never starts with a dot: no "..", and no key reaches the folder of unfinished objects.
 _KEY = re.compile(r"(?!\.)[A-Za-z0-9._-]+(/(?!\.)[A-Za-z0-9._-]+)*")
 
@@ -108,6 +112,9 @@ class Storage(Protocol):
     def delete_prefix(self, prefix: str) -> None:
         """Removes the object `prefix` and every object below the folder of that name; none is no error."""
 
+    def remove_abandoned(self) -> int:
+        """Removes what killed processes left half-made; says how much."""
+
 
 class DirectoryStorage:
     """Storage in a local (or shared) folder; equal file systems share bytes by hard links."""
@@ -122,6 +129,7 @@ class DirectoryStorage:
         target, aside = self._path(key), self._aside()
         try:
             with open(aside, "xb") as file:
+                _lock(file)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -139,10 +147,9 @@ class DirectoryStorage:
     def put_file(self, key: str, path: Path) -> None:
         target, aside = self._path(key), self._aside()
         try:
-            link_or_copy(path, aside)
-            with open(aside, "rb") as file:
+            with _linked_or_copied(path, aside) as file:
                 os.fsync(file.fileno())
-            self._reveal(aside, target)
+                self._reveal(aside, target)
         finally:
             aside.unlink(missing_ok=True)  # a rename onto another link of the same bytes leaves it
 
@@ -179,12 +186,13 @@ class DirectoryStorage:
             root.unlink(missing_ok=True)
 
     def remove_abandoned(self, seconds: float = ABANDONED_SECONDS) -> int:
-        """Removes what a killed process left unfinished: nothing has written to it for `seconds`."""
-        oldest = time.time() - seconds
+        """Removes what killed processes left unfinished: older than `seconds`, and nobody holds its lock any more."""
         removed = 0
         for path in self._unfinished.iterdir():
             try:
-                if path.stat().st_mtime < oldest:
+                # When it came here: a link's time of writing is that of the file it shares bytes with.
+                age = time.time() - path.stat().st_ctime
+                if age > seconds and _is_abandoned(path, age):
                     path.unlink()
                     removed += 1
             except FileNotFoundError:  # another process finished it, or removed it first
@@ -211,6 +219,42 @@ class DirectoryStorage:
         self._make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         sync_folder(folder.parent)
+
+
+@contextmanager
+def _linked_or_copied(source: Path, aside: Path) -> Iterator[BinaryIO]:
+    """`aside` with the bytes of `source`, locked from its first byte on."""
+    try:
+        os.link(source, aside)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, one without links, or links that the kernel's protection refuses
+        with open(source, "rb") as original, open(aside, "xb") as file:
+            _lock(file)
+            shutil.copyfileobj(original, file)
+            file.flush()
+            yield file
+        return
+    with open(aside, "rb") as file:
+        _lock(file)
+        yield file
+
+
+def _lock(file: BinaryIO) -> None:
+    """As long as the file is open, and its process lives, `_is_abandoned` is false of it."""
+    with suppress(OSError):  # a file system without locks, or another link of the same bytes that is being stored
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_abandoned(path: Path, age: float) -> bool:
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return age > UNLOCKABLE_SECONDS
+    return True
 
 
 def link_or_copy(source: Path, target: Path) -> None:

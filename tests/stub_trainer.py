@@ -2,7 +2,8 @@
 
 `python stub_trainer.py validate RUN_DIR` writes prepared.json. `python stub_trainer.py train [options] RUN_DIR`
 starts one "rank" in a session of its own, as torchrun does. The weights are a chain of digests, one link a
-step, so a run that was resumed ends with the bytes of one that wasn't, and only then.
+step, so a run that was resumed ends with the bytes of one that wasn't, and only then. A training file that
+speaks of poison has its worker killed at step 1, every time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from types import FrameType
 
 from dpo_core.process import PARENT_PID, arm_parent_death, start_deadman
 from dpo_core.run_directory import (
+    CHECKPOINT_CORRUPT,
     MANIFEST,
     Event,
     Failure,
@@ -40,6 +42,9 @@ CHOSEN = {"batch_size": 4, "epochs": 1, "beta": 0.1}
 """What is chosen for "auto"."""
 METRICS = {"train/loss": 0.5, "validation/loss": 0.25}
 """Of every checkpoint."""
+POISON = "poison"
+WORKER_PID = "STUB_WORKER_PID"
+"""Environment variable of a rank: whom poison kills."""
 
 
 def chain(steps: int, job_id: str) -> str:
@@ -51,6 +56,7 @@ def chain(steps: int, job_id: str) -> str:
 
 
 def validate(run: RunDirectory) -> int:
+    run.record_process("0")
     spec = run.spec()
     if not spec.training_file.read_text().strip():
         failure = Failure(kind="user", code="invalid_training_file", message="line 1: the file is empty", line=1)
@@ -68,8 +74,11 @@ def validate(run: RunDirectory) -> int:
     return 0
 
 
-def launch(run: RunDirectory) -> int:
+def launch(run: RunDirectory, options: argparse.Namespace) -> int:
     """The stand-in for torchrun: one rank, SIGTERM passed on, its exit code ours."""
+    os.environ[WORKER_PID] = os.environ.get(PARENT_PID, "")
+    if options.alone:
+        return Rank(run, options).work()
     os.environ[PARENT_PID] = str(os.getpid())
     rank = subprocess.Popen([sys.executable, __file__, "rank", *sys.argv[2:]], start_new_session=True)
 
@@ -94,7 +103,12 @@ class Rank:
         signal.signal(signal.SIGTERM, self.ask_to_stop)
         self.run.record_process("0")
         start_deadman(self.run.path, interval=0.1)
-        step, link = self.begin()
+        try:
+            step, link = self.begin()
+        except ValueError as error:
+            failure = Failure(kind="infrastructure", code=CHECKPOINT_CORRUPT, message=str(error))
+            self.run.write_status(Status(state="failed", failure=failure))
+            return 1
         if self.spec.resume_from is None:
             self.measure_reference()
         steps = self.options.steps
@@ -102,6 +116,7 @@ class Rank:
         while step < steps:
             self.run.write_status(Status(state="running", step=step, total_steps=steps))
             self.wait_at(step)
+            time.sleep(self.options.pace)
             if self.asked_to_stop:
                 self.checkpoint(step, link, final=False)
                 self.run.write_status(Status(state="stopped", step=step, total_steps=steps))
@@ -110,6 +125,10 @@ class Rank:
                 failure = Failure(kind=self.options.failure, code="stub_failure", message="as ordered")
                 self.run.write_status(Status(state="failed", step=step, failure=failure))
                 return 1
+            if step == 1 and POISON in self.spec.training_file.read_text():
+                os.kill(int(os.environ[WORKER_PID]), signal.SIGKILL)
+                time.sleep(60)  # our own death signal comes sooner
+            self.account_for(step)
             self.run.append_metrics("train", step, {"loss": 1.0 / (step + 1), "fence": float(self.spec.fence)})
             link = hashlib.sha256(f"{link} {step}".encode()).hexdigest()
             step += 1
@@ -141,6 +160,12 @@ class Rank:
         write_whole(shard, REFERENCE_VALUES)
         self.run.append_event(Event(code="reference_computed", message="measured"))
 
+    def account_for(self, step: int) -> None:
+        """A line of the account that all attempts of all jobs write: two of one job at once would show in it."""
+        if self.options.account is not None:
+            with open(self.options.account, "a") as account:
+                account.write(f"{self.spec.job_id} {self.spec.fence} {step} {time.monotonic()}\n")
+
     def wait_at(self, step: int) -> None:
         """At the step that the test chose: until its file appears, or we are asked to stop."""
         while step == self.options.hold_at and not self.options.until.exists() and not self.asked_to_stop:
@@ -171,13 +196,16 @@ def main() -> int:
     parser.add_argument("--until", type=Path, default=Path("/nonexistent"))
     parser.add_argument("--fail-at", type=int, default=-1)
     parser.add_argument("--failure", default="user")
+    parser.add_argument("--pace", type=float, default=0.0, help="seconds for each step")
+    parser.add_argument("--account", type=Path)
+    parser.add_argument("--alone", action="store_true", help="one process is launcher and rank: half the start")
     parser.add_argument("run", type=Path)
     options = parser.parse_args()
     arm_parent_death()
     run = RunDirectory(options.run)
     if options.role == "validate":
         return validate(run)
-    return launch(run) if options.role == "train" else Rank(run, options).work()
+    return launch(run, options) if options.role == "train" else Rank(run, options).work()
 
 
 if __name__ == "__main__":

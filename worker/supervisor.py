@@ -178,7 +178,11 @@ class Supervisor:
                 return
             if error := self._removals.exception():
                 logger.warning("removals from storage failed, trying again: %s", error)
-        self._removals = self._tools.pool.submit(removals.carry_out, self._database, self._tools.storage)
+        self._removals = self._tools.pool.submit(self._remove_from_storage)
+
+    def _remove_from_storage(self) -> None:
+        removals.carry_out(self._database, self._tools.storage)
+        self._tools.storage.remove_abandoned()
 
     def _claim_job(self) -> bool:
         """Takes one more job, if one fits."""

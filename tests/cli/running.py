@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -32,14 +32,18 @@ def until(true: Callable[[], bool], what: str) -> None:
 
 
 class Running:
-    """One `dpo up --data DATA`, ready. `environment`: variables for it and all its parts."""
+    """One `dpo up --data DATA`, ready. `environment`: variables for it and all its parts; `program`: what is run
+    instead of `dpo`."""
 
-    def __init__(self, data: Path, cpu_slots: int = 1, **environment: str) -> None:
+    def __init__(
+        self, data: Path, cpu_slots: int = 1, *, port: int = 0, program: Sequence[str] = (), **environment: str
+    ) -> None:
         self.data = data
         self.output = data.with_name(f"{data.name}-output.txt")
+        arguments = ("up", "--data", data, "--port", port, "--cpu-slots", cpu_slots)
         with open(self.output, "w") as output:
             self.process = subprocess.Popen(
-                argv(("up", "--data", data, "--port", 0, "--cpu-slots", cpu_slots)),
+                [*program, *map(str, arguments)] if program else argv(arguments),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=clean(environment),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -98,13 +97,15 @@ def test_malformed_keys_are_refused(storage: DirectoryStorage, key: str) -> None
         storage.delete_prefix(key)
 
 
-def test_what_a_killed_process_left_is_removed_after_a_day(storage: DirectoryStorage) -> None:
-    old, new = (storage.folder / ".unfinished" / name for name in ("old", "new"))
-    for path in (old, new):
-        path.write_bytes(b"half")
-    os.utime(old, (0, 0))
-    assert storage.remove_abandoned() == 1
-    assert new.exists() and not old.exists()
+def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(storage: DirectoryStorage) -> None:
+    left = storage.folder / ".unfinished" / "left"
+    left.write_bytes(b"half")
+    with storage.writer(KEY) as sink:
+        sink.write(b"x")
+        assert storage.remove_abandoned() == 0, "too young: its writer may not have locked it yet"
+        assert storage.remove_abandoned(seconds=-1.0) == 1
+        assert not left.exists()
+    assert storage.exists(KEY)
 
 
 def test_storage_urls(tmp_path: Path) -> None:

@@ -1,0 +1,374 @@
+"""A service under faults: a `dpo up` with short leases, perhaps more workers beside it, and a look at what runs.
+
+Its trainer is the stub (tests/stub_trainer.py) or the real one; a fault is written once and strikes both.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import httpx2
+import psutil
+import psycopg
+from psycopg.rows import TupleRow
+from pydantic import SecretStr
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from cli.parts import Part
+from cli.servers import postgres_url, socket_folder
+from control_plane import models
+from control_plane.database import Database
+from control_plane.job_states import FINAL
+from control_plane.settings import Settings
+from control_plane.storage import DirectoryStorage
+from control_plane.tables import Attempt, Job, Model, Worker
+from dpo_core.run_directory import RunDirectory, read_lines
+from tests.cli.running import Running, alive
+from tests.faults.cables import Cable
+from tests.faults.up import STUB_WORKER, program
+from tests.makers import make_tiny_model, write_preference_file
+from tests.service import Service, poll_until
+from worker.sweep import MARK
+from worker.work import DATABASE_AWAY
+
+T = TypeVar("T")
+Trainer = Literal["stub", "real"]
+REAL_WORKER = [sys.executable, "-P", "-m", "cli", "worker"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How long the jobs of a deployment are, and how soon its workers notice what happens."""
+
+    steps: int
+    checkpoint_steps: int
+    lease_seconds: float
+    pace: float = 0.0
+    """Seconds a step of the stub; the real trainer takes what it takes."""
+    ranks: int = 1
+    deadline: float = 240.0
+    """Seconds after which a job that isn't over counts as lost."""
+
+
+STUB = Size(steps=24, checkpoint_steps=4, lease_seconds=4.0, pace=0.05)
+REAL = Size(steps=60, checkpoint_steps=5, lease_seconds=6.0, ranks=2, deadline=600.0)
+HEARTBEAT_SECONDS = POLL_SECONDS = 0.5
+MAX_ATTEMPTS = 4
+"""Attempts without progress before a job fails."""
+
+
+class Result(NamedTuple):
+    """What a real job came to: the same bytes and numbers, whatever died on the way."""
+
+    weights: bytes
+    losses: dict[str, list[tuple[float, float]]]
+    """Step and loss of every measurement, by split."""
+
+    best: dict[str, Any]
+    """`run.best` without the model's id."""
+
+
+class Deployment:
+    """One `dpo up`, with the model `base/tiny`, a file of pairs, and `workers` more workers beside its own."""
+
+    def __init__(
+        self,
+        folder: Path,
+        trainer: Trainer,
+        size: Size,
+        *,
+        workers: int = 0,
+        slots: int = 2,
+        own_slots: int = 2,
+        settings: dict[str, str] | None = None,
+        stub_options: Sequence[str] = (),
+        cables: Sequence[Cable] = (),
+        beside: dict[str, str] | None = None,
+    ) -> None:
+        """`slots`: of each worker beside; `own_slots`: of `dpo up`'s. `settings`: more variables for all parts, and
+        `beside` for the workers beside. `cables`: how each of these reaches PostgreSQL."""
+        self.trainer, self.size, self.folder, self.slots = trainer, size, folder, slots
+        self.cables = {f"beside-{number}": cable for number, cable in enumerate(cables)}
+        self.data = folder / "data"
+        self.account = folder / "account.txt"
+        self.environment = {
+            "DPO_LEASE_SECONDS": f"{size.lease_seconds:g}",
+            "DPO_HEARTBEAT_SECONDS": f"{HEARTBEAT_SECONDS:g}",
+            "DPO_POLL_SECONDS": f"{POLL_SECONDS:g}",
+            "DPO_MAX_ATTEMPTS": str(MAX_ATTEMPTS),
+            "DPO_RETRY_SECONDS": "0.5",
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
+            "PGAPPNAME": "own",
+            **(settings or {}),
+        }
+        self._stub = (
+            f"--steps={size.steps}",
+            f"--checkpoint-every={size.checkpoint_steps}",
+            f"--pace={size.pace}",
+            f"--account={self.account}",
+            *stub_options,
+        )
+        self.lost = False
+        """Something broke a promise, so that nobody expects order in the end."""
+        self._own_slots, self._program = own_slots, program(self._stub if trainer == "stub" else None)
+        self.running = self._up(port=0)
+        try:
+            self._open()
+            self.beside = [self._worker(number, beside or {}) for number in range(workers)]
+            for worker in self.beside:
+                worker.start()
+            poll_until(lambda: len(self.workers()) == 1 + workers, "all workers are heard of")
+            self.pairs = self.service.upload(write_preference_file(folder / "pairs.jsonl", 50))
+            self.undisturbed = self.result(self._run_one()) if trainer == "real" else None
+        except BaseException:
+            self.running.clean_up()
+            raise
+
+    def _up(self, port: int) -> Running:
+        return Running(self.data, self._own_slots, port=port, program=self._program, **self.environment)
+
+    def _open(self) -> None:
+        self.redis_socket = socket_folder(self.data) / "redis.sock"
+        self.settings = Settings(
+            database_url=SecretStr(postgres_url(self.data)),
+            redis_url=SecretStr(f"redis+socket://{self.redis_socket}"),
+            storage_url=(self.data / "storage").as_uri(),
+            runs_dir=self.data / "runs",
+        )
+        self.storage = DirectoryStorage(self.data / "storage")
+        self.database = Database(postgres_url(self.data))
+        url = str(self.running.record["base_url"]).removesuffix("/v1")
+        self.service = Service(self.settings, url, (self.data / "api_key").read_text().strip(), self.data / "logs")
+        # An API that is away for some seconds is part of the plan, so this client is patient.
+        self.service.openai = self.service.openai.with_options(max_retries=20)
+        tiny = self.folder / "tiny"
+        if self.trainer == "real":
+            make_tiny_model(tiny)
+        tiny.mkdir(exist_ok=True)
+        with self.database.transaction() as session:
+            if self.trainer == "real":
+                models.register_base(session, tiny, "tiny")
+            else:
+                session.add(Model(id="base/tiny", kind="base", form="full", path=str(tiny), facts={}))
+
+    def _worker(self, number: int, more: dict[str, str]) -> Part:
+        name = f"beside-{number}"
+        settings, cable = self.settings, self.cables.get(name)
+        own = {
+            "DPO_DATABASE_URL": settings.database_url.get_secret_value(),
+            "DPO_REDIS_URL": settings.redis_url.get_secret_value(),
+            "DPO_STORAGE_URL": settings.storage_url,
+            "DPO_RUNS_DIR": str(settings.runs_dir),
+            "DPO_CPU_SLOTS": str(self.slots),
+            "PGAPPNAME": name,
+        }
+        argv = [sys.executable, *STUB_WORKER, *self._stub] if self.trainer == "stub" else REAL_WORKER
+        if cable is not None:
+            own["DPO_DATABASE_URL"] = cable.database_url(socket_folder(self.data) / "postgres" / ".s.PGSQL.5432")
+            argv = cable.inside(*argv)
+        return Part(
+            name=name,
+            argv=argv,
+            log=self.data / "logs" / f"{name}.log",
+            ready=lambda: True,
+            environment=self.environment | own | more,
+        )
+
+    def _run_one(self) -> str:
+        job_id = self.start_job()
+        self.over(job_id)
+        return job_id
+
+    # -- jobs ----------------------------------------------------------------------------------------------
+
+    def start_job(self, file_id: str | None = None) -> str:
+        """The id of a job that the API accepted."""
+        size = self.size
+        spec: dict[str, Any] = {}
+        if self.trainer == "real":
+            spec = {
+                "learning_rate": 1e-3,
+                "batch_size": 8,
+                "max_steps": size.steps,
+                "max_length": 128,
+                "validation_fraction": 0.2,
+                "evaluation_steps": 10,
+                "checkpoint_steps": size.checkpoint_steps,
+                "zero_stage": 2 if size.ranks > 1 else 0,
+            }
+        return self.service.start_job("base/tiny", file_id or self.pairs, "dpo", ranks=size.ranks, **spec)
+
+    def ask(self, question: Callable[[Session], T]) -> T:
+        """What the database says; asked again while PostgreSQL is away, which here is part of the plan."""
+        deadline = time.monotonic() + self.size.deadline
+        while True:
+            try:
+                with self.database.transaction() as session:
+                    return question(session)
+            except DATABASE_AWAY:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    def job(self, job_id: str) -> Job:
+        return self.ask(lambda session: session.get_one(Job, job_id))
+
+    def is_ready(self) -> bool:
+        """Whether the API answers, and has all that it needs to."""
+        try:
+            return self.service.http.get("/readyz", timeout=2.0).status_code == HTTPStatus.OK
+        except httpx2.TransportError:
+            return False
+
+    def is_over(self, job_id: str) -> bool:
+        return self.job(job_id).state in FINAL
+
+    def over(self, job_id: str) -> Job:
+        """The job, once it is over."""
+        poll_until(lambda: self.is_over(job_id), f"{job_id} is over", seconds=self.size.deadline)
+        return self.job(job_id)
+
+    def attempts(self, job_id: str) -> list[Attempt]:
+        query = select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.fence)
+        return list(self.ask(lambda session: session.scalars(query).all()))
+
+    def result(self, job_id: str) -> Result:
+        """Of a real job that succeeded."""
+        model_id = self.service.succeeded(job_id)
+        losses = {
+            split: [(line["step"], line["loss"]) for line in self.service.metrics(job_id, split)]
+            for split in ("train", "validation")
+        }
+        best = (self.service.job(job_id).model_extra or {})["run"]["best"]
+        assert best.pop("model") == f"{model_id}-best"
+        return Result(self.service.download(model_id)["model.safetensors"], losses, best)
+
+    # -- what runs now -----------------------------------------------------------------------------------------
+
+    def attempt(self, job_id: str) -> RunDirectory | None:
+        """The newest attempt's run directory, if there is one."""
+        folders = (self.service.runs / job_id).glob("[0-9]*")
+        newest = max(folders, key=lambda folder: int(folder.name), default=None)
+        return RunDirectory(newest) if newest else None
+
+    def reached(self, job_id: str) -> tuple[int, int]:
+        """The newest attempt's fence, and the last step that it measured; -1 before its first."""
+        run = self.attempt(job_id)
+        try:
+            lines = list(read_lines(run.metrics_file, 0)) if run else []
+        except FileNotFoundError:  # cleared away meanwhile
+            lines = []
+        return int(run.path.name) if run else 0, max((line["step"] for line, _ in lines), default=-1)
+
+    def ranks(self, job_id: str) -> list[psutil.Process]:
+        """The processes of the newest attempt that wrote themselves down: ranks, or the one that validates."""
+        run = self.attempt(job_id)
+        return [process for process in run.recorded_processes() if alive(process)] if run else []
+
+    def launched(self, job_id: str) -> psutil.Process | None:
+        """The process of the newest attempt that its worker started: torchrun, or the one that validates."""
+        for process in self.ranks(job_id):
+            with suppress(psutil.NoSuchProcess):
+                for above in [process, *process.parents()]:
+                    parent = above.parent()
+                    if parent is not None and MARK not in parent.environ():
+                        return above
+        return None
+
+    def workers(self) -> list[psutil.Process]:
+        """All living workers, those beside too."""
+        return [process for process in map(self._process, self.ask(_registered)) if process is not None]
+
+    def worker_of(self, job_id: str) -> psutil.Process | None:
+        """The worker whose attempt is the job's newest, if it lives and the attempt is not over."""
+        attempts = self.attempts(job_id)
+        if not attempts or attempts[-1].ended_at is not None:
+            return None
+        worker = self.ask(lambda session: session.get(Worker, attempts[-1].worker_id))
+        return self._process(worker) if worker is not None else None
+
+    def _process(self, worker: Worker) -> psutil.Process | None:
+        """If it lives; another process may have its pid by now."""
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            process = psutil.Process(worker.pid)
+            ours = process.environ().get("DPO_RUNS_DIR") == str(self.service.runs)
+            return process if ours and alive(process) else None
+        return None
+
+    def look_after_workers(self) -> None:
+        """Starts the workers beside again that ended, as `dpo up` does with its own."""
+        for worker in self.beside:
+            if not worker.alive():
+                worker.start()
+
+    def admin(self) -> psycopg.Connection[TupleRow]:
+        """A connection to another database of the same PostgreSQL: it stays when the service's is closed."""
+        sockets = str(socket_folder(self.data) / "postgres")
+        return psycopg.connect(host=sockets, user="postgres", dbname="template1", autocommit=True, connect_timeout=10)
+
+    def admin_of_service(self) -> psycopg.Connection[TupleRow]:
+        url = self.settings.database_url.get_secret_value().replace("+psycopg", "")
+        return psycopg.connect(url, autocommit=True, connect_timeout=10)
+
+    def kill_and_start_again(self) -> None:
+        """`dpo up`, with all that hangs below it."""
+        port = self.service.openai.base_url.port
+        self.running.process.kill()
+        self.running.clean_up()
+        self.running = self._up(port=port or 0)
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Ctrl-C, and nothing is left: no descendant, and no process that was told of the data folder."""
+        for worker in self.beside:
+            worker.stop()
+        family = psutil.Process(self.running.process.pid).children(recursive=True)
+        code = self.running.stop()
+        left = [process for process in (*family, *psutil.process_iter()) if self._of_this_service(process)]
+        assert code == 0, f"`dpo up` ended with exit code {code}: {self.running.said()}"
+        assert not left, f"still there after `dpo up`: {left}"
+        assert not list(self.service.runs.glob("*/*")), "run directories are left after `dpo up`"
+
+    def close(self) -> None:
+        for worker in self.beside:
+            worker.kill()
+            worker.stop()
+        self.database.dispose()
+        self.service.openai.close()
+        self.service.http.close()
+        self.running.clean_up()
+        shutil.rmtree(socket_folder(self.data), ignore_errors=True)
+
+    def _of_this_service(self, process: psutil.Process) -> bool:
+        try:
+            told = [*process.environ().values(), *process.cmdline()]
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return False
+        return alive(process) and any(str(self.data) in text for text in told)
+
+
+@contextmanager
+def deployment(folder: Path, trainer: Trainer, size: Size, **more: Any) -> Iterator[Deployment]:
+    """Stopped at the end, when nothing of it may be left. Arguments as Deployment's."""
+    running = Deployment(folder, trainer, size, **more)
+    try:
+        yield running
+        if not running.lost:
+            running.stop()
+    finally:
+        running.close()
+
+
+def _registered(session: Session) -> list[Worker]:
+    return list(session.scalars(select(Worker).where(Worker.left_at.is_(None))))

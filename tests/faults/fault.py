@@ -1,0 +1,79 @@
+"""What a fault is: its promise, how it is played, and what it needs of the machine."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tests.faults.deployment import Deployment, Trainer
+from tests.faults.scene import MISSES, Missed, Moment, Scene, Strike, draw_moments
+
+Stage = Literal["plain", "network", "disk", "clock", "storm", "real storm", "long"]
+"""Which deployment it plays on: see stages.py."""
+
+
+@dataclass
+class Played:
+    """What came of it: a number of seconds for each strike, and the jobs, which are over or will be."""
+
+    recoveries: list[float]
+    jobs: list[str] = field(default_factory=list)
+    doomed: list[str] = field(default_factory=list)
+    """Jobs that have to fail."""
+    moments: list[str] = field(default_factory=list)
+    strikes: int | None = None
+    """Where recovery is not measured for each."""
+
+
+Play = Callable[[Deployment, random.Random, int], Played]
+"""Strikes a job of the deployment that many times. Raises AssertionError where a promise isn't kept."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    promise: str
+    """What a user is promised, for docs/reliability.md."""
+    play: Play
+    stage: Stage = "plain"
+    trainers: tuple[Trainer, ...] = ("stub",)
+    lacks: Callable[[], str | None] = lambda: None
+    """Why it can't be played on this machine, if so."""
+    sets_clock: bool = False
+    """PostgreSQL's times mean nothing afterwards."""
+    once: bool = False
+    """One play is enough."""
+    strikes: int | None = None
+    """In one play, where it takes another number than others."""
+
+
+def struck(strike: Strike, *, another_attempt: bool, earliest: int = -2) -> Play:
+    """Plays a strike at random moments of a job; `another_attempt`: it ends the attempt that it comes upon."""
+
+    def play(deployment: Deployment, draw: random.Random, times: int) -> Played:
+        for _ in range(MISSES):
+            moments = draw_moments(draw, deployment, times, earliest)
+            try:
+                return _play(deployment, draw, moments)
+            except Missed:
+                continue
+        raise AssertionError(f"{MISSES} jobs were over before the fault came")
+
+    def _play(deployment: Deployment, draw: random.Random, moments: list[Moment]) -> Played:
+        played = Played([], jobs=[deployment.start_job()], moments=[str(moment) for moment in moments])
+        fence = 0
+        for moment in moments:
+            scene = Scene(deployment, draw, moment, played.jobs[0])
+            scene.wait(behind=fence)
+            strike(scene)
+            scene.await_recovery(another_attempt=another_attempt)
+            assert scene.recovery is not None
+            deployment.look_after_workers()
+            played.recoveries.append(scene.recovery)
+            played.jobs += scene.others
+            fence = scene.fence if another_attempt else 0
+        return played
+
+    return play
