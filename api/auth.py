@@ -90,7 +90,7 @@ class Needs:
 
     scope: Scope | None
 
-    def __call__(self, caller: Authenticated) -> Caller:
+    async def __call__(self, caller: Authenticated) -> Caller:
         """Raises PermissionDenied."""
         if self.scope is not None and not caller.may(self.scope):
             has = ", ".join(sorted(caller.scopes)) or "none"

@@ -26,7 +26,7 @@ class Repeats:
         return Repeatable(self.idempotency_key, caller.key_id, is_retry=self.retries > 0)
 
 
-def _read(
+async def _read(
     idempotency_key: Annotated[str | None, Header(description="The same key and request make one thing.")] = None,
     x_stainless_retry_count: Annotated[int, Header()] = 0,
 ) -> Repeats:

@@ -31,7 +31,8 @@ class Services:
         return default_limits(self.settings)
 
 
-def services_of(request: Request) -> Services:
+async def services_of(request: Request) -> Services:
+    """Not a plain function, which FastAPI would hand to a thread; so are all dependencies that only look."""
     services: Services = request.app.state.services
     return services
 

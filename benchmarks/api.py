@@ -35,6 +35,8 @@ from migrations.run import upgrade
 
 GOAL_MS = 50.0
 SEED = 0
+UNLIMITED = httpx2.Limits(max_connections=None)
+"""A request that is due is sent, however many are not answered."""
 JOBS = "/v1/fine_tuning/jobs"
 
 JOBS_SQL = """
@@ -142,7 +144,7 @@ async def measure(
     """Latencies of each kind of request, and what it costs the API's process, which a busy machine changes less."""
     found = {}
     headers = {"Authorization": f"Bearer {key}"}
-    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=30) as client:
+    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=60, limits=UNLIMITED) as client:
         await _ready(client)
         for name, ask in requests(client, count).items():
             await load(ask, rate, 2)  # code and caches are warm, as in a server that runs

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from control_plane import checks
 from control_plane.checks import State
 from control_plane.errors import InvalidRequest
 from control_plane.questions import about_file
-from control_plane.tables import File
+from control_plane.tables import Check, File
 from dpo_core.data.file_report import FileReport
 from dpo_core.data.problems import problem_in_words
 from dpo_core.spec import TrainingSpec
@@ -28,12 +29,12 @@ def refuse_unusable(session: Session, file: File, spec: TrainingSpec, param: str
     A file that was not checked yet passes: validation reads every row anyway. So does one whose columns the job
     names itself: it was checked without them.
     """
+    if spec.columns or _may_be_usable(session, file, spec):
+        return
     report = report_of(session, file)
-    if report is None or spec.columns:
+    if report is None:
         return
-    usable, other = (report.pairs, report.examples) if spec.method == "dpo" else (report.examples, report.pairs)
-    if usable:
-        return
+    other = report.examples if spec.method == "dpo" else report.pairs
     lines = [f"No row of the file {file.id!r} can be used for method `{spec.method}`."]
     if other:
         better = "supervised" if spec.method == "dpo" else "dpo"
@@ -41,3 +42,10 @@ def refuse_unusable(session: Session, file: File, spec: TrainingSpec, param: str
     lines += [problem_in_words(it.code, it.message, it.count, it.lines) for it in report.problems]
     lines.append(f"GET /v1/files/{file.id}/report says more.")
     raise InvalidRequest("\n".join(lines), param=param, code=f"invalid_{param}")
+
+
+def _may_be_usable(session: Session, file: File, spec: TrainingSpec) -> bool:
+    """Whether any row is for the job's method, or nobody knows yet. Of the report, which may be long, one number."""
+    usable = Check.result["pairs" if spec.method == "dpo" else "examples"].as_integer()
+    known = select(usable).where(Check.project_id == file.project_id, Check.digest == about_file(file).digest)
+    return session.scalar(known.where(Check.state == State.done)) != 0
