@@ -35,8 +35,8 @@ from migrations.run import upgrade
 
 GOAL_MS = 50.0
 SEED = 0
-UNLIMITED = httpx2.Limits(max_connections=None)
-"""A request that is due is sent, however many are not answered."""
+UNLIMITED = httpx2.Limits(max_connections=None, keepalive_expiry=2)
+"""A request that is due is sent, however many are not answered; and not on a connection that the server is closing."""
 JOBS = "/v1/fine_tuning/jobs"
 
 JOBS_SQL = """
