@@ -126,6 +126,7 @@ def api(
     fd: Annotated[int | None, typer.Option(hidden=True, help="A bound socket that this process inherited.")] = None,
 ) -> None:
     """Run the API alone, against DPO_DATABASE_URL, DPO_REDIS_URL and DPO_STORAGE_URL."""
+    import gc
     import socket
 
     import uvicorn
@@ -147,6 +148,9 @@ def api(
     )
     server = uvicorn.Server(config)
     application.state.services.feed.stopping = lambda: server.should_exit
+    # What was imported stays for good. A full collection would look at all of it, and nobody is answered meanwhile.
+    gc.collect()
+    gc.freeze()
     server.run(sockets=None if fd is None else [socket.socket(fileno=fd)])
 
 
