@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs: create, list, read, cancel, pause, resume; events, checkpoints and metrics."""
+"""/v1/fine_tuning/jobs: create, list, read, cancel, pause, resume; events, checkpoints, metrics and log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import StreamingResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
 
 from api import event_stream
@@ -31,7 +31,7 @@ from api.json_body import JsonBody
 from api.lists import After, Limit, ListOf, list_of
 from api.repeats import RepeatsOf
 from api.services import Services, ServicesOf
-from control_plane import events, jobs, pauses
+from control_plane import events, job_logs, jobs, pauses
 from control_plane.errors import InvalidRequest
 from control_plane.job_requests import JobRequest, read_request
 from control_plane.repetition import Repeatable
@@ -52,6 +52,7 @@ EVENT_STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
+TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 CSV_TOO: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
 
 
@@ -191,6 +192,22 @@ def list_metrics(
     if form == "csv":
         return StreamingResponse(_csv(found), media_type="text/csv")
     return MetricsList(data=[measurement(metric) for metric in found])
+
+
+@router.get(
+    "/{job_id}/log",
+    summary="What a job's processes printed, attempt by attempt, as text",
+    response_class=PlainTextResponse,
+    responses=TEXT,
+)
+def read_log(
+    job_id: str, services: ServicesOf, caller: CallerOf, attempt: Annotated[int | None, Query(ge=1)] = None
+) -> StreamingResponse:
+    """`attempt`: only that one, by its number. While an attempt runs its log is up to half a minute old; a very long
+    one lacks its middle."""
+    with services.database.transaction() as session:
+        logs = job_logs.of_job(session, caller.project_id, job_id, attempt)
+    return StreamingResponse(job_logs.text(services.storage, logs), media_type="text/plain; charset=utf-8")
 
 
 def _event_stream(services: Services, caller: Caller, job_id: str, last_event_id: str | None) -> Response:

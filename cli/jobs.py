@@ -1,4 +1,4 @@
-"""`dpo submit`, `watch`, `jobs`, `cancel`, `pause`, `resume`, `download`: from a file to weights, over HTTP alone.
+"""`dpo submit`, `watch`, `jobs`, `logs`, `cancel`, `pause` … `download`: from a file to weights, over HTTP alone.
 
 They talk to the service that OPENAI_BASE_URL and OPENAI_API_KEY name, or else to this user's `dpo up`.
 """
@@ -135,6 +135,17 @@ def reproduce(
     typer.echo(f"{again}: {found}")
     if found != "identical":
         raise typer.Exit(1)
+
+
+def logs(
+    job: Annotated[str, typer.Argument(metavar="JOB", callback=given, help="The id that `dpo jobs` shows.")],
+    attempt: Annotated[int | None, typer.Option(help="Only this attempt, by the number in its heading.", min=1)] = None,
+) -> None:
+    """Show what a job's processes printed, attempt by attempt; of one that runs up to half a minute ago."""
+    from cli.logs import logs
+
+    for piece in logs(job, attempt):
+        typer.echo(piece, nl=False)
 
 
 def cancel(

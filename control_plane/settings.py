@@ -74,6 +74,11 @@ class Settings(DatabaseSettings):
     stop_seconds: Annotated[float, Field(gt=0)] = 120.0
     """How long a stopping run may take for its checkpoint before it is killed."""
 
+    hang_seconds: Annotated[float, Field(gt=0)] = 900.0
+    """For how long a trainer may finish no forward pass before it counts as hung: its stacks are written down, it is
+    killed, and the job goes on from its last checkpoint. While it loads, makes its first step (which may compile) or
+    writes a checkpoint it may take four times as long, at least ten minutes."""
+
     max_attempts: Annotated[int, Field(ge=1)] = 5
     """Attempts without progress before a job fails."""
 

@@ -5,6 +5,7 @@
     checkpoints/{job_id}/{fence}/step-{N}/model/…        a checkpoint's model: what users download
     checkpoints/{job_id}/merged/{check_id}-{fence}/model/…  an adapter's merged weights: another model
     private/{job_id}/{fence}/step-{N}/state/…            the state to resume from; no route serves it
+    private/{job_id}/{fence}/log.txt                     what the attempt's processes printed
     private/reference/{project_id}/{group}/{shard}       measured reference log-probabilities; nor these
     private/tokens/{project_id}/{content}/{table}        rendered and tokenized data; nor this
 
@@ -56,6 +57,10 @@ def merged_prefix(job_id: str, check_id: str, fence: int) -> str:
 
 def state_prefix(job_id: str, fence: int, step: int) -> str:
     return f"private/{job_id}/{fence}/step-{step}"
+
+
+def log_key(job_id: str, fence: int) -> str:
+    return f"private/{job_id}/{fence}/log.txt"
 
 
 def reference_prefix(project_id: str, group: str) -> str:

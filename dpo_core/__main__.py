@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from dpo_core.process import arm_parent_death, start_deadman
+from dpo_core.process import arm_parent_death, dump_stacks_when_asked, start_deadman
 from dpo_core.run_directory import RunDirectory, Status
 
 
@@ -35,6 +35,7 @@ def main(path: Path) -> int:
     arm_parent_death()
     directory = RunDirectory(path)
     rank = int(os.environ.get("RANK", "0"))
+    dump_stacks_when_asked(path, str(rank))  # first: who is written down gets the signal
     directory.record_process(str(rank))
     start_deadman(path)
     try:

@@ -14,7 +14,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dpo_core.errors import RunError
-from dpo_core.run_directory import RANK_LOST, Failure, RunDirectory, Status, sync_folder
+from dpo_core.run_directory import OUT_OF_MEMORY, RANK_LOST, Failure, RunDirectory, Status, sync_folder
+from dpo_core.takes_less import IN_GENERAL
+
+NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "cuda out of memory", "out of memory", "alloc_failed")
+"""torch's CPU allocator, CUDA's runtime (cudaErrorMemoryAllocation) and its libraries raise bare RuntimeErrors."""
+NO_ROOM = ("no space left on device", "disk quota exceeded")
+"""safetensors and torch.save raise errors of their own for what the system refuses."""
 
 
 def classify(error: BaseException) -> Failure:
@@ -25,15 +31,18 @@ def classify(error: BaseException) -> Failure:
         return Failure(kind="user", code="invalid_spec", message=f"spec.json can't be read: {error}")
     text = last_line(error)
     # torch's CUDA error is a class of its own; its CPU allocator raises a bare RuntimeError
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:
-        hint = "Lower micro_batch_tokens or max_length, set activation_checkpointing, raise zero_stage, or use lora."
-        return Failure(kind="resource", code="out_of_memory", message=f"Out of memory: {text} {hint}")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or _says(text, NO_MEMORY):
+        return Failure(kind="resource", code=OUT_OF_MEMORY, message=f"Out of memory: {text} {IN_GENERAL}")
+    if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or _says(text, NO_ROOM):
         return Failure(kind="resource", code="disk_full", message=f"The disk is full: {text} Free space, then retry.")
     if "closed by peer" in text or "reset by peer" in text:
         message = "The connection to another training process broke: it was killed or failed. The log has more."
         return Failure(kind="infrastructure", code=RANK_LOST, message=message)
     return Failure(kind="infrastructure", code="trainer_error", message=text)
+
+
+def _says(text: str, any_of: tuple[str, ...]) -> bool:
+    return any(words in text.lower() for words in any_of)
 
 
 def last_line(error: BaseException) -> str:

@@ -13,11 +13,14 @@ from dpo_core.batches import Sampler
 from dpo_core.data.pairs import Joined
 from dpo_core.data.records import TokenItem, TokenPair
 from dpo_core.data.run_data import load_splits, make_tables
+from dpo_core.data.token_table import Selection
 from dpo_core.engine import Engine, World
 from dpo_core.models import Start, load_start
 from dpo_core.objective import Objective, Packer, Preference, Score, Supervised
+from dpo_core.packing import Batch
 from dpo_core.plan import total_steps
 from dpo_core.preference_loss import PreferenceLoss
+from dpo_core.pulse import Pulse
 from dpo_core.recorder import Recorder
 from dpo_core.reference_pass import ReferencePass
 from dpo_core.run_directory import RunDirectory
@@ -35,8 +38,11 @@ class Loaded:
     def __init__(self, run: RunSpec, directory: RunDirectory, world: World, stop: Callable[[], bool]) -> None:
         """Raises Stopped when `stop` becomes true while the reference is measured."""
         self.run, self.directory, self.world = run, directory, world
+        self.pulse = Pulse(directory, world.rank == 0)
+        self.pulse.enter("loading")
         self.settings = Settings.of(run)
         items, held_out = self.splits()
+        self.items = items
         self.sampler = Sampler(len(items), self.settings.batch_size, run.training.seed)
         self.total_steps = total_steps(
             len(items), self.settings.batch_size, self.settings.epochs, run.training.max_steps
@@ -55,11 +61,12 @@ class Loaded:
         if run.resume_from is None and (kept := what_it_keeps(self.start.model, run)) is not None:
             self.recorder.event(kept.code, kept.message, warn=kept.level == "warn", **kept.data)
         self.engine = Engine(Scorer(self.start.model), run.training, self.settings, world)
-        self.packer = self.packer_for(self.engine.scorer, self.engine.score, own=True)
+        self.score = beating(self.engine.score, self.pulse)
+        self.packer = self.packer_for(self.engine.scorer, self.score, own=True)
         self.frozen = self.freeze_reference(frozen)
         self.training, self.validation = self.objectives(items, held_out)
 
-    def splits(self) -> tuple[Sequence[TokenItem], Sequence[TokenItem]]:
+    def splits(self) -> tuple[Selection, Selection]:
         """Rank 0 makes the tables where nobody did before; all ranks map them."""
         if self.world.rank == 0:
             make_tables(self.run, self.directory.tokens)
@@ -92,7 +99,7 @@ class Loaded:
         if training.reference == "none":
             return torch.zeros(2, len(self.pairs), dtype=torch.float64)
         scorer = reference.other_model(self.run, dtype, self.world.device)
-        score = reference.score_of(scorer, self.world.device)
+        score = beating(reference.score_of(scorer, self.world.device), self.pulse)
         return self.measure_reference(score, self.packer_for(scorer, score, own=False))
 
     def freeze_reference(self, values: Tensor | None) -> Tensor | None:
@@ -104,13 +111,16 @@ class Loaded:
             values = reference.load(file, len(self.pairs), self.needed)
         elif values is None:
             self.engine.eval()
-            values = self.measure_reference(self.engine.score, self.packer)
+            values = self.measure_reference(self.score, self.packer)
         if self.world.rank == 0:
             reference.save(self.directory.path / reference.FILE_NAME, values)
         return values
 
     def measure_reference(self, score: Score, packer: Packer) -> Tensor:
-        return self.reference_pass.log_probabilities(score, packer, self.pairs, self.needed)
+        self.pulse.enter("reference")
+        values = self.reference_pass.log_probabilities(score, packer, self.pairs, self.needed)
+        self.pulse.enter("loading")
+        return values
 
     def objectives(
         self, items: Sequence[TokenItem], held_out: Sequence[TokenItem]
@@ -122,3 +132,13 @@ class Loaded:
         ours, theirs = self.frozen[:, : len(items)], self.frozen[:, len(items) :]
         learned = Preference(items, ours, packer, loss)
         return learned, Preference(held_out, theirs, packer, loss) if held_out else None
+
+
+def beating(score: Score, pulse: Pulse) -> Score:
+    """`score`, with a beat of the pulse for every forward pass."""
+
+    def scored(batch: Batch, chunks: int = 1, ranks_first: bool = False) -> tuple[Tensor, Tensor | None]:
+        pulse.beat()
+        return score(batch, chunks, ranks_first)
+
+    return scored

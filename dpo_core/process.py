@@ -7,6 +7,7 @@ service is. Imports no torch.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import resource
 import signal
@@ -42,6 +43,18 @@ def die_with(parent: int, sig: signal.Signals = signal.SIGKILL) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) was refused")
     if os.getppid() != parent:
         os.kill(os.getpid(), sig)
+
+
+def dump_stacks_when_asked(run_directory: Path, name: str) -> None:
+    """Upon SIGUSR1 this process writes the stacks of all its threads to `stacks/{name}.txt`.
+
+    C code does that: also for a main thread that waits inside a library, where Python's own handlers never run.
+    """
+    folder = RunDirectory(run_directory).stacks
+    folder.mkdir(parents=True, exist_ok=True)
+    # Open as long as the process lives: what hangs can open nothing.
+    descriptor = os.open(folder / f"{name}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    faulthandler.register(signal.SIGUSR1, file=descriptor, all_threads=True)
 
 
 def limit_memory(more: int) -> None:

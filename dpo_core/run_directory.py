@@ -1,11 +1,11 @@
 """The run directory: the only thing a trainer and its supervisor share.
 
 In, from the supervisor:   spec.json   lease            (a signal: SIGTERM = checkpoint, then stop)
-Out, from the trainer:     status.json   metrics.jsonl   events.jsonl   checkpoints/step-N/
+Out, from the trainer:     status.json   pulse.json   metrics.jsonl   events.jsonl   checkpoints/step-N/
                            reference/GROUP/N.safetensors (measured reference log-probabilities)
                            prepared.json (from `dpo_core.prepare`)     answer.json (from `dpo_core.check`)
                            merged/model/ and answer.json (from `dpo_core.merge`)
-                           processes/RANK.json   log.txt
+                           processes/RANK.json   log.txt   stacks/RANK.txt (upon SIGUSR1)
 
 Every single file is replaced whole (write aside, fsync, rename); the two `.jsonl` files only grow, one
 line a record, and a reader ignores a last line without its newline. A checkpoint exists once its
@@ -35,6 +35,10 @@ CHECKPOINT_CORRUPT = "checkpoint_corrupt"
 """The code of a Failure: the checkpoint to go on from is damaged, an older one may not be."""
 RANK_LOST = "rank_lost"
 """The code of a Failure: a rank ended without a word, or its peers lost the connection to it."""
+HOST_OUT_OF_MEMORY = "host_out_of_memory"
+"""The code of a Failure: the kernel killed a process for want of memory. Less may be in use at the next attempt."""
+OUT_OF_MEMORY = "out_of_memory"
+"""The code of a Failure: a device, or an allocation, refused. The same run comes to the same end."""
 MANIFEST = "manifest.json"
 CHECKSUMS = "SHA256SUMS"
 """Beside a published model's files: a line for each of them, as `sha256sum --check` reads it."""
@@ -137,12 +141,14 @@ class RunDirectory:
         self.spec_file = path / "spec.json"
         self.lease_file = path / "lease"
         self.status_file = path / "status.json"
+        self.pulse_file = path / "pulse.json"
         self.prepared_file = path / "prepared.json"
         self.answer_file = path / "answer.json"
         self.metrics_file = path / "metrics.jsonl"
         self.events_file = path / "events.jsonl"
         self.log_file = path / "log.txt"
         self.processes = path / "processes"
+        self.stacks = path / "stacks"
         self.checkpoints = path / "checkpoints"
         self.reference = path / "reference"
         self.tokens = path / "tokens"

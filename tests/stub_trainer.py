@@ -16,13 +16,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import FrameType
 
-from dpo_core.process import PARENT_PID, arm_parent_death, start_deadman
+from dpo_core.errors import RunError
+from dpo_core.process import PARENT_PID, arm_parent_death, dump_stacks_when_asked, start_deadman
+from dpo_core.pulse import Pulse
 from dpo_core.run_directory import (
-    CHECKPOINT_CORRUPT,
     MANIFEST,
     Event,
     Failure,
@@ -33,6 +35,7 @@ from dpo_core.run_directory import (
     sha256_of,
     write_whole,
 )
+from dpo_core.verification import verify
 
 POLL_SECONDS = 0.02
 TOKENS = "tokens"
@@ -101,20 +104,26 @@ class Rank:
 
     def work(self) -> int:
         signal.signal(signal.SIGTERM, self.ask_to_stop)
+        dump_stacks_when_asked(self.run.path, "0")
         self.run.record_process("0")
         start_deadman(self.run.path, interval=0.1)
         try:
             step, link = self.begin()
-        except ValueError as error:
-            failure = Failure(kind="infrastructure", code=CHECKPOINT_CORRUPT, message=str(error))
-            self.run.write_status(Status(state="failed", failure=failure))
+        except RunError as error:
+            self.run.write_status(Status(state="failed", failure=error.failure))
             return 1
         if self.spec.resume_from is None:
             self.measure_reference()
         steps = self.options.steps
         self.run.append_event(Event(code="stub_started", message=f"starting at step {step}"))
+        pulse = Pulse(self.run, writes=True)
         while step < steps:
             self.run.write_status(Status(state="running", step=step, total_steps=steps))
+            pulse.enter("training")
+            if step == self.options.hang_at and self.spec.resume_from is None:
+                hang_for_ever()
+            if step == self.options.exhaust_at and self.spec.resume_from is None:
+                exhaust_memory()
             self.wait_at(step)
             time.sleep(self.options.pace)
             if self.asked_to_stop:
@@ -138,14 +147,11 @@ class Rank:
         return 0
 
     def begin(self) -> tuple[int, str]:
-        """Step and link to go on from; refuses a checkpoint whose bytes are not its manifest's."""
+        """Step and link to go on from. RunError: the checkpoint's bytes are not its manifest's."""
         folder = self.spec.resume_from
         if folder is None:
             return 0, self.spec.job_id
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-        for file in manifest.files:
-            if sha256_of(folder / file.path) != file.sha256:
-                raise ValueError(f"{file.path} is not what the manifest says")
+        manifest = verify(folder)
         return manifest.step, (folder / "state" / "link").read_text()
 
     def measure_reference(self) -> None:
@@ -187,6 +193,21 @@ class Rank:
         aside.rename(target)
 
 
+def hang_for_ever() -> None:
+    """Waits for what never comes, and says so on the way."""
+    sys.stderr.write("waiting for a lock\n")
+    sys.stderr.flush()
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+
+def exhaust_memory() -> None:
+    """Takes more and more, until the kernel has enough of it; or 2 GiB, where nobody set a limit."""
+    taken = [bytearray(b"x") * 2**25 for _ in range(64)]
+    raise MemoryError(f"{len(taken)} pieces of 32 MiB, and nobody minds")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("role", choices=["validate", "train", "rank"])
@@ -194,6 +215,8 @@ def main() -> int:
     parser.add_argument("--checkpoint-every", type=int, default=2)
     parser.add_argument("--hold-at", type=int, default=-1)
     parser.add_argument("--until", type=Path, default=Path("/nonexistent"))
+    parser.add_argument("--hang-at", type=int, default=-1, help="in a first attempt; a resumed one passes")
+    parser.add_argument("--exhaust-at", type=int, default=-1, help="in a first attempt")
     parser.add_argument("--fail-at", type=int, default=-1)
     parser.add_argument("--failure", default="user")
     parser.add_argument("--pace", type=float, default=0.0, help="seconds for each step")

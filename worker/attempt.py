@@ -10,9 +10,10 @@ from control_plane import jobs, leases, results
 from control_plane.leases import Claim
 from dpo_core.run_directory import Failure
 from worker.inputs import collect
-from worker.publish import Publisher, log_key
+from worker.publish import Publisher
 from worker.reference_shards import ReferenceShards
 from worker.relay import Relay
+from worker.run_log import RunLog
 from worker.token_tables import TokenTables
 from worker.verdict import Ending
 from worker.work import DATABASE_AWAY, Tools, Work
@@ -31,6 +32,7 @@ class Attempt(Work):
         )
         self._claim = claim
         self._relayed = Relay(tools.database, claim, self._run)
+        self._log = RunLog(tools.storage, claim.job_id, claim.fence, self._run)
         limit = tools.settings.reference_cache_bytes
         self._shards = ReferenceShards(tools.database, tools.storage, claim, self._run, limit=limit)
         limit = tools.settings.token_cache_bytes
@@ -44,6 +46,7 @@ class Attempt(Work):
             relay=self._relayed,
             shards=self._shards,
             tables=self._tables,
+            log=self._log,
         )
 
     def _fetch(self) -> None:
@@ -60,6 +63,7 @@ class Attempt(Work):
             self.stop(self._tools.settings.stop_seconds)
 
     def _relay(self) -> None:
+        self._log.bound()
         self._relayed.relay()
 
     def _publish(self) -> bool:
@@ -80,12 +84,11 @@ class Attempt(Work):
         return super()._busy or self._publisher.busy
 
     def _clear(self) -> None:
-        """The log outlives its run directory, in storage, for the operator."""
-        if self._run.log_file.exists():
-            key = log_key(self._claim.job_id, self._claim.fence)
-            self._tools.storage.put_file(key, self._run.log_file)
-            if not self._job_is_there():  # its project was deleted meanwhile
-                self._tools.storage.delete(key)
+        """The log outlives its run directory, in storage."""
+        self._log.bound()
+        self._log.keep()
+        if not self._job_is_there():  # its project was deleted meanwhile
+            self._log.forget()
         super()._clear()
 
     def _job_is_there(self) -> bool:

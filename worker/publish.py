@@ -24,17 +24,13 @@ from dpo_core.run_directory import CHECKSUMS, Manifest, ManifestFile, RunDirecto
 from worker.reference_shards import ReferenceShards
 from worker.relay import Relay
 from worker.result_file import ResultFile
+from worker.run_log import RunLog
 from worker.token_tables import TokenTables
 
 logger = logging.getLogger(__name__)
 
 TRIES = 6
 """Storage may be away for about a minute: the pause between two tries doubles."""
-
-
-def log_key(job_id: str, fence: int) -> str:
-    """Where an attempt's log lies in storage; no route serves it."""
-    return f"private/{job_id}/{fence}/log.txt"
 
 
 class Publisher:
@@ -51,6 +47,7 @@ class Publisher:
         relay: Relay,
         shards: ReferenceShards,
         tables: TokenTables,
+        log: RunLog,
     ) -> None:
         self._database = database
         self._storage = storage
@@ -60,6 +57,7 @@ class Publisher:
         self._relay = relay
         self._shards = shards
         self._tables = tables
+        self._log = log
         self._result = ResultFile(database, storage, claim, run)
         self._task: Future[None] | None = None
         self._provenance: Provenance | None = None
@@ -98,7 +96,8 @@ class Publisher:
         complete_ones = self._run.complete_checkpoints()
         checkpoints = [partial(self._publish, *pair) for pair in complete_ones if pair[1].step not in self._published]
         result = [self._result.store] if self._result.to_store else []
-        return [*tables, *shards, *complete, *checkpoints, *result]
+        log = [self._log.keep] if self._log.to_keep else []
+        return [*tables, *shards, *complete, *checkpoints, *result, *log]
 
     def _settle(self, error: BaseException | None) -> None:
         """Storage gets some tries; every other error is the caller's."""
@@ -133,7 +132,7 @@ class Publisher:
                 self._storage.delete_prefix(prefix)
             raise
         self._published.add(manifest.step)
-        self._forget_old_states()
+        self._forget_old()
         self._remove_old_copies(manifest.step)
 
     def _with_card(self, folder: Path, manifest: Manifest) -> Manifest:
@@ -152,10 +151,10 @@ class Publisher:
         text = manifest_of(manifest, self._provenance).model_dump_json(indent=2)
         return with_file(folder, manifest, f"model/{PROVENANCE}", text)
 
-    def _forget_old_states(self) -> None:
-        """First the rows say that the states are gone, then they go: nobody resumes from half a state."""
+    def _forget_old(self) -> None:
+        """First the rows say that they are gone, then they go: nobody resumes from half a state."""
         with self._database.transaction() as session:
-            results.forget_states(session, self._claim, keep=STATES_KEPT)
+            results.forget_old(session, self._claim, states=STATES_KEPT)
         removals.carry_out(self._database, self._storage)
 
     def _remove_old_copies(self, newest: int) -> None:

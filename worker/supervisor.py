@@ -24,11 +24,13 @@ from control_plane.leases import Kind
 from control_plane.questions import Kind as CheckKind
 from control_plane.settings import Settings
 from control_plane.storage import open_storage
+from dpo_core.run_directory import RunDirectory
 from worker.attempt import Attempt
 from worker.checking import Checking
 from worker.folders import RunFolders
 from worker.launch import Programs
 from worker.merging import Merging
+from worker.run_log import RunLog
 from worker.slots import find_slots
 from worker.sweep import sweep
 from worker.work import DATABASE_AWAY, Tools, Work
@@ -234,7 +236,14 @@ class Supervisor:
             while not sweep(run, None):
                 time.sleep(CHILD_POLL_SECONDS)
             logger.info("cleared away %s, left by a worker that died", run.path)
+            self._keep_log(run)
             self._tools.folders.remove(run)
+
+    def _keep_log(self, run: RunDirectory) -> None:
+        """What the last words were of an attempt whose worker died is most worth knowing."""
+        log = RunLog(self._tools.storage, run.path.parent.name, int(run.path.name), run)
+        log.bound()
+        log.keep()
 
     def _obey_stops(self) -> None:
         if self._stops_asked == self._stops_obeyed:

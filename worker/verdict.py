@@ -7,13 +7,17 @@ import signal
 import subprocess
 from typing import Literal
 
-from dpo_core.run_directory import Failure, RunDirectory
+from dpo_core.run_directory import HOST_OUT_OF_MEMORY, RANK_LOST, Failure, RunDirectory, Status
 from worker.launch import Kind
+from worker.run_log import last_lines
 
 Ending = Failure | Literal["succeeded", "stopped"]
 
-LOG_LINES = 15
-LOG_BYTES = 3000
+OUT_OF_HOST_MEMORY = Failure(
+    kind="resource",
+    code=HOST_OUT_OF_MEMORY,
+    message="The kernel killed a training process, as the memory of the worker's host or container was used up.",
+)
 
 
 def failure_of(error: BaseException, doing: str, kind: Kind) -> Failure:
@@ -25,12 +29,17 @@ def failure_of(error: BaseException, doing: str, kind: Kind) -> Failure:
     return Failure(kind="infrastructure", code="worker_error", message=f"{type(error).__name__} while {doing}: {error}")
 
 
-def how_it_ended(run: RunDirectory, process: subprocess.Popen[bytes] | None, *, stopping: bool) -> Ending:
+def how_it_ended(
+    run: RunDirectory, process: subprocess.Popen[bytes] | None, *, stopping: bool, oom_killed: bool = False
+) -> Ending:
     """What the trainer says, if its exit code agrees. `process` has ended, or None if it was never started.
 
-    A process that was asked to stop may end by the signal itself, or be killed when its time is up.
+    A process that was asked to stop may end by the signal itself, or be killed when its time is up. `oom_killed`: the
+    kernel has killed a process for want of memory meanwhile, and we killed none.
     """
     status = run.status()
+    if oom_killed and _died_without_a_word(status, process):
+        return _with_log(OUT_OF_HOST_MEMORY, run)
     if status is not None and status.failure is not None and not (stopping and status.failure.kind == "infrastructure"):
         return _with_log(status.failure, run)
     if status is not None and status.state in ("succeeded", "stopped") and process and process.returncode == 0:
@@ -41,6 +50,13 @@ def how_it_ended(run: RunDirectory, process: subprocess.Popen[bytes] | None, *, 
     return _with_log(Failure(kind="infrastructure", code="trainer_died", message=message), run)
 
 
+def _died_without_a_word(status: Status | None, process: subprocess.Popen[bytes] | None) -> bool:
+    """Whether a process of the run, or all of it, was killed before it could say why."""
+    if status is not None and status.failure is not None:
+        return status.failure.code == RANK_LOST
+    return process is not None and process.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
+
+
 def _in_words(exit_code: int) -> str:
     if exit_code < 0:
         return f"killed by {signal.Signals(-exit_code).name}"
@@ -49,18 +65,6 @@ def _in_words(exit_code: int) -> str:
 
 def _with_log(failure: Failure, run: RunDirectory) -> Failure:
     """A failure that isn't the user's to mend carries the last lines of the log for whoever mends it."""
-    if failure.kind != "infrastructure":
+    if failure.kind == "user":
         return failure
-    return failure.model_copy(update={"log": _log_tail(run)})
-
-
-def _log_tail(run: RunDirectory) -> str | None:
-    try:
-        with open(run.log_file, "rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - LOG_BYTES))
-            text = file.read().decode("utf-8", errors="replace").replace("\0", "")
-    except FileNotFoundError:
-        return None
-    lines = text.splitlines()[-LOG_LINES:]
-    return "\n".join(lines) or None
+    return failure.model_copy(update={"log": last_lines(run.log_file)})

@@ -27,6 +27,8 @@ from control_plane.settings import Settings
 from control_plane.storage import Storage
 from dpo_core.run_directory import Failure
 from worker.folders import RunFolders
+from worker.hangs import Watch
+from worker.host_memory import oom_kills
 from worker.launch import Kind, Programs, launch, trainer_environment
 from worker.slots import Slots
 from worker.sweep import sweep
@@ -68,7 +70,10 @@ class Work(ABC):
         self._tools = tools
         self._run = tools.folders.make(row_id, fence)
         self._process: subprocess.Popen[bytes] | None = None
+        self._watch: Watch | None = None
+        self._oom_kills_before = 0
         self._failure: Failure | None = None
+        self._hung: Failure | None = None
         self._holding = True
         self._stopping = False
         self._kill_at = float("inf")
@@ -184,15 +189,19 @@ class Work(ABC):
         if not self._stopping:
             command = self._tools.programs.command(self.kind, self._run)
             environment = trainer_environment(os.environ, self._run, self._tools.slots.device, self._slot_ids)
+            self._oom_kills_before = oom_kills()
             self._process = launch(command, environment, self._run)
+            self._watch = Watch(self._run, self._tools.settings.hang_seconds) if self.kind == "train" else None
             logger.info("%s: attempt %d runs as process %d", self.id, self._fence, self._process.pid)
         self._step = self._running
 
     def _running(self) -> None:
-        if self._process is not None and self._process.poll() is None and time.monotonic() < self._kill_at:
-            self._publish()
-        else:
+        if self._process is None or self._process.poll() is not None or time.monotonic() >= self._kill_at:
             self._step = self._sweeping
+        elif self._watch is not None and (hung := self._watch.look()) is not None:
+            self._hung, self._step = hung, self._sweeping
+        else:
+            self._publish()
 
     def _sweeping(self) -> None:
         """Slots come back as soon as no process is left."""
@@ -212,13 +221,18 @@ class Work(ABC):
         self._step = self._reporting
 
     def _reporting(self) -> None:
-        ending = self._failure or how_it_ended(self._run, self._process, stopping=self._stopping)
+        ending = self._failure or self._hung or self._how_it_ended()
         with self._tools.database.transaction() as session:
             self._report(session, ending)
         self._holding = False
         said = ending.message if isinstance(ending, Failure) else ending
         logger.info("%s: attempt %d is over: %s", self.id, self._fence, said)
         self._step = self._leaving
+
+    def _how_it_ended(self) -> Ending:
+        killed = time.monotonic() >= self._kill_at
+        oom_killed = not killed and oom_kills() > self._oom_kills_before
+        return how_it_ended(self._run, self._process, stopping=self._stopping, oom_killed=oom_killed)
 
     def _leaving(self) -> None:
         if not self._busy:

@@ -19,6 +19,7 @@ from control_plane.database import Database
 from control_plane.hints import redis_py_url
 from control_plane.leases import Claim
 from control_plane.settings import Settings
+from control_plane.storage import log_key, open_storage
 from control_plane.tables import Job
 from dpo_core.run_directory import Failure
 from dpo_core.spec import TrainingSpec
@@ -272,3 +273,30 @@ def test_another_projects_job_is_not_there(
     assert http.get(JOBS, headers=headers).json()["data"] == []
     with pytest.raises(openai.BadRequestError, match="in use by the unfinished job"):
         client.files.delete(request_body["training_file"])
+
+
+def test_the_log_of_a_job_is_that_of_its_attempts(
+    http: httpx2.Client, request_body: dict[str, Any], database: Database, settings: Settings
+) -> None:
+    job_id = create(http, request_body)["id"]
+    assert http.get(f"{JOBS}/{job_id}/log").text == ""
+    storage = open_storage(settings.storage_url)
+    checking = claim_next(database)
+    with storage.writer(log_key(job_id, checking.fence)) as sink:
+        sink.write("1,000 rows read \u2713\n".encode() + b"\xff\n")
+    with database.transaction() as session:
+        results.finish_validation(session, checking, {"training": resolved(), "values": {}})
+    claim_next(database)
+    answer = http.get(f"{JOBS}/{job_id}/log")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/plain; charset=utf-8")
+    first, second = answer.text.split("=== attempt 2: ")
+    assert first.startswith("=== attempt 1: w checks the data from ")
+    assert first.endswith("UTC: succeeded ===\n1,000 rows read \u2713\n\ufffd\n\n")
+    assert second.startswith("w trains from ") and "until now ===\n(its worker brings its log" in second
+    assert http.get(f"{JOBS}/{job_id}/log", params={"attempt": 1}).text == first
+    refused = http.get(f"{JOBS}/{job_id}/log", params={"attempt": 3})
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert (error["param"], error["code"]) == ("attempt", "no_such_attempt")
+    assert "has attempts 1 to 2, none with the number 3" in error["message"]
+    assert http.get(f"{JOBS}/ftjob-none/log").status_code == 404

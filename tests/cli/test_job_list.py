@@ -10,6 +10,7 @@ from openai import OpenAI
 
 from control_plane.database import Database
 from control_plane.settings import Settings
+from control_plane.storage import log_key, open_storage
 from tests.cli.conftest import Dpo
 from tests.cli.work import STEPS, claim, validated, whole_job
 
@@ -50,6 +51,19 @@ def test_a_job_is_paused_and_resumed(job_id: str, dpo: Dpo, database: Database) 
     assert dpo("pause", job_id).stdout.startswith(f"a checkpoint is made, then it is paused: {job_id}")
     refused = dpo("resume", job_id)
     assert refused.returncode == 1 and "still makes its checkpoint" in refused.stderr
+
+
+def test_the_logs_of_a_job_are_printed(job_id: str, dpo: Dpo, database: Database, settings: Settings) -> None:
+    assert dpo("logs", job_id).stdout == ""
+    held = claim(database)
+    with open_storage(settings.storage_url).writer(log_key(job_id, held.fence)) as sink:
+        sink.write(b"[odd] 100 %\n")
+    printed = dpo("logs", job_id)
+    assert printed.returncode == 0
+    assert printed.stdout.startswith("=== attempt 1: ") and printed.stdout.endswith("===\n[odd] 100 %\n\n")
+    refused = dpo("logs", job_id, "--attempt", 2)
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+    assert "none with the number 2" in refused.stderr
 
 
 def test_a_new_job_comes_with_its_warnings_and_the_ways_on(base: str, pairs: Path, dpo: Dpo) -> None:

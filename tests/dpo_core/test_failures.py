@@ -17,6 +17,13 @@ from dpo_core.run_directory import Failure, RunDirectory, Status
         (user_error("bad_row", "Line 3 has no prompt."), "user", "bad_row"),
         (torch.OutOfMemoryError("CUDA out of memory."), "resource", "out_of_memory"),
         (MemoryError(), "resource", "out_of_memory"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be …"), "resource", "out_of_memory"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+            "resource",
+            "out_of_memory",
+        ),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "resource", "disk_full"),
         (OSError(errno.ENOSPC, "No space left on device"), "resource", "disk_full"),
         (RuntimeError("Connection closed by peer [127.0.0.1]:1"), "infrastructure", "rank_lost"),
         (RuntimeError("first line\nsecond line"), "infrastructure", "trainer_error"),

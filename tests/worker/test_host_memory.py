@@ -1,0 +1,58 @@
+"""A trainer that the kernel kills for want of memory, in a cgroup with a limit; skipped where there can be none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.stub_trainer import chain
+from tests.worker.stubs import World, worker_process
+from tests.worker.test_hangs import event
+from worker.host_memory import _of_cgroup
+
+LIMIT = 700 * 2**20
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A memory cgroup of LIMIT bytes."""
+    counted = [path for path in _of_cgroup(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")) if path.exists()]
+    if not counted:
+        pytest.skip("this process is in no memory cgroup that counts kills")
+    group = counted[0].parent / f"dpo-test-{uuid4().hex[:8]}"
+    try:
+        group.mkdir()
+        limit = next(group / name for name in ("memory.max", "memory.limit_in_bytes") if (group / name).exists())
+        limit.write_text(str(LIMIT))
+    except (OSError, StopIteration):
+        group.exists() and group.rmdir()
+        pytest.skip("no memory cgroup with a limit can be made here")
+    yield group
+    group.rmdir()
+
+
+def test_a_rank_that_the_kernel_killed_is_told_from_one_that_somebody_killed(world: World, small_group: Path) -> None:
+    with worker_process(world.settings, "--exhaust-at=3") as worker:
+        (small_group / "cgroup.procs").write_text(str(worker.pid))
+        job_id = world.job()
+        world.reaches(job_id, "succeeded", "failed")
+        world.nothing_left()
+    assert world.outcomes(job_id) == [("validate", "succeeded"), ("train", "failed"), ("train", "succeeded")]
+    assert world.final_weights(job_id) == chain(6, job_id)
+    told = event(world, job_id, "host_out_of_memory")
+    assert "the memory of the worker's host or container was used up; the job goes on from step 2" in told.message
+
+
+def test_the_count_is_the_groups_own_where_it_has_one(tmp_path: Path) -> None:
+    membership, root = tmp_path / "cgroup", tmp_path / "sys"
+    membership.write_text("4:memory:/docker/abc\n2:cpu:/\n0::/user.slice\n")
+    assert [path.relative_to(root).as_posix() for path in _of_cgroup(membership, root)] == [
+        "memory/docker/abc/memory.oom_control",
+        "memory/memory.oom_control",
+        "user.slice/memory.events",
+        "unified/user.slice/memory.events",
+    ]
+    assert _of_cgroup(tmp_path / "none", root) == []
