@@ -105,6 +105,23 @@ def delete(session: Session, project_id: str, model_id: str) -> None:
     _remove(session, model)
 
 
+def retire(session: Session, model_id: str) -> bool:
+    """Deletes a checkpoint that its own job, whose row is locked, keeps no longer. False where something needs it, or
+    its merged weights are there: somebody serves it.
+
+    One that somebody is about to use or to delete is left to them: waiting for it could be waiting for each other.
+    """
+    free = select(Model).where(Model.id == model_id).with_for_update(of=Model, skip_locked=True)
+    model = session.scalars(free.execution_options(populate_existing=True)).one_or_none()
+    served = select(Model.id).where(Model.id == merged_name(model_id), Model.deleted_at.is_(None))
+    if model is None or _user(session, model) is not None or session.scalars(served).first() is not None:
+        return False
+    for checkpoint in session.scalars(select(Checkpoint).where(Checkpoint.model_id == model_id)):
+        session.delete(checkpoint)
+    _remove(session, model)
+    return True
+
+
 def give_name(session: Session, name: str, job: Job, sources: Sequence[str]) -> tuple[Model, bool]:
     """Another name for the first of the finished job's models `sources` that is still there. Its bytes stay until all
     their names are deleted.

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from control_plane import attempts, events, leases, models, progress, removals
+from control_plane import attempts, events, leases, models, progress, removals, retention
 from control_plane.database import dpo_now
 from control_plane.errors import Conflict
 from control_plane.ids import new_id
@@ -24,7 +24,17 @@ from control_plane.model_files import list_checkpoint, set_files
 from control_plane.result_names import best_name
 from control_plane.storable import storable
 from control_plane.tables import Attempt, Checkpoint, File, Job, Json, Metric, Model
-from dpo_core.run_directory import CHECKPOINT_CORRUPT, Event, Failure, Manifest
+from dpo_core.prepare_report import MemoryReport
+from dpo_core.run_directory import (
+    CHECKPOINT_CORRUPT,
+    HOST_OUT_OF_MEMORY,
+    OUT_OF_MEMORY,
+    Event,
+    Failure,
+    Manifest,
+)
+from dpo_core.spec import TrainingSpec
+from dpo_core.takes_less import IN_GENERAL, takes_less
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,8 @@ def publish_checkpoint(session: Session, claim: Claim, manifest: Manifest, stora
     """
     job = leases.held(session, claim)
     name = f"{job.result_name}-step-{manifest.step}"
+    if session.get(Model, name) is None:  # one that was made before, and not kept, is no progress
+        session.get_one(Attempt, (job.id, job.fence)).made_progress = True
     model = _put_model(session, job, name, manifest, step=manifest.step, storage_prefix=storage_prefix)
     if manifest.final:
         _put_model(session, job, job.result_name, manifest, step=manifest.step, storage_prefix=storage_prefix)
@@ -101,7 +113,6 @@ def publish_checkpoint(session: Session, claim: Claim, manifest: Manifest, stora
     known = select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.step == manifest.step)
     checkpoint = session.scalars(known).one_or_none()
     if checkpoint is None:
-        session.get_one(Attempt, (job.id, job.fence)).made_progress = True
         checkpoint = Checkpoint(id=new_id("ftckpt"), project_id=job.project_id, job_id=job.id, step=manifest.step)
         session.add(checkpoint)
     elif checkpoint.storage_prefix != storage_prefix:
@@ -143,11 +154,14 @@ def _tell_of_checkpoint(session: Session, job: Job, manifest: Manifest, model: M
     events.add(session, job, code="checkpoint_created", message=message, data=data)
 
 
-def forget_states(session: Session, claim: Claim, *, keep: int) -> None:
-    """Notes the removal of the state to resume from of all but the newest `keep` checkpoints."""
+def forget_old(session: Session, claim: Claim, *, states: int) -> None:
+    """Notes the removal of the state to resume from of all but the newest `states` checkpoints, and then of the models
+    that the job's spec does not keep."""
     job = leases.held(session, claim)
-    for checkpoint in session.scalars(attempts.resumable(job).offset(keep)):
+    for checkpoint in session.scalars(attempts.resumable(job).offset(states)):
         removals.note_state(session, checkpoint)
+    session.flush()
+    retention.retire(session, job)
 
 
 def finish_validation(session: Session, claim: Claim, prepared: Json) -> None:
@@ -172,6 +186,7 @@ def succeed(session: Session, claim: Claim) -> None:
     progress.report(session, job, final.step, final.step)
     attempts.end(session, job, "succeeded")
     move(session, job, State.succeeded, code="job_succeeded", message="The job has successfully completed.")
+    retention.retire(session, job)  # now nothing is resumed from any of them
 
 
 def hand_back(session: Session, claim: Claim) -> None:
@@ -191,18 +206,31 @@ def hand_back(session: Session, claim: Claim) -> None:
 def fail(session: Session, claim: Claim, failure: Failure, *, max_attempts: int) -> None:
     """The attempt failed. Through infrastructure: as a lost one, another follows. Otherwise the job fails.
 
-    Where the state to resume from was damaged, the next attempt goes on from the checkpoint before.
+    Where the state to resume from was damaged, the next attempt goes on from the checkpoint before. Where the host's
+    memory was used up, another follows, too: what else used it may be gone. Out of memory comes with what would fit.
     """
     job = leases.held(session, claim)
     failure = Failure.model_validate(storable(failure.model_dump()))
     if failure.code == CHECKPOINT_CORRUPT:
         for checkpoint in session.scalars(attempts.resumable(job).limit(1)):
             removals.note_state(session, checkpoint)
-    if failure.kind == "infrastructure":
+    if failure.code in (OUT_OF_MEMORY, HOST_OUT_OF_MEMORY) and (advice := _takes_less(job)):
+        failure = failure.model_copy(
+            update={"message": f"{failure.message.removesuffix(IN_GENERAL).rstrip()} {advice}"}
+        )
+    if failure.kind == "infrastructure" or failure.code == HOST_OUT_OF_MEMORY:
         attempts.end_for_another(session, job, failure, outcome="failed", max_attempts=max_attempts)
         return
     attempts.end(session, job, "failed", failure)
     attempts.give_up(session, job, failure)
+
+
+def _takes_less(job: Job) -> str | None:
+    """By the plan that was made of the job when its data was read; a sentence, or None."""
+    if job.resolved is None or "memory" not in job.resolved:
+        return None
+    memory = MemoryReport.model_validate(job.resolved["memory"])
+    return takes_less(memory, TrainingSpec.model_validate(job.resolved["training"]))
 
 
 def _put_model(
@@ -215,7 +243,7 @@ def _put_model(
         session.add(model)
     elif model.storage_prefix != storage_prefix:
         models.outdate_merged(session, model_id)
-    model.form = manifest.kind
+    model.form, model.deleted_at = manifest.kind, None
     model.base_id = (start.base_id or start.id) if manifest.kind == "adapter" else None
     model.storage_prefix = storage_prefix
     model.bytes = sum(file.bytes for file in manifest.files if file.path.startswith("model/"))

@@ -22,12 +22,9 @@ from torch import Tensor
 from dpo_core import generators, reference
 from dpo_core.best import Standing
 from dpo_core.engine import Engine
-from dpo_core.errors import RunError
 from dpo_core.models import Start, save_model
 from dpo_core.run_directory import (
-    CHECKPOINT_CORRUPT,
     MANIFEST,
-    Failure,
     Manifest,
     ManifestFile,
     RunDirectory,
@@ -36,6 +33,7 @@ from dpo_core.run_directory import (
     write_whole,
 )
 from dpo_core.spec import Device, RunSpec, StrictModel
+from dpo_core.verification import corrupt, verify
 
 
 class Progress(StrictModel):
@@ -43,6 +41,9 @@ class Progress(StrictModel):
 
     step: int
     trained_tokens: int
+    skipped_steps: int = 0
+    """Steps that updated nothing (dpo_core/divergence.py); AdamW counts the others."""
+
     ranks: int
     """As many random generators were saved."""
 
@@ -109,42 +110,13 @@ def sealed(folder: Path) -> list[ManifestFile]:
     return files
 
 
-def verify_state(checkpoint: Path) -> None:
-    """Checks every file under `state/` against the manifest, before any of them is read.
-
-    Raises:
-        RunError: kind `infrastructure`; a file differs, is missing or is not listed.
-    """
-    manifest = read_manifest(checkpoint)
-    listed = {file.path: file.sha256 for file in manifest.files if file.path.startswith("state/")}
-    found = {path.relative_to(checkpoint).as_posix() for path in (checkpoint / "state").rglob("*") if path.is_file()}
-    if found != set(listed):
-        raise corrupt(checkpoint, f"these files are missing or unexpected: {', '.join(sorted(found ^ set(listed)))}")
-    for name, digest in listed.items():
-        if sha256_of(checkpoint / name) != digest:
-            raise corrupt(checkpoint, f"{name} does not match its sha256")
-
-
-def read_manifest(checkpoint: Path) -> Manifest:
-    """Raises RunError, kind `infrastructure`, where it can't be read."""
-    try:
-        return Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes())
-    except (OSError, ValueError) as error:
-        raise corrupt(checkpoint, f"its {MANIFEST} can't be read") from error
-
-
-def corrupt(checkpoint: Path, what: str) -> RunError:
-    message = f"Can't resume from {checkpoint.name}: {what}. Resume from an older checkpoint, or start over."
-    return RunError(Failure(kind="infrastructure", code=CHECKPOINT_CORRUPT, message=message))
-
-
 def read_progress(checkpoint: Path) -> Progress:
     """Verifies the checkpoint and reads its counters.
 
     Raises:
         RunError: kind `infrastructure`; it is corrupt, or of a version whose states were of another form.
     """
-    verify_state(checkpoint)
+    verify(checkpoint)
     try:
         return Progress.model_validate_json((checkpoint / "state" / "progress.json").read_bytes())
     except (OSError, ValidationError) as error:
@@ -157,7 +129,7 @@ def restore(checkpoint: Path, progress: Progress, engine: Engine, seed: int) -> 
     Returns whether the generators go on where they were. They can't on another number of ranks or another kind of
     device: then they are seeded anew, by seed, step and rank.
     """
-    engine.load_state(checkpoint / "state" / "optimizer", progress.step)
+    engine.load_state(checkpoint / "state" / "optimizer", progress.step - progress.skipped_steps)
     world = engine.world
     same = (progress.ranks, progress.device) == (world.size, world.device.type)
     if same:

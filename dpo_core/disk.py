@@ -22,8 +22,15 @@ def disk(training: TrainingSpec, model: ModelFacts, total_steps: int) -> Disk:
     if training.early_stopping is not None:  # each evaluation that improves makes one
         steps.update(_every(training.evaluation_steps, total_steps))
     states = min(STATES_KEPT, len(steps)) * STATE_BYTES * trained
-    kept = len(steps) * weights
-    return Disk(checkpoints=len(steps), model=weights, state=STATE_BYTES * trained, kept=kept, peak=kept + states)
+    kept = min(len(steps), training.keep_last + training.keep_best)
+    most = min(len(steps), kept + 1)  # an old one goes when the new one is there
+    return Disk(
+        checkpoints=kept,
+        model=weights,
+        state=STATE_BYTES * trained,
+        kept=kept * weights,
+        peak=most * weights + states,
+    )
 
 
 def _every(interval: int | str, total_steps: int) -> range:

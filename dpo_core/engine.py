@@ -7,6 +7,7 @@ float32 accumulation, so there the trained weights are float32 and the forward p
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from collections import OrderedDict
@@ -157,12 +158,19 @@ class Engine:
             self._engine.step()
 
     def step(self, learning_rate: float) -> float:
-        """Clips, updates the weights, clears the gradients; returns the global norm before clipping."""
+        """Clips, updates the weights, clears the gradients; returns the global norm before clipping.
+
+        Where that is NaN or infinite no rank updates anything, neither weights nor moments; in stages 1 to 3 by
+        DeepSpeed's own check of the same norm.
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         if self.stage == 0:
             # DeepSpeed's own stage-0 clipping keeps the norm to itself.
             norm = float(nn.utils.clip_grad_norm_(self._trained.values(), self.max_grad_norm))
+            if not math.isfinite(norm):
+                for weight in self._trained.values():
+                    weight.grad = None  # AdamW passes over what has none
             self._engine.step()
             return norm
         self._engine.step()
@@ -186,15 +194,15 @@ class Engine:
             shards = shards[self.world.rank :: self.world.size]
         optimizer_state.save(folder, self.world.rank, shards, self._adamw)
 
-    def load_state(self, folder: Path, step: int) -> None:
-        """Reads what `save_state` wrote after `step` updates, under any number of ranks and any stage. All ranks.
+    def load_state(self, folder: Path, updates: int) -> None:
+        """Reads what `save_state` wrote after so many updates, under any number of ranks and any stage. All ranks.
 
         Raises:
             RunError: kind `user`; it is the state of other parameters.
         """
         sizes = {name: zero.size(parameter) for name, parameter in self._trained.items()}
         with torch.no_grad():
-            optimizer_state.load(folder, sizes, self._shards(), self._adamw, step)
+            optimizer_state.load(folder, sizes, self._shards(), self._adamw, updates)
             zero.weights_follow_masters(self._engine.optimizer, self.stage)
 
     def _shards(self) -> list[Shard]:

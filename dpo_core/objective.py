@@ -98,6 +98,9 @@ class Objective(Protocol):
     def evaluate(self, score: Score, world: World) -> dict[str, float]:
         """Metrics of the whole split, the same on every rank; rank 0 has 95 % intervals besides. All ranks call it."""
 
+    def not_finite(self, indices: Sequence[int], score: Score, world: World) -> list[int]:
+        """Those of these items whose own log-probabilities are not finite. All ranks call it."""
+
     def tokens(self, indices: Sequence[int]) -> int:
         """Tokens of all rows of these items, prompts included, padding not."""
 
@@ -126,6 +129,18 @@ class Split:
 
     def unique_tokens(self, indices: Sequence[int]) -> int:
         return sum(Cost.of(self.items[index], "shared").tokens for index in indices)
+
+    def not_finite(self, indices: Sequence[int], score: Score, world: World) -> list[int]:
+        """One item a forward pass: attention that masks by adding lets a NaN through to its neighbours."""
+        alone = replace(self.packer, budget=1)
+        items = [self.items[index] for index in indices]
+        found = torch.zeros(len(items), device=self.device)
+        with torch.no_grad():
+            for share in alone.deal(items, world):
+                sums = alone.measure(score, [items[place] for place in share.indices], share.chunks)
+                if share.counts:
+                    found[share.indices] = float(not bool(sums.isfinite().all()))
+        return [index for index, bad in zip(indices, world.sum(found).tolist(), strict=True) if bad]
 
     def responses(self, indices: Sequence[int]) -> Tensor:
         """Response tokens of each row: [rows of an item, B] float64."""

@@ -8,7 +8,7 @@ tensors. A key is `FIELD/NAME/START`: elements START and following of the flatte
     exp_avg       AdamW's first moment m (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1)
     exp_avg_sq    AdamW's second raw moment v
 
-The count of steps is the run's own (`progress.json`): every update advances every parameter.
+The count of updates is the run's own (`progress.json`): every one advances every parameter.
 """
 
 from __future__ import annotations
@@ -67,6 +67,9 @@ class Stored:
 def save(folder: Path, rank: int, shards: Iterable[Shard], optimizer: torch.optim.Optimizer) -> None:
     """Writes `shards` as `folder/RANK-PART.safetensors`."""
     folder.mkdir(exist_ok=True)
+    shards = list(shards)
+    # A run whose every step was skipped so far has none yet.
+    begin_moments([shard for shard in shards if not optimizer.state[shard.owner]], optimizer, 0)
     parts = count()
     tensors: dict[str, Tensor] = {}
     for shard in shards:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from dpo_core.run_directory import Event, RunDirectory, Status
 
@@ -22,7 +23,7 @@ class Recorder:
     last: dict[str, dict[str, float]] = field(default_factory=dict)
     status_written: float = -math.inf
 
-    def event(self, code: str, message: str, *, warn: bool = False, **data: float | str) -> None:
+    def event(self, code: str, message: str, *, warn: bool = False, **data: Any) -> None:
         if self.writes:
             level = "warn" if warn else "info"
             self.directory.append_event(Event(level=level, code=code, message=message, data=dict(data)))

@@ -187,6 +187,18 @@ class TrainingFields(StrictModel):
     checkpoint_steps: PositiveInt | Auto = "auto"
     """Steps between checkpoints; the last step always makes one."""
 
+    keep_last: PositiveInt = 10
+    """Checkpoints that are kept, the newest; the last one of a run is among them. An older one is deleted once a newer
+    one is published, but never while another job or adapter stands on it."""
+
+    keep_best: PositiveInt = 1
+    """Checkpoints that are kept besides because they are the best by validation, as `early_stopping` or the loss has
+    it; the first of them is the model `{name}-best`."""
+
+    skip_nonfinite_steps: Annotated[int, Field(ge=0)] = 0
+    """How many steps may be skipped because their loss or gradient is NaN or infinite: no rank updates anything then,
+    and an event names the pairs. One more ends the run; 0 ends it with the first."""
+
     early_stopping: EarlyStopping | None = None
     """Ends the run when the validation metric no longer improves; each improvement makes a checkpoint."""
 

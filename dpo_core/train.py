@@ -14,6 +14,7 @@ from dpo_core import checkpoints, generators
 from dpo_core.ahead import Ahead
 from dpo_core.best import Judge
 from dpo_core.checkpoints import Progress
+from dpo_core.divergence import Divergence, Rows
 from dpo_core.engine import World, processes
 from dpo_core.errors import RunError, user_error
 from dpo_core.failures import claim, classify
@@ -23,6 +24,7 @@ from dpo_core.reference_pass import Stopped
 from dpo_core.run_directory import Failure, RunDirectory, Status
 from dpo_core.schedule import learning_rate
 from dpo_core.spec import RunSpec
+from dpo_core.verification import read_manifest
 
 
 def train(run: RunSpec, directory: RunDirectory, stop: Callable[[], bool] = lambda: False) -> Status:
@@ -71,9 +73,11 @@ class Loop:
         resumed = None if run.resume_from is None else checkpoints.read_progress(run.resume_from)
         self.loaded = loaded = Loaded(run, directory, world, stop)
         self.settings, self.recorder, self.engine = loaded.settings, loaded.recorder, loaded.engine
+        self.pulse, self.score = loaded.pulse, loaded.score
         self.sampler, self.total_steps = loaded.sampler, loaded.total_steps
         self.training, self.validation = loaded.training, loaded.validation
         self.judge = Judge.of(run.training)
+        self.divergence = Divergence(run, self.recorder)
         self.step, self.trained_tokens = 0, 0
         self.feed = Ahead(self.micro_batches())
         # Here and not earlier: loading a model draws numbers too, and how many is not ours to say.
@@ -83,9 +87,9 @@ class Loop:
 
     def go_on_from(self, checkpoint: Path, progress: Progress) -> None:
         same_generators = checkpoints.restore(checkpoint, progress, self.engine, self.run.training.seed)
-        self.recorder.recall(checkpoints.read_manifest(checkpoint).metrics)
+        self.recorder.recall(read_manifest(checkpoint).metrics)
         self.step, self.trained_tokens = progress.step, progress.trained_tokens
-        self.judge.standing = progress.standing
+        self.judge.standing, self.divergence.skipped = progress.standing, progress.skipped_steps
         self.recorder.event("resumed", f"Training goes on from the checkpoint at step {self.step}.", step=self.step)
         if not same_generators and generators.are_used(self.engine.module):
             message = (
@@ -97,12 +101,12 @@ class Loop:
     def run_to_end(self) -> Status:
         if self.step == 0:
             self.evaluate()
+        self.pulse.enter("first step")
         while self.step < self.total_steps and not self.judge.exhausted:
             self.recorder.running(self.step)
             result = self.update()
-            self.require_finite(result.metrics, "loss", "grad_norm")
-            self.recorder.metrics("train", self.step, result.metrics)
-            self.check_step_zero(result.metrics["loss"])
+            self.pulse.enter("training")
+            self.record(result.metrics)
             self.step += 1
             self.trained_tokens += result.tokens
             scheduled = self.step == self.total_steps or self.step % self.settings.checkpoint_steps == 0
@@ -113,6 +117,20 @@ class Loop:
             if result.stop and not final:
                 return self.finish("stopped")
         return self.finish("succeeded")
+
+    def record(self, metrics: dict[str, float]) -> None:
+        """Tells what a step measured. One whose loss or gradient is not finite was no update, and may end the run."""
+        if all(math.isfinite(metrics[name]) for name in ("loss", "grad_norm")):
+            self.check_step_zero(metrics["loss"])
+        else:
+            self.engine.eval()
+            batch = self.sampler.batch(self.step)
+            culprits = self.training.not_finite(batch, self.score, self.world)
+            rows = (Rows.of(self.loaded.items, indices, self.run) for indices in (batch, culprits))
+            self.divergence.meet(self.step, metrics, *rows)
+        if self.run.training.skip_nonfinite_steps:
+            metrics["skipped_steps"] = float(self.divergence.skipped)
+        self.recorder.metrics("train", self.step, {name: it for name, it in metrics.items() if math.isfinite(it)})
 
     def judged(self, *, scheduled: bool) -> bool:
         """Evaluates where it is time to; whether that is the best so far. `scheduled`: the step makes a checkpoint."""
@@ -133,7 +151,7 @@ class Loop:
         divisor, sums, last = self.training.divisor(batch), [], False
         while not last:
             micro_batch, last = next(self.feed)
-            loss, measured = self.training.loss_of(self.engine.score, micro_batch)
+            loss, measured = self.training.loss_of(self.score, micro_batch)
             self.feed.prepare()
             self.engine.backward(loss / divisor, last=last)
             sums.append(measured)
@@ -176,7 +194,8 @@ class Loop:
         if self.validation is None:
             return None
         self.engine.eval()
-        values = self.validation.evaluate(self.engine.score, self.world)
+        self.pulse.enter("evaluation")
+        values = self.validation.evaluate(self.score, self.world)
         self.require_finite(values, "loss", self.judge.metric)
         self.recorder.metrics("validation", self.step, values)
         return values
@@ -205,9 +224,11 @@ class Loop:
         self.recorder.event("step_zero_check", text, warn=warn, loss=loss, difference=difference)
 
     def save(self, *, final: bool) -> None:
+        self.pulse.enter("checkpoint")
         progress = Progress(
             step=self.step,
             trained_tokens=self.trained_tokens,
+            skipped_steps=self.divergence.skipped,
             ranks=self.world.size,
             device=self.run.device,
             standing=self.judge.standing,
@@ -223,6 +244,7 @@ class Loop:
             final=final,
         )
         self.recorder.running(self.step, now=True)
+        self.pulse.enter("training")
 
     def finish(self, state: str) -> Status:
         return self.recorder.finish(

@@ -23,7 +23,7 @@ UNEVEN_TIMES = 4
 UNEVEN_LEAST = 600.0
 DUMP_SECONDS = 10.0
 """How long the ranks have for their stacks. A dump takes milliseconds; a process that is frozen never writes one."""
-FRAMES = 8
+FRAMES = 16
 """Of each rank's stack in the event; the log has all of them."""
 TRAINER_HUNG = "trainer_hung"
 NOTHING_WRITTEN = "  nothing was written: it is frozen, or waits in the kernel"

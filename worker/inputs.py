@@ -80,21 +80,26 @@ def _model(storage: Storage, model: Model, folder: Path) -> Path:
 
 def _checkpoint(storage: Storage, checkpoint: Checkpoint, folder: Path) -> Path:
     """The checkpoint as its trainer wrote it. Its manifest comes from PostgreSQL, not from storage: the trainer
-    compares the sha256 of every file with it before it reads anything."""
-    _fetch_folder(storage, f"{checkpoint.storage_prefix}/model", folder / "model")
+    compares the sha256 of every file with it before it reads anything, and so finds out what is not there, too."""
     state = state_prefix(checkpoint.job_id, checkpoint.fence, checkpoint.step)
-    _fetch_folder(storage, f"{state}/state", folder / "state")
+    _fetch_all(storage, f"{checkpoint.storage_prefix}/model", folder / "model")
+    _fetch_all(storage, f"{state}/state", folder / "state")
     write_whole(folder / MANIFEST, Manifest.model_validate(checkpoint.manifest).model_dump_json())
     return folder
 
 
 def _fetch_folder(storage: Storage, prefix: str, folder: Path) -> None:
-    """Every object below `prefix`, under its own name below `folder`."""
+    """Raises FileNotFoundError where storage has none of it."""
+    if not _fetch_all(storage, prefix, folder):
+        raise FileNotFoundError(f"storage has nothing below {prefix}; it was removed while a job still needed it")
+
+
+def _fetch_all(storage: Storage, prefix: str, folder: Path) -> int:
+    """Every object below `prefix`, under its own name below `folder`; returns how many there are."""
     folder.mkdir(parents=True, exist_ok=True)
     keys = list(storage.keys(prefix))
-    if not keys:
-        raise FileNotFoundError(f"storage has nothing below {prefix}; it was removed while a job still needed it")
     for key in keys:
         target = folder / Path(key).relative_to(prefix)
         target.parent.mkdir(parents=True, exist_ok=True)
         storage.fetch(key, target)
+    return len(keys)

@@ -298,5 +298,5 @@ def test_the_log_of_a_job_is_that_of_its_attempts(
     assert refused.status_code == 400
     error = refused.json()["error"]
     assert (error["param"], error["code"]) == ("attempt", "no_such_attempt")
-    assert "has attempts 1 to 2, none with the number 3" in error["message"]
+    assert "has attempts 1 to 2; there is none with the number 3" in error["message"]
     assert http.get(f"{JOBS}/ftjob-none/log").status_code == 404

@@ -15,9 +15,11 @@ from control_plane.errors import Conflict, StaleFence
 from control_plane.job_states import State, move
 from control_plane.leases import Claim
 from control_plane.progress import estimated_finish
-from control_plane.tables import Attempt, Base, Model
+from control_plane.tables import Attempt, Base, Job, Model
 from dpo_core.best import Best
 from dpo_core.run_directory import CHECKPOINT_CORRUPT, Failure, Manifest
+from dpo_core.spec import LoraSpec, TrainingSpec
+from dpo_core.takes_less import IN_GENERAL
 from tests.control_plane.rows import (
     MODEL,
     PROJECT,
@@ -61,7 +63,7 @@ REPORTS: dict[str, Callable[[Session, Claim], object]] = {
         session, claim, metrics=[metric(1, 0.1)], events=[{"code": "c", "message": "m"}], step=1, total_steps=2
     ),
     "publish_checkpoint": lambda session, claim: results.publish_checkpoint(session, claim, manifest(4), "prefix"),
-    "forget_states": lambda session, claim: results.forget_states(session, claim, keep=0),
+    "forget_old": lambda session, claim: results.forget_old(session, claim, states=0),
     "finish_validation": lambda session, claim: results.finish_validation(session, claim, {"pairs": 3}),
     "succeed": results.succeed,
     "hand_back": results.hand_back,
@@ -268,7 +270,7 @@ def test_only_the_newest_states_are_kept(stocked: Database) -> None:
     with stocked.transaction() as session:
         for step in (1, 2, 3):
             results.publish_checkpoint(session, claim, manifest(step), f"p{step}")
-        results.forget_states(session, claim, keep=1)
+        results.forget_old(session, claim, states=1)
         page = jobs.list_checkpoints(session, PROJECT, claim.job_id)
         assert [(row.step, row.state_kept) for row in page.items] == [(3, True), (2, False), (1, False)]
         assert noted(session) == [f"private/{claim.job_id}/1/step-{step}" for step in (1, 2)]
@@ -396,6 +398,35 @@ def test_infrastructure_gets_another_attempt_until_too_many_were_fruitless(stock
     with stocked.transaction() as session:
         results.fail(session, claim, failure("infrastructure"), max_attempts=2)
     assert read_job(stocked, claim.job_id).state == "failed"
+
+
+def planned() -> dict[str, Any]:
+    """What validation leaves of a plan whose stage 2 takes half of what stage 0 takes."""
+    stages = [
+        {"zero_stage": stage, "offload": "none", "activation_checkpointing": True, "micro_batch_tokens": 1, "host": 0}
+        | {"rank": {"peak": peak * 2**30}, "fits": True, "chosen": stage == 0}
+        for stage, peak in ((0, 8), (2, 4))
+    ]
+    training = TrainingSpec(activation_checkpointing=True, micro_batch_tokens=1, lora=LoraSpec())
+    memory = {"device": "cuda", "ranks": 2, "rank": None, "stages": stages}
+    return {"training": training.model_dump(mode="json"), "memory": memory}
+
+
+@pytest.mark.parametrize(("code", "state"), [("out_of_memory", "failed"), ("host_out_of_memory", "queued")])
+def test_out_of_memory_is_answered_with_what_takes_less(stocked: Database, code: str, state: str) -> None:
+    """A GPU's memory is as small at the next attempt; the host's may have been somebody else's fault."""
+    claim = started(stocked)
+    with stocked.transaction() as session:
+        session.get_one(Job, claim.job_id).resolved = planned()
+    failed = Failure(kind="resource", code=code, message=f"Out of memory: 8 GiB. {IN_GENERAL}")
+    with stocked.transaction() as session:
+        results.fail(session, claim, failed, max_attempts=2)
+    job = read_job(stocked, claim.job_id)
+    assert job.state == state
+    with stocked.transaction() as session:
+        (told,) = [it for it in jobs.list_events(session, PROJECT, job.id).items if it.code == code]
+    advice = "Out of memory: 8 GiB. What would take less: `zero_stage` 2, about 4 GiB a rank, where 8 GiB were planned"
+    assert told.message.startswith(advice)
 
 
 def test_handing_back_does_not_count_as_a_fruitless_attempt(stocked: Database) -> None:

@@ -55,12 +55,41 @@ def no_manifest(folder: Path) -> None:
     (folder / MANIFEST).unlink()
 
 
-@pytest.mark.parametrize("damage", [flip, remove, smuggle, no_manifest])
+def cut(folder: Path) -> None:
+    (folder / "state" / "optimizer" / "0-0.safetensors").write_bytes(b"moment")
+
+
+def hide(folder: Path) -> None:
+    """As an error of the disk does."""
+    path = folder / "state" / "progress.json"
+    path.unlink()
+    path.symlink_to(path.parent / "optimizer")
+
+
+@pytest.mark.parametrize("damage", [flip, remove, smuggle, no_manifest, cut, hide])
 def test_a_damaged_state_is_refused(checkpoint: Path, damage: Callable[[Path], None]) -> None:
     damage(checkpoint)
     with pytest.raises(RunError, match="Can't resume from step-4") as caught:
         read_progress(checkpoint)
     assert caught.value.failure.code == "checkpoint_corrupt"
+
+
+@pytest.mark.parametrize("name", ["model/config.json", "state/optimizer/0-0.safetensors", "state/progress.json"])
+def test_any_byte_of_any_file_counts(checkpoint: Path, name: str) -> None:
+    path = checkpoint / name
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(RunError, match=f"{name} does not match"):
+            read_progress(checkpoint)
+    path.write_bytes(content)
+    assert read_progress(checkpoint).step == 4
+
+
+def test_what_was_published_beside_the_model_is_nobodys_business(checkpoint: Path) -> None:
+    """Such as SHA256SUMS, which lists the manifest's own files."""
+    (checkpoint / "model" / "SHA256SUMS").write_text("…")
+    assert read_progress(checkpoint).step == 4
 
 
 def test_a_state_of_another_version_is_refused(checkpoint: Path) -> None:

@@ -22,6 +22,13 @@ def test_all_weights_by_hand() -> None:
     assert of(7) == Disk(checkpoints=1, model=4000, state=12_000, kept=4000, peak=16_000)
 
 
+def test_old_ones_go_when_newer_ones_are_there() -> None:
+    # steps 10, 20, … 200; the 11th goes when the newest is there, and the best may be an old one
+    assert of(200) == Disk(checkpoints=11, model=4000, state=12_000, kept=44_000, peak=48_000 + 24_000)
+    assert of(200, keep_last=1, keep_best=2).checkpoints == 3
+    assert of(20, keep_last=1).kept == 8000
+
+
 def test_an_adapter_takes_what_it_trains() -> None:
     # rank 1: of each of 2 layers q 8+8, k 8+4, v 8+4, o 8+8, gate, up and down 8+16 each: 128
     found = of(10, lora={"rank": 1})

@@ -85,15 +85,23 @@ def test_a_real_rank_that_freezes_hangs_its_peer_which_says_where(world: World, 
     with world.database.transaction() as session:
         session.get_one(Model, "base/tiny").path = str(make_tiny_model(tmp_path / "model"))
     pairs = write_preference_file(tmp_path / "pairs.jsonl", 44).read_text()
-    training: dict[str, Any] = {"epochs": 1000, "batch_size": 4, "max_length": 128, "checkpoint_steps": 10**6}
+    training: dict[str, Any] = {
+        "epochs": 1000,
+        "batch_size": 4,
+        "max_length": 128,
+        "checkpoint_steps": 10**6,
+        "validation_fraction": 0,
+    }
     settings = world.settings.model_copy(update={"hang_seconds": 5.0, "max_attempts": 1})
     with supervisor(settings, Programs()):
-        job_id = world.job(pairs, training={**training, "validation_fraction": 0}, resources={"gpus": 2})
-        eventually(lambda: bool(world.measured(job_id)), "it trains")
+        job_id = world.job(pairs, training=training, resources={"gpus": 2}, method={"type": "dpo"})
+        eventually(lambda: bool(world.measured(job_id)) or world.state(job_id) == "failed", "it trains")
+        assert world.state(job_id) == "running", world.row(job_id).error
         (run,) = world.runs.glob(f"{job_id}/*")
         psutil.Process(json.loads((run / "processes" / "1.json").read_bytes())["pid"]).suspend()
         world.reaches(job_id, "failed", "succeeded")
         world.nothing_left()
     heads = event(world, job_id, "trainer_hung").data["log"]
-    assert "rank 0:" in heads and "dpo_core" in heads.split("rank 1:")[0], "where rank 0 waits for its peer"
-    assert "frozen" in heads.split("rank 1:")[1]
+    first, second = heads.split("rank 1:")
+    assert first.startswith("rank 0:\n  File ") and "frozen" in second
+    assert "dpo_core/train.py" in log(world, job_id), "where rank 0 waits for its peer"

@@ -35,7 +35,7 @@ def small_group() -> Iterator[Path]:
 
 
 def test_a_rank_that_the_kernel_killed_is_told_from_one_that_somebody_killed(world: World, small_group: Path) -> None:
-    with worker_process(world.settings, "--exhaust-at=3") as worker:
+    with worker_process(world.settings, "--exhaust-at=3", "--alone") as worker:
         (small_group / "cgroup.procs").write_text(str(worker.pid))
         job_id = world.job()
         world.reaches(job_id, "succeeded", "failed")
