@@ -75,7 +75,7 @@ def carry_out(database: Database, storage: Storage) -> None:
             removal = session.scalars(mine).one_or_none()
             if removal is None:
                 continue
-            if removal.expected and _is_known(session, prefix):
+            if removal.expected and is_known(session, prefix):
                 session.delete(removal)
                 continue
             try:
@@ -86,8 +86,8 @@ def carry_out(database: Database, storage: Storage) -> None:
             session.delete(removal)
 
 
-def _is_known(session: Session, prefix: str) -> bool:
-    """Whether a row stands for what was expected: a commit that was not answered is tried, and expected, again."""
+def is_known(session: Session, prefix: str) -> bool:
+    """Whether a row stands for what is stored there: a commit that was not answered is tried, and expected, again."""
     state = func.concat("private/", Checkpoint.job_id, "/", Checkpoint.fence, "/step-", Checkpoint.step)
     rows: list[Select[str]] = [
         select(File.id).where(File.storage_key == prefix),

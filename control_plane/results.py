@@ -101,8 +101,11 @@ def publish_checkpoint(session: Session, claim: Claim, manifest: Manifest, stora
 
     Its files lie at `{storage_prefix}/{path}`, with the manifest's paths (`model/…`). Published again by
     a later attempt, the same step's rows point to the later files. The best one so far is `{result_name}-best` as well.
+    An attempt that publishes a step again, because the answer to its first commit was lost, changes nothing.
     """
     job = leases.held(session, claim)
+    if (published := _published(session, claim, manifest.step)) is not None:
+        return session.get_one(Model, published.model_id)
     name = f"{job.result_name}-step-{manifest.step}"
     if session.get(Model, name) is None:  # one that was made before, and not kept, is no progress
         session.get_one(Attempt, (job.id, job.fence)).made_progress = True
@@ -128,6 +131,12 @@ def publish_checkpoint(session: Session, claim: Claim, manifest: Manifest, stora
     job.trained_tokens = manifest.trained_tokens
     _tell_of_checkpoint(session, job, manifest, model)
     return model
+
+
+def _published(session: Session, claim: Claim, step: int) -> Checkpoint | None:
+    """The checkpoint of that step, if this attempt has published it, and no later one since."""
+    mine = (Checkpoint.job_id == claim.job_id) & (Checkpoint.fence == claim.fence)
+    return session.scalars(select(Checkpoint).where(mine, Checkpoint.step == step)).one_or_none()
 
 
 def _name_best(session: Session, job: Job, manifest: Manifest) -> None:

@@ -123,14 +123,7 @@ class Publisher:
             self._storage.put_file(f"{prefix}/{file.path}", folder / file.path)
         write_whole(folder / CHECKSUMS, manifest.checksums())
         self._storage.put_file(f"{public}/model/{CHECKSUMS}", folder / CHECKSUMS)
-        try:
-            with self._database.transaction() as session:
-                removals.keep(session, public, private)
-                results.publish_checkpoint(session, self._claim, manifest, public)
-        except StaleFence:  # perhaps with the whole project: nobody else would remove it
-            for prefix in (public, private):
-                self._storage.delete_prefix(prefix)
-            raise
+        publish_stored(self._database, self._storage, self._claim, manifest, public=public, private=private)
         self._published.add(manifest.step)
         self._forget_old()
         self._remove_old_copies(manifest.step)
@@ -162,6 +155,26 @@ class Publisher:
         for folder, manifest in self._run.complete_checkpoints():
             if manifest.step in self._published and manifest.step < newest:
                 shutil.rmtree(folder)
+
+
+def publish_stored(
+    database: Database, storage: Storage, claim: Claim, manifest: Manifest, *, public: str, private: str
+) -> None:
+    """Makes a checkpoint known whose files lie in storage. StaleFence: the job is no longer ours.
+
+    Then the files are removed, perhaps with the whole project: nobody else would do so. Not those of a checkpoint that
+    is known: its first commit took place, though the answer was lost.
+    """
+    try:
+        with database.transaction() as session:
+            removals.keep(session, public, private)
+            results.publish_checkpoint(session, claim, manifest, public)
+    except StaleFence:
+        with database.transaction() as session:
+            known = removals.is_known(session, public)
+        for prefix in () if known else (public, private):
+            storage.delete_prefix(prefix)
+        raise
 
 
 def with_file(folder: Path, manifest: Manifest, path: str, text: str) -> Manifest:
