@@ -82,6 +82,7 @@ check-long: setup clients hub-clients ## The tests that take longer; run before 
 
 .PHONY: faults
 faults: setup ## Every fault at random moments, some hours on 2 cores, resumable: SEED=7 KINDS=redis,worker LANES=2 TRAINERS=stub
+	@$(if $(KINDS),,DPO_MODEL_RUNS=2000 $(BIN)/python -m pytest -q -s tests/model)
 	@$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(KINDS),--kinds '$(KINDS)') \
 		$(if $(LANES),--lanes $(LANES)) $(if $(TRAINERS),--trainers $(TRAINERS))
 
@@ -108,6 +109,10 @@ bench-data: setup build/trl/.installed ## A million pairs checked, rendered and 
 .PHONY: bench-api
 bench-api: setup ## List, read and create jobs at 50 requests a second in a table of 100,000: latencies
 	@$(BIN)/python -m benchmarks.api
+
+.PHONY: bench-overhead
+bench-overhead: setup ## What the service costs: training under its worker, from a POST to step 1, claims of 100,000 jobs
+	@$(BIN)/python -m benchmarks.overhead
 
 .PHONY: bench-losses
 bench-losses: build/trl/.installed ## Every loss and its gradient beside TRL's, in float64

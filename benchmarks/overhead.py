@@ -1,0 +1,182 @@
+"""`make bench-overhead`: what the service costs. Training under its worker beside training alone, from a POST to the
+first step, and claims in a long queue. benchmarks/README.md says what each figure means. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import claims
+from benchmarks.lengths import like_hh_rlhf
+from benchmarks.report import machine, print_table
+from benchmarks.shape import Shape
+from benchmarks.supervised import RANKS, Run, alone, service, under_the_worker
+from benchmarks.timeline import own_share, timeline
+from benchmarks.workload import Workload, build_drawn
+from cli.servers import postgres
+from migrations.run import upgrade
+
+PARTS = ("training", "timeline", "claims")
+BATCH_SIZE = 8
+SHAPE = Shape(hidden=256, layers=4, heads=4, key_value_heads=2, intermediate=704, vocabulary=2048)
+MOST_COST, MOST_SECONDS, MOST_CLAIM_MS = 0.01, 1.0, 10.0
+"""The goals."""
+
+
+def request(file_id: str, steps: int) -> dict[str, Any]:
+    """A job that makes four checkpoints on its way: publishing them is part of supervision."""
+    training = {
+        "batch_size": BATCH_SIZE,
+        "epochs": 1,
+        "learning_rate": 1e-6,
+        "validation_fraction": 0.0,
+        "checkpoint_steps": max(1, steps // 4),
+        "max_steps": steps,
+    }
+    body = {"model": "base/bench", "training_file": file_id, "method": {"type": "dpo"}}
+    return {**body, "training": training, "resources": {"gpus": RANKS}}
+
+
+def cost_of_supervision(folder: Path, steps: int, rounds: int) -> dict[str, Any]:
+    """Alternating runs; every step counts with its median over the rounds."""
+    supervised: list[Run] = []
+    by_itself: list[Run] = []
+    workload = Workload(folder / "workload", SHAPE, BATCH_SIZE, max_length=1024)
+    build_drawn(workload, like_hh_rlhf(BATCH_SIZE * steps, seed=1))
+    with service(folder, workload.model) as served:
+        asked = request(served.upload(workload.pairs), steps)
+        for number in range(rounds):
+            template = folder / "template"
+            supervised.append(under_the_worker(served, asked, None if number else template))
+            by_itself.append(alone(template, folder / f"alone-{number}"))
+            print(f"round {number + 1}: supervised {_words(supervised[-1])}, alone {_words(by_itself[-1])}", flush=True)
+    under, without = _per_step(supervised), _per_step(by_itself)
+    took = sum(run.step_ends[-1] - run.step_ends[0] for run in supervised)
+    return {
+        "steps": steps,
+        "rounds": rounds,
+        "ranks": RANKS,
+        "alone_seconds_per_step": round(without / (steps - 1), 5),
+        "supervised_seconds_per_step": round(under / (steps - 1), 5),
+        "cost": round(under / without - 1, 5),
+        "cost_of_each_round": [
+            round(sum(one.seconds) / sum(other.seconds) - 1, 5)
+            for one, other in zip(supervised, by_itself, strict=True)
+        ],
+        "service_cpu_share_of_a_core": round(sum(run.cpu_seconds for run in supervised) / took, 5),
+    }
+
+
+def from_post_to_step(folder: Path, rounds: int) -> dict[str, Any]:
+    """Medians over jobs that are submitted one by one to an idle service."""
+    workload = Workload(folder / "workload", SHAPE, BATCH_SIZE, max_length=1024)
+    build_drawn(workload, like_hh_rlhf(BATCH_SIZE * 2, seed=1))
+    with service(folder, workload.model) as served:
+        file_id = served.upload(workload.pairs)
+        seen = []
+        for number in range(rounds):
+            asked = request(file_id, steps=2)
+            asked["training"]["beta"] = 0.1 + number / 1000  # another job, not one sent again
+            asked["resources"] = {"gpus": 1}
+            seen.append(timeline(served, asked))
+    marks = {name: round(median(run[name] for run in seen), 3) for name in seen[0]}
+    return {"rounds": rounds, "seconds_since_post": marks, "own_share_seconds": own_share(marks)}
+
+
+def claims_in_a_queue(folder: Path, jobs: int, workers: int, seconds: float, *, show_plans: bool) -> dict[str, Any]:
+    part, url = postgres(folder, lambda _: None)
+    part.start()
+    part.wait_ready()
+    try:
+        upgrade(url)
+        found = {}
+        for queue in claims.QUEUES:
+            found[queue.name] = claims.measure(url, queue, jobs=jobs, workers=workers, seconds=seconds)
+            if show_plans:
+                print(f"\n{queue.name}\n{claims.plans(url, queue)}", flush=True)
+    finally:
+        part.stop()
+    return {"jobs": jobs, "workers": workers, "poll_seconds": claims.POLL_SECONDS, "queues": found}
+
+
+def show(facts: dict[str, Any]) -> None:
+    rows: list[tuple[str, ...]]
+    if "training" in facts:
+        found = facts["training"]
+        rows = [(name, f"{found[f'{name}_seconds_per_step'] * 1000:.1f}") for name in ("alone", "supervised")]
+        print_table(f"{found['steps']} steps, {found['rounds']} rounds in turn", ("", "ms a step"), rows)
+        print(f"supervision costs {100 * found['cost']:.2f} % of a step")
+        print(f"the service takes {100 * found['service_cpu_share_of_a_core']:.1f} % of a core meanwhile")
+    if "timeline" in facts:
+        marks, before, rows = facts["timeline"]["seconds_since_post"], 0.0, []
+        for name, at in sorted(marks.items(), key=lambda mark: mark[1]):
+            rows.append((name, f"{at:.3f}", f"{at - before:.3f}"))
+            before = at
+        print_table("From a POST to the first step", ("", "s since POST", "s"), rows)
+        for name, seconds in facts["timeline"]["own_share_seconds"].items():
+            print(f"the service's own share, {name.replace('_', ' ')}: {seconds:.3f} s")
+    if "claims" in facts:
+        found = facts["claims"]
+        columns = ("", "looks", "found", "p50 ms", "p99 ms", "max ms", "p99 since begun", "claims/s without a pause")
+        rows = []
+        for name, queue in found["queues"].items():
+            due, begun = queue["since_due_ms"], queue["since_begun_ms"]
+            cells = (due["requests"], queue["found"], due["p50"], due["p99"], due["max"], begun["p99"])
+            rows.append((name, *(f"{cell:g}" for cell in cells), str(queue["claims_per_second"])))
+        title = f"{found['jobs']:,} jobs wait, {found['workers']} workers look every {found['poll_seconds']:g} s"
+        print_table(title, columns, rows)
+
+
+def reached(facts: dict[str, Any]) -> dict[str, bool]:
+    goals = {}
+    if "training" in facts:
+        goals["training"] = facts["training"]["cost"] < MOST_COST
+    if "timeline" in facts:
+        goals["timeline"] = all(share < MOST_SECONDS for share in facts["timeline"]["own_share_seconds"].values())
+    if "claims" in facts:
+        queues = facts["claims"]["queues"].values()
+        goals["claims"] = all(queue["since_due_ms"]["p99"] < MOST_CLAIM_MS for queue in queues)
+    return goals
+
+
+def _per_step(runs: list[Run]) -> float:
+    return math.fsum(median(step) for step in zip(*(run.seconds for run in runs), strict=True))
+
+
+def _words(run: Run) -> str:
+    return f"{1000 * sum(run.seconds) / len(run.seconds):.1f} ms a step"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=100_000)
+    parser.add_argument("--workers", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of claims for each kind of queue")
+    parser.add_argument("--plans", action="store_true", help="print what PostgreSQL does for a claim")
+    given = parser.parse_args()
+    facts: dict[str, Any] = {}
+    for part in given.only:
+        with tempfile.TemporaryDirectory(prefix="dpo-bench-overhead-") as folder:
+            if part == "training":
+                facts[part] = cost_of_supervision(Path(folder), given.steps, given.rounds)
+            elif part == "timeline":
+                facts[part] = from_post_to_step(Path(folder), given.rounds)
+            else:
+                asked = {"jobs": given.jobs, "workers": given.workers, "seconds": given.seconds}
+                facts[part] = claims_in_a_queue(Path(folder), **asked, show_plans=given.plans)
+    show(facts)
+    used = machine()
+    print(json.dumps({**facts, "reached": reached(facts), "machine": {"cores": used["cores"], "cpu": used["cpu"]}}))
+
+
+if __name__ == "__main__":
+    main()
