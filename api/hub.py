@@ -24,7 +24,6 @@ from control_plane.model_files import file_of, files_of, open_file
 from control_plane.tables import Model
 
 router = APIRouter(prefix="/hf", tags=["hub"], route_class=HubRoute)
-MOST_MODELS = 1000
 MOST_PATHS = 1000
 WITHOUT_NULLS: dict[str, Any] = {"response_model_exclude_none": True}
 """The clients look for a field, not for its value."""
@@ -58,7 +57,7 @@ def list_models(
     *,
     author: str | None = None,
     search: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=MOST_MODELS)] = MOST_MODELS,
+    limit: Annotated[int | None, Query(ge=1)] = None,
 ) -> list[HubModel]:
     """Newest first. `author` is a project, or `base`; `search` is a part of the id."""
     with services.database.transaction() as session:

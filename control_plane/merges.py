@@ -17,7 +17,7 @@ from control_plane.errors import InvalidRequest, StaleFence
 from control_plane.model_files import list_checkpoint, set_files
 from control_plane.questions import about_merging
 from control_plane.quotas import Limits
-from control_plane.result_names import MAX_ID, merged_name
+from control_plane.result_names import MAX_ID, MERGED, merged_name
 from control_plane.tables import Check, Json, Model
 from dpo_core.run_directory import Manifest
 
@@ -85,7 +85,7 @@ def publish(session: Session, claim: Claim, manifest: Manifest, storage_prefix: 
         "bytes": sum(file.bytes for file in manifest.files),
         "job_id": adapter.job_id,
         "step": adapter.step,
-        "facts": {**adapter.facts, "merged": _origin(adapter, base)},
+        "facts": {**adapter.facts, MERGED: _origin(adapter, base)},
     }
     set_files(_put(session, named["makes"], adapter, facts), list_checkpoint(manifest))
 
@@ -98,7 +98,7 @@ def _made_before(session: Session, adapter: Model, base: Model) -> Model | None:
     """A model that was merged of the same bytes: a checkpoint, a job's result and its best have several names."""
     if adapter.commit is None or base.commit is None:
         return None
-    same = Model.facts.contains({"merged": _origin(adapter, base)})
+    same = Model.facts.contains({MERGED: _origin(adapter, base)})
     mine = Model.project_id == adapter.project_id
     return session.scalars(select(Model).where(mine, same, Model.deleted_at.is_(None)).limit(1)).first()
 

@@ -248,7 +248,8 @@ def _put_model(
     start = session.get_one(Model, job.model_id)
     model = session.get(Model, model_id)
     if model is None:
-        model = Model(id=model_id, project_id=job.project_id, kind="checkpoint", job_id=job.id, facts=start.facts)
+        model = Model(id=model_id, project_id=job.project_id, kind="checkpoint", job_id=job.id)
+        model.facts = models.inherited_facts(start)
         session.add(model)
     elif model.storage_prefix != storage_prefix:
         models.outdate_merged(session, model_id)

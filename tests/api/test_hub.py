@@ -296,6 +296,7 @@ def test_lists_and_who_am_i(http: httpx2.Client, training: str, base: str) -> No
         f"{training}-best"
     ]
     assert len(http.get("/hf/api/models", params={"limit": 1, "author": "default"}).json()) == 1
+    assert len(http.get("/hf/api/models", params={"limit": 5000}).json()) == 3
     refused = http.get("/hf/api/models", params={"limit": 0})
     assert (refused.status_code, "limit" in refused.headers["x-error-message"]) == (400, True)
     me = http.get("/hf/api/whoami-v2").json()

@@ -182,6 +182,19 @@ def test_alone_it_goes_and_can_be_ordered_again(stocked: Database, adapter: str)
     assert merge(stocked, adapter) == merged
 
 
+def test_what_was_trained_from_merged_weights_is_not_taken_for_them(stocked: Database, adapter: str) -> None:
+    merged = merge(stocked, adapter)
+    claim = started(stocked, model=merged)
+    files = [{"path": "model/model.safetensors", "bytes": 7, "sha256": "t"}]
+    manifest = Manifest.model_validate({"step": 1, "kind": "full", "files": files, "final": True})
+    with stocked.transaction() as session:
+        trained = results.publish_checkpoint(session, claim, manifest, "checkpoints/trained").id
+        results.succeed(session, claim)
+        assert session.get_one(Model, trained).facts == BASE_FACTS
+        models.delete(session, PROJECT, merged)
+    assert order(stocked, f"{adapter}-step-2").state == State.waiting, "its weights are nobody's any more"
+
+
 def test_an_adapter_that_is_deleted_meanwhile(stocked: Database, adapter: str) -> None:
     order(stocked, adapter)
     held = claim(stocked)

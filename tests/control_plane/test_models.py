@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from control_plane.job_states import State
 from control_plane.leases import Claim
 from control_plane.model_folder import ModelFacts, inspect_folder
 from control_plane.questions import Question
+from control_plane.tables import Model
 from dpo_core.run_directory import Manifest
 from tests.control_plane.model_folders import make_folder
 from tests.control_plane.rows import MODEL, PROJECT, add_project, job_in, noted, started
@@ -207,6 +209,24 @@ def test_what_an_adapter_stands_on_stays(stocked: Database) -> None:
             models.delete(session, PROJECT, result)
         models.delete(session, PROJECT, adapter)
         models.delete(session, PROJECT, result)
+
+
+def test_an_unknown_id_is_compared_with_the_newest_alone(stocked: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ten thousands of checkpoints, each 404 would take seconds."""
+    monkeypatch.setattr(models, "COMPARED", 2)
+    with stocked.transaction() as session:
+        made = datetime(2030, 1, 1, tzinfo=UTC)
+        for number, name in enumerate(("older-one", "newer-two", "newest-three")):
+            model_id, moment = f"default/{name}", made + timedelta(days=number)
+            session.add(Model(id=model_id, project_id=PROJECT, kind="checkpoint", form="full", created_at=moment))
+        session.flush()
+        for asked in ("default/newer-tw", "default/older-on"):
+            with pytest.raises(NotFound) as unknown:
+                models.get(session, PROJECT, asked)
+            assert ('"default/newer-two"' in unknown.value.message, "older-one" in unknown.value.message) == (
+                True,
+                False,
+            )
 
 
 def test_base_models_belong_to_the_operator(stocked: Database) -> None:
