@@ -147,9 +147,16 @@ def claim(session: Session, worker_id: str) -> Claim | None:
     delivery = session.scalars(due).one_or_none()
     if delivery is None:
         return None
-    endpoint = session.get_one(WebhookEndpoint, delivery.endpoint_id)
     now = session.scalars(select(dpo_now())).one()
-    delivery.attempts += 1  # counted before it is sent: a delivery that kills its worker must come to an end, too
+    if delivery.lease_until is not None and now > delivery.retry_until:
+        # A delivery that kills its worker must come to an end, too.
+        fences.release(delivery)
+        delivery.error = "whoever sent it last was not heard of any more"
+        _end(delivery, "failed", now)
+        session.flush()
+        return claim(session, worker_id)
+    endpoint = session.get_one(WebhookEndpoint, delivery.endpoint_id)
+    delivery.attempts += 1
     delivery.tries_now += 1
     delivery.tried_at = now
     fences.take(session, delivery, worker_id, LEASE_SECONDS)

@@ -24,6 +24,8 @@ SECONDS = 15.0
 ANSWER_BYTES = 16 * 1024
 """Read of an answer's body, so that its sender sees no broken connection; nobody looks at them."""
 
+ERROR_CHARACTERS = 300
+
 Resolve = Callable[[str, int], Sequence[Address]]
 Permit = Callable[[Address], str | None]
 """What keeps us from an address, or None."""
@@ -64,11 +66,17 @@ def post(
     except (OSError, HTTPException, ValueError) as error:
         if connection.aborted:
             raise NotSent(f"{target.host} did not answer within {seconds:g} s") from None
-        raise NotSent(f"{target.host} could not be asked: {error or type(error).__name__}") from None
+        raise NotSent(f"{target.host} could not be asked: {_words_of(error)}") from None
     finally:
         watchdog.cancel()
         connection.close()
     return answer.status
+
+
+def _words_of(error: Exception) -> str:
+    """What an error says. It may quote what the other side sent, and is kept in PostgreSQL: so printable, and short."""
+    said = str(error) or type(error).__name__
+    return "".join(letter for letter in said if letter.isprintable())[:ERROR_CHARACTERS]
 
 
 def _addresses(target: Target, resolve: Resolve, permit: Permit) -> Sequence[Address]:
@@ -97,10 +105,12 @@ class _Pinned(HTTPConnection):
 
     def connect(self) -> None:
         self.sock = self._first_that_answers()
+        self._require_time()
         if self._target.secure:
             # Shaking hands later, so that `abort` finds the socket while that goes on.
             wrapped = self._tls.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
             self.sock = wrapped
+            self._require_time()
             wrapped.do_handshake()
 
     def abort(self) -> None:
@@ -111,6 +121,11 @@ class _Pinned(HTTPConnection):
                 socket.socket.shutdown(self.sock, socket.SHUT_RDWR)  # an SSLSocket's own would forget its TLS meanwhile
             except OSError:
                 return  # nobody is connected any more
+
+    def _require_time(self) -> None:
+        """Behind each new socket: an `abort` just before it found none, or another one. Raises TimeoutError."""
+        if self.aborted:
+            raise TimeoutError
 
     def _first_that_answers(self) -> socket.socket:
         failure: OSError = OSError("no address")

@@ -161,6 +161,23 @@ def test_it_is_given_up_after_a_day_and_can_be_sent_again(stocked: Database) -> 
     assert row.next_try_at - row.tried_at < FIRST_WAIT + timedelta(seconds=5), "the waits begin anew"
 
 
+def test_a_delivery_that_kills_its_worker_each_time_comes_to_an_end(stocked: Database) -> None:
+    with stocked.transaction() as session:
+        endpoint(session)
+        end_a_job(session)
+    claimed(stocked)
+    with stocked.transaction() as session:
+        set_clock_ahead(session, PATIENCE.total_seconds() - 5)
+    assert claimed(stocked).fence == 2, "there is time for another try"
+    with stocked.transaction() as session:
+        set_clock_ahead(session, PATIENCE.total_seconds() + LEASE_SECONDS)
+        end_a_job(session)
+    assert claimed(stocked).delivery_id == all_rows(stocked)[1].id, "it holds up no other"
+    given_up = all_rows(stocked)[0]
+    assert (given_up.state, given_up.lease_until) == ("failed", None)
+    assert given_up.error == "whoever sent it last was not heard of any more"
+
+
 def test_an_endpoint_is_disabled_after_days_of_failures_with_an_event(stocked: Database) -> None:
     with stocked.transaction() as session:
         endpoint_id = endpoint(session).id

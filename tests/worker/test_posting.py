@@ -132,6 +132,39 @@ def test_a_server_that_takes_its_time_is_left(server: Callable[[socket.socket], 
         post(target(port), b"{}", {}, permit=permit, tls=TLS, resolve=answering(OUTSIDE)[0], seconds=0.5)
 
 
+def test_the_time_is_up_just_when_the_connection_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watchdog finds no socket to close then, and comes no second time."""
+    connect = socket.create_connection
+
+    def slow(address: tuple[str, int], timeout: float) -> socket.socket:
+        deadline.wait(20)
+        return connect(address, timeout)
+
+    class Watchdog(threading.Timer):
+        def run(self) -> None:
+            super().run()
+            deadline.set()
+
+    deadline = threading.Event()
+    monkeypatch.setattr("worker.posting.socket.create_connection", slow)
+    monkeypatch.setattr("worker.posting.threading.Timer", Watchdog)
+    with raw_server(lambda it: drip(it, b"x")) as port, pytest.raises(NotSent, match=r"within 0\.01 s"):
+        post(target(port), b"{}", {}, permit=permit, tls=TLS, resolve=answering(OUTSIDE)[0], seconds=0.01)
+
+
+@pytest.mark.parametrize("line", [b"\0\r\x1b[31mred\r\n", b"HTTP/1.1 99999 " + b"a" * 60_000 + b"\r\n"])
+def test_what_is_told_of_an_answer_that_is_no_http_can_be_kept(line: bytes) -> None:
+    """PostgreSQL can't hold a NUL: a delivery that could not be noted would be sent again for ever."""
+
+    def garbage(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(line)
+
+    with raw_server(garbage) as port, pytest.raises(NotSent, match="could not be asked: ") as failure:
+        post(target(port), b"{}", {}, permit=permit, tls=TLS, resolve=answering(OUTSIDE)[0])
+    assert str(failure.value).isprintable() and len(str(failure.value)) < 400
+
+
 def test_an_endless_answer_is_cut_off() -> None:
     def flood(connection: socket.socket) -> None:
         connection.recv(65536)
