@@ -129,8 +129,8 @@ def _require_open(services: Services, caller: Caller, upload_id: str) -> Room | 
 def _add_part(services: Services, caller: Caller, upload_id: str, part_id: str, size: int) -> UploadPartObject:
     with services.database.transaction(actor=caller.actor) as session:
         try:
-            quotas.require_bytes(session, caller.project_id, size, services.limits)
-            part = uploads.add_part(session, caller.project_id, upload_id, part_id=part_id, bytes=size)
+            limits = services.limits
+            part = uploads.add_part(session, caller.project_id, upload_id, part_id=part_id, bytes=size, limits=limits)
         except BaseException:
             services.storage.delete(uploads.part_key(upload_id, part_id))
             raise

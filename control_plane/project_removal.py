@@ -20,11 +20,9 @@ def delete_project(session: Session, name: str) -> Project:
     Raises NotFound.
     """
     project = projects.named(session, name)
+    _cancel_jobs(session, project.id)  # in the order of what workers report: a job, then its project
     session.get_one(Project, project.id, with_for_update=True)
-    mine = select(Job).where(Job.project_id == project.id)
-    for job in session.scalars(mine.where(Job.state.not_in(FINAL)).order_by(Job.id)).all():
-        jobs.cancel(session, project.id, job.id)
-    session.flush()
+    _cancel_jobs(session, project.id)  # those that were made meanwhile; from here on nobody makes any
     for prefix in (*_stored_of(session, project.id), *project_prefixes(project.id)):
         removals.note(session, prefix)
     audit.record(session, project.id, "project.deleted", project.id)
@@ -34,6 +32,13 @@ def delete_project(session: Session, name: str) -> Project:
             session.execute(delete(table).where(table.c.project_id == project.id))
     session.execute(delete(Project).where(Project.id == project.id))
     return project
+
+
+def _cancel_jobs(session: Session, project_id: str) -> None:
+    unfinished = select(Job.id).where(Job.project_id == project_id, Job.state.not_in(FINAL)).order_by(Job.id)
+    for job_id in session.scalars(unfinished).all():
+        jobs.cancel(session, project_id, job_id)
+    session.flush()
 
 
 def _stored_of(session: Session, project_id: str) -> Iterator[str]:

@@ -138,9 +138,13 @@ def require_open(session: Session, project_id: str, upload_id: str) -> Upload:
     return upload
 
 
-def add_part(session: Session, project_id: str, upload_id: str, *, part_id: str, bytes: int) -> UploadPart:
-    """Makes a part known whose bytes are in storage. Conflict where the upload has no room for it."""
+def add_part(
+    session: Session, project_id: str, upload_id: str, *, part_id: str, bytes: int, limits: Limits = quotas.NONE
+) -> UploadPart:
+    """Makes a part known whose bytes are in storage. Conflict where the upload has no room for it, QuotaExceeded where
+    the project has none."""
     upload = require_open(session, project_id, upload_id)
+    quotas.require_bytes(session, project_id, bytes, limits)  # in the order of `complete`: the upload, then the project
     there = session.scalar(
         select(func.coalesce(func.sum(UploadPart.bytes), 0)).where(UploadPart.upload_id == upload_id)
     )

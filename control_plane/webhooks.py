@@ -146,8 +146,11 @@ def rotate_secret(session: Session, project_id: str, endpoint_id: str, body: obj
 
 def remove(session: Session, project_id: str, endpoint_id: str) -> None:
     """The endpoint goes with its log, and with what waits for it."""
+    get(session, project_id, endpoint_id)
+    log = delete(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint_id)
+    session.execute(log)  # in the order of what a worker reports: a delivery, then its endpoint
     endpoint = _locked(session, project_id, endpoint_id)
-    session.execute(delete(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint.id))
+    session.execute(log)  # what was made meanwhile; from here on nobody makes any
     session.delete(endpoint)
     audit.record(session, project_id, "webhook.deleted", endpoint_id)
     session.flush()
