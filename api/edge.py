@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import envelope
+from api.errors import envelope, one_line
 from control_plane.ids import new_id
 
 DRAIN_BYTES = 16 * 1024**2
@@ -38,9 +38,9 @@ class Edge:
         try:
             await self.app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
-            logger.info("%s %s %s: the client went away", exchange.id, scope["method"], scope["path"])
+            logger.info("%s %s: the client went away", exchange.id, exchange.asked)
         except Exception:
-            logger.exception("%s %s %s failed", exchange.id, scope["method"], scope["path"])
+            logger.exception("%s %s failed", exchange.id, exchange.asked)
             if exchange.answered:
                 raise  # the server cuts the connection, so that the client sees a broken answer
             message = f"The server failed; its log says why, under {exchange.id}. Try again, or ask the operator."
@@ -53,6 +53,7 @@ class _Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.id = new_id("req")
+        self.asked = one_line(scope["method"], scope["path"])
         scope.setdefault("state", {}).update(request_id=self.id, headers={})
         self._scope = scope
         self.answered = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from http import HTTPStatus
 from typing import cast
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -77,13 +78,18 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
 
 
+def one_line(method: str, path: str) -> str:
+    """A request in the log: a path that was sent with an encoded line break begins no line of its own."""
+    return f"{method} {quote(path)}"
+
+
 def _service_error(_: Request, failure: Exception) -> JSONResponse:
     error = cast(ServiceError, failure)
     return envelope(STATUS[type(error)], error.message, code=error.code, param=error.param)
 
 
 def _database_away(request: Request, failure: Exception) -> JSONResponse:
-    logger.warning("%s %s: PostgreSQL doesn't answer", request.method, request.url.path, exc_info=failure)
+    logger.warning("%s: PostgreSQL doesn't answer", one_line(request.method, request.scope["path"]), exc_info=failure)
     message = "PostgreSQL can't be reached; the server's log says why. Try again in a moment."
     return envelope(503, message, code="database_unreachable")
 

@@ -53,7 +53,11 @@ class Most:
 
     def require(self, headers: Headers) -> None:
         """Raises the refusal where the whole form is announced as longer than such a file and all else in it."""
-        if int(headers.get("content-length", 0)) > self.bytes + 4 * FIELD_BYTES:
+        self.require_whole(int(headers.get("content-length", 0)))
+
+    def require_whole(self, form_bytes: int) -> None:
+        """As `require`, of a form that has so many bytes: before its first part and behind its last one may be some."""
+        if form_bytes > self.bytes + 4 * FIELD_BYTES:
             raise self.refusal
 
 
@@ -92,7 +96,10 @@ async def receive_form(
             file.write(data)
 
         async with _OneBehind(write) as writer:
+            received = 0
             async for chunk in never_idle(body, idle_seconds):
+                received += len(chunk)
+                most.require_whole(received)
                 try:
                     parser.write(chunk)
                 except FormParserError as error:

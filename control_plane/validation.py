@@ -84,9 +84,10 @@ def _path(error: ErrorDetails, data: object) -> list[str]:
 
 
 def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
-    """The field names of the model at `path` inside `model`."""
+    """The field names of the model at `path` inside `model`; a place in a list leads to no other model."""
     for name in path:
-        model = next(kind for kind in _models_in(model.model_fields[name].annotation))
+        if name in model.model_fields:
+            model = next(kind for kind in _models_in(model.model_fields[name].annotation))
     return list(model.model_fields)
 
 

@@ -113,6 +113,21 @@ def test_a_failure_hides_its_details_and_logs_them(
     assert "UndefinedColumn" in (record.exc_text or "")
 
 
+def test_a_path_begins_no_line_of_the_log(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("control_plane.keys.authenticate", fail)
+    with caplog.at_level(logging.ERROR, logger="api.edge"):
+        answer = httpx2.get(f"{api.url}/v1/files/a%0Aforged", headers={"Authorization": "Bearer x"})
+    error_of(answer, 500)
+    (record,) = caplog.records
+    assert "GET /v1/files/a%0Aforged" in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
 def test_http_that_is_no_http(api: Api) -> None:
     with socket.create_connection((api.host, api.port)) as connection:
         connection.sendall(b"GARBAGE\r\n\r\n")

@@ -106,6 +106,24 @@ def test_too_large(serve: Callable[[Settings], Api], settings: Settings, secret:
     assert len(stored(settings)) == 1
 
 
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_bytes_around_the_form_count_too(
+    serve: Callable[[Settings], Api], settings: Settings, secret: str, place: str
+) -> None:
+    """They are stored nowhere, but who sends them without end keeps a connection and a core busy."""
+    api = serve(settings.model_copy(update={"max_file_bytes": 1000}))
+    form = (
+        b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\nx\r\n--x--\r\n'
+    )
+    filling = [b"\r\n" * 50_000] * 2
+    headers = {"Content-Type": "multipart/form-data; boundary=x", "Authorization": f"Bearer {secret}"}
+    parts = [*filling, form] if place == "before" else [form, *filling]
+    answer = httpx2.post(f"{api.url}/v1/files", content=iter(parts), headers=headers, timeout=60)
+    assert answer.status_code == 413, answer.text
+    assert stored(settings) == []
+
+
 def test_an_upload_cut_off_half_way_leaves_nothing(api: Api, client: OpenAI, settings: Settings, secret: str) -> None:
     head = (
         f"POST /v1/files HTTP/1.1\r\nHost: {api.host}\r\nAuthorization: Bearer {secret}\r\n"

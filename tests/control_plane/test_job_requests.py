@@ -30,6 +30,18 @@ def dpo(**hyperparameters: Any) -> dict[str, Any]:
             'in method.dpo.hyperparameters. Did you mean "beta"?',
         ),
         ({"method": {"type": "dpo", "zzz": {}}}, "method.zzz", "unknown_field", "Known: type, dpo, supervised."),
+        (
+            {"integrations": [{"type": "wandb", "wandb": {"project": "x"}, "typ": 1}]},
+            "integrations.0.typ",
+            "unknown_field",
+            'in integrations.0. Did you mean "type"?',
+        ),
+        (
+            {"integrations": [{"type": "wandb", "wandb": {"project": "x", "nam": "y"}}]},
+            "integrations.0.wandb.nam",
+            "unknown_field",
+            'Did you mean "name"?',
+        ),
         ({"hyperparameters": {"beta": 1}}, "hyperparameters.beta", "unknown_field", "Known: n_epochs"),
         ({"training_file": None}, "training_file", "missing_field", '"training_file" is missing.'),
         (
