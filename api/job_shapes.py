@@ -13,6 +13,7 @@ from control_plane.job_states import FINAL, State
 from control_plane.progress import estimated_finish
 from control_plane.result_names import best_name
 from control_plane.tables import Checkpoint, Event, Job, Metric
+from dpo_core.run_directory import FailureKind
 
 Status = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
 
@@ -40,6 +41,9 @@ CHECKPOINT_METRICS = {
 
 class JobFailure(BaseModel):
     code: str
+    kind: FailureKind
+    """Ours: whose matter it is. user: the data or the spec; resource: too little memory or disk; infrastructure: workers
+    or processes that were lost too often; divergence: the numbers were no longer finite."""
     message: str
     param: str | None
     line: int | None = None

@@ -1,7 +1,10 @@
-"""How an attempt at a job ends, and whether another one follows."""
+"""How an attempt at a job ends, and whether another one follows, and when."""
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+from datetime import timedelta
 from typing import Literal
 
 from sqlalchemy import Select, select
@@ -14,6 +17,11 @@ from control_plane.tables import Attempt, Checkpoint, Job, Json
 from dpo_core.run_directory import Failure
 
 Outcome = Literal["succeeded", "stopped", "failed", "cancelled", "lost"]
+
+LONGEST_WAIT = 300.0
+"""Seconds between two attempts, at most."""
+GROWTH = 4
+"""How much longer each wait is than the one before."""
 
 
 def end(session: Session, job: Job, outcome: Outcome, failure: Failure | None = None) -> Attempt:
@@ -28,32 +36,67 @@ def end(session: Session, job: Job, outcome: Outcome, failure: Failure | None = 
 
 
 def end_for_another(
-    session: Session, job: Job, failure: Failure, *, outcome: Literal["lost", "failed"], max_attempts: int
+    session: Session,
+    job: Job,
+    failure: Failure,
+    *,
+    outcome: Literal["lost", "failed"],
+    max_attempts: int,
+    retry_seconds: float = 0.0,
 ) -> bool:
     """Ends the attempt through nobody's fault; True when the job waits for another one.
 
-    Attempts that published a new checkpoint don't count towards `max_attempts`.
+    Attempts that published a new checkpoint don't count towards `max_attempts`, and the next one may follow at once.
+    After others it may not before a while: `retry_seconds` at first, then ever longer.
     """
     attempt = end(session, job, outcome, failure)
     job.fruitless_attempts = 0 if attempt.made_progress else job.fruitless_attempts + 1
     if job.fruitless_attempts >= max_attempts:
-        count = "1 attempt" if job.fruitless_attempts == 1 else f"{job.fruitless_attempts} attempts in a row"
-        message = f"{count} ended without a new checkpoint; the last: {failure.message}"
-        give_up(session, job, failure.model_copy(update={"message": message}))
+        give_up(session, job, failure.model_copy(update={"message": _in_vain(session, job, failure)}))
         return False
     what = failure.message.rstrip(".")
-    data: Json = {"log": failure.log} if failure.log else {}
+    data: Json = {"kind": failure.kind} | ({"log": failure.log} if failure.log else {})
     if job.state == State.pausing:
         message = f"{what}. {paused(session, job)}"
         move(session, job, State.paused, code=failure.code, message=message, level="warn", data=data)
         return False
+    when = _put_off(session, job, retry_seconds)
+    if job.not_before is not None:
+        data["not_before"] = int(job.not_before.timestamp())
     if job.state == State.validating:
-        message = f"{what}; the files are checked again."
+        message = f"{what}; the files are checked again{when}."
         events.add(session, job, code=failure.code, message=message, level="warn", data=data)
     else:
-        message = f"{what}; the job {what_follows(session, job)}."
+        message = f"{what}; the job {what_follows(session, job)}{when}."
         move(session, job, State.queued, code=failure.code, message=message, level="warn", data=data)
     return True
+
+
+def _put_off(session: Session, job: Job, retry_seconds: float) -> str:
+    """Sets how early the next attempt may begin, and says so in words; nothing where the last one made progress."""
+    wait = min(LONGEST_WAIT, retry_seconds * GROWTH ** (job.fruitless_attempts - 1)) if job.fruitless_attempts else 0.0
+    wait *= random.uniform(0.5, 1.0)  # noqa: S311 - so that jobs that fell together don't rise together
+    if not wait:
+        job.not_before = None
+        return ""
+    job.not_before = session.scalar(select(dpo_now() + timedelta(seconds=wait)))
+    return f", in {max(1, round(wait))} s at the earliest"
+
+
+def _in_vain(session: Session, job: Job, last: Failure) -> str:
+    """What became of the attempts since the last new checkpoint."""
+    count = job.fruitless_attempts
+    if count == 1:
+        return f"1 attempt ended without a new checkpoint; the last: {last.message}"
+    ended = select(Attempt.error["code"].astext).where(
+        Attempt.job_id == job.id, Attempt.outcome.in_(("lost", "failed"))
+    )
+    codes = Counter(session.scalars(ended.order_by(Attempt.fence.desc()).limit(count)))
+    how = ", ".join(f"{times} times {code}" if times > 1 else f"once {code}" for code, times in codes.items())
+    message = f"{count} attempts in a row ended without a new checkpoint ({how}); the last: {last.message}"
+    if set(codes) == {"worker_lost"}:
+        message += " It may be the job that ends its workers: see what killed them (their memory, their logs)."
+    return message
 
 
 def resumable(job: Job) -> Select[Checkpoint]:

@@ -89,11 +89,11 @@ def held(session: Session, claim: Claim) -> Job:
     return fences.held(session, Job, claim.job_id, claim.fence)
 
 
-def reconcile(session: Session, *, max_attempts: int) -> list[str]:
+def reconcile(session: Session, *, max_attempts: int, retry_seconds: float = 0.0) -> list[str]:
     """Frees all work whose lease ran out, and returns the ids of jobs that wait again.
 
-    A job that lost `max_attempts` attempts in a row without a new checkpoint fails instead. Does
-    nothing while another reconciler is at it.
+    A job that lost `max_attempts` attempts in a row without a new checkpoint fails instead; before that it waits
+    ever longer, `retry_seconds` at first. Does nothing while another reconciler is at it.
     """
     if not session.scalar(select(func.pg_try_advisory_xact_lock(RECONCILER_LOCK))):
         return []
@@ -104,7 +104,9 @@ def reconcile(session: Session, *, max_attempts: int) -> list[str]:
             code="worker_lost",
             message=f"Worker {job.worker_id} was not heard of any more.",
         )
-        if attempts.end_for_another(session, job, lost, outcome="lost", max_attempts=max_attempts):
+        if attempts.end_for_another(
+            session, job, lost, outcome="lost", max_attempts=max_attempts, retry_seconds=retry_seconds
+        ):
             waiting.append(job.id)
     return waiting
 
@@ -115,11 +117,16 @@ def waiting(session: Session) -> int:
 
 
 def _to_validate() -> ColumnElement[bool]:
-    return (Job.state == State.validating) & Job.lease_until.is_(None) & Job.waits_for.is_(None)
+    return (Job.state == State.validating) & Job.lease_until.is_(None) & Job.waits_for.is_(None) & _rested()
 
 
 def _to_train() -> ColumnElement[bool]:
-    return (Job.state == State.queued) & Job.waits_for.is_(None)
+    return (Job.state == State.queued) & Job.waits_for.is_(None) & _rested()
+
+
+def _rested() -> ColumnElement[bool]:
+    """Whether it need not wait after a lost attempt any more."""
+    return or_(Job.not_before.is_(None), Job.not_before <= dpo_now())
 
 
 def _not_behind_a_starving_job(
@@ -142,6 +149,7 @@ def _not_behind_a_starving_job(
 def _take(session: Session, job: Job, worker_id: str, lease_seconds: float) -> Claim:
     kind: Kind = "validate" if job.state == State.validating else "train"
     fences.take(session, job, worker_id, lease_seconds)
+    job.not_before = None
     session.add(Attempt(job_id=job.id, fence=job.fence, project_id=job.project_id, worker_id=worker_id, kind=kind))
     session.flush()
     if kind == "train":

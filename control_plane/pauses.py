@@ -53,6 +53,7 @@ def resume(session: Session, project_id: str, job_id: str) -> Job:
     state = State(job.state)
     if state in CANT_RESUME:
         raise Conflict(f"Job {job_id} is {state} and can't be resumed: {CANT_RESUME[state]}.", code="illegal_move")
+    job.not_before = None
     message = f"The job was resumed: it {attempts.what_follows(session, job)}."
     move(session, job, State.queued, code="job_resumed", message=message)
     audit.record(session, project_id, "job.resumed", job_id)

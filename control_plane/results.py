@@ -212,7 +212,7 @@ def hand_back(session: Session, claim: Claim) -> None:
     move(session, job, State.queued, code="handed_back", message=message)
 
 
-def fail(session: Session, claim: Claim, failure: Failure, *, max_attempts: int) -> None:
+def fail(session: Session, claim: Claim, failure: Failure, *, max_attempts: int, retry_seconds: float = 0.0) -> None:
     """The attempt failed. Through infrastructure: as a lost one, another follows. Otherwise the job fails.
 
     Where the state to resume from was damaged, the next attempt goes on from the checkpoint before. Where the host's
@@ -228,7 +228,9 @@ def fail(session: Session, claim: Claim, failure: Failure, *, max_attempts: int)
             update={"message": f"{failure.message.removesuffix(IN_GENERAL).rstrip()} {advice}"}
         )
     if failure.kind == "infrastructure" or failure.code == HOST_OUT_OF_MEMORY:
-        attempts.end_for_another(session, job, failure, outcome="failed", max_attempts=max_attempts)
+        attempts.end_for_another(
+            session, job, failure, outcome="failed", max_attempts=max_attempts, retry_seconds=retry_seconds
+        )
         return
     attempts.end(session, job, "failed", failure)
     attempts.give_up(session, job, failure)

@@ -82,6 +82,10 @@ class Settings(DatabaseSettings):
     max_attempts: Annotated[int, Field(ge=1)] = 5
     """Attempts without progress before a job fails."""
 
+    retry_seconds: Annotated[float, Field(ge=0)] = 1.0
+    """How long a job waits at most after the first attempt without progress that infrastructure ended; four times as
+    long after each further one, up to five minutes. Chance makes it up to a half shorter."""
+
     reference_cache_bytes: Annotated[int, Field(ge=0)] = 4 * 1024**3
     """Room for measured reference log-probabilities per project (some 32 bytes a pair); what was used least recently
     goes first. 0 keeps none."""

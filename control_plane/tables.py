@@ -258,6 +258,8 @@ class Job(Created, Leased, Base):
     """code, message, param, line, kind."""
     fruitless_attempts: Mapped[int] = mapped_column(server_default="0")
     """Attempts in a row that ended without a new checkpoint; bounded by the setting max_attempts."""
+    not_before: Mapped[datetime | None]
+    """While it waits after such an attempt: no worker takes it earlier, by PostgreSQL's clock."""
     best: Mapped[Json | None]
     """step, metric and value of the best evaluation among its checkpoints (`dpo_core.best.Best`)."""
     trained_tokens: Mapped[int | None]

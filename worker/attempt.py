@@ -71,7 +71,14 @@ class Attempt(Work):
 
     def _report(self, session: Session, ending: Ending) -> None:
         if isinstance(ending, Failure):
-            results.fail(session, self._claim, ending, max_attempts=self._tools.settings.max_attempts)
+            settings = self._tools.settings
+            results.fail(
+                session,
+                self._claim,
+                ending,
+                max_attempts=settings.max_attempts,
+                retry_seconds=settings.retry_seconds,
+            )
         elif ending == "stopped":
             results.hand_back(session, self._claim)
         elif self._claim.kind == "validate":

@@ -159,7 +159,9 @@ class Supervisor:
             workers.beat(session, self._facts.id)
         self._registered = True
         with self._database.transaction() as session:
-            requeued = leases.reconcile(session, max_attempts=self._settings.max_attempts)
+            requeued = leases.reconcile(
+                session, max_attempts=self._settings.max_attempts, retry_seconds=self._settings.retry_seconds
+            )
             requeued += checks.reconcile(session, max_attempts=self._settings.max_attempts)
         with self._database.transaction() as session:
             files.remove_expired(session)

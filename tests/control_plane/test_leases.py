@@ -204,7 +204,10 @@ def test_too_many_fruitless_attempts_fail_and_fruitful_ones_do_not_count(stocked
     job = read_job(stocked, taken.job_id)
     assert job.error is not None
     assert job.error["code"] == "worker_lost"
-    assert job.error["message"].startswith("2 attempts in a row ended without a new checkpoint; the last: Worker w1")
+    assert job.error["message"].startswith(
+        "2 attempts in a row ended without a new checkpoint (2 times worker_lost); the last: Worker w1"
+    )
+    assert "It may be the job that ends its workers" in job.error["message"]
     assert job.finished_at is not None
 
 

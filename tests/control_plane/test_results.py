@@ -373,9 +373,10 @@ def test_what_follows_a_lost_rank_is_told_in_one_sentence_and_the_log_stands_bes
         results.fail(session, claim, lost_rank, max_attempts=3)
         newest = jobs.list_events(session, PROJECT, claim.job_id, limit=100).items
     told = [(event.message, event.data) for event in newest if event.code == "rank_lost"]
+    data = {"kind": "infrastructure", "log": "a\nb"}
     assert told == [
-        ("Rank 1 was killed (SIGKILL); the job goes on from step 100.", {"log": "a\nb"}),
-        ("Rank 1 was killed (SIGKILL); the job begins again, as it has no checkpoint yet.", {"log": "a\nb"}),
+        ("Rank 1 was killed (SIGKILL); the job goes on from step 100.", data),
+        ("Rank 1 was killed (SIGKILL); the job begins again, as it has no checkpoint yet.", data),
     ]
 
 
