@@ -42,8 +42,8 @@ CHECKPOINT_METRICS = {
 class JobFailure(BaseModel):
     code: str
     kind: FailureKind
-    """Ours: whose matter it is. user: the data or the spec; resource: too little memory or disk; infrastructure: workers
-    or processes that were lost too often; divergence: the numbers were no longer finite."""
+    """Ours: whose matter it is. user: the data or the spec; resource: too little memory or disk; infrastructure:
+    workers or processes that were lost too often; divergence: numbers that were no longer finite."""
     message: str
     param: str | None
     line: int | None = None
@@ -84,6 +84,8 @@ class Run(BaseModel):
     waits_for: str | None
     """The job of the same sweep that reads the files, or measures the reference, before this one."""
     priority: str
+    preemptible: bool
+    """Whether it makes room for a job of high priority."""
     gpus: int
     training: dict[str, Any]
     """The training spec as asked for."""
@@ -195,6 +197,7 @@ def _run(job: Job, state: State, finish: int | None) -> Run:
         sweep_id=job.sweep_id,
         waits_for=job.waits_for,
         priority=next(name for name, number in PRIORITIES.items() if number == job.priority),
+        preemptible=job.preemptible,
         gpus=job.gpus,
         training=job.training,
         resolved=job.resolved,

@@ -12,6 +12,7 @@ import typer
 
 from cli.tables import show
 from cli.words import command
+from control_plane.job_requests import Priority
 from dpo_core.spec import Method
 
 INTERRUPTED = 130
@@ -52,6 +53,12 @@ def submit(
         typer.Option(metavar="SHARE", help="The share of FILE's rows that may be left out as bad.", show_default="0"),
     ] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train an adapter instead of all weights.")] = False,
+    priority: Annotated[
+        Priority | None, typer.Option(help="Goes before jobs of a lower one.", show_default="normal")
+    ] = None,
+    preemptible: Annotated[
+        bool, typer.Option("--preemptible", help="Let it make room for a job of high priority, and go on later.")
+    ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Go on with `dpo watch`.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Make no job: print what it would be and take, with reasons.")
@@ -77,6 +84,8 @@ def submit(
         batch_size=batch_size,
         skip_bad_rows=skip_bad_rows,
         lora=lora,
+        priority=priority,
+        preemptible=preemptible,
     )
     console = Console(stderr=True)
     if dry_run:

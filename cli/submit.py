@@ -49,6 +49,8 @@ class Flags:
     batch_size: int | list[int] | None = None
     skip_bad_rows: float | None = None
     lora: bool = False
+    priority: str | None = None
+    preemptible: bool = False
 
     def training(self) -> Json:
         given = {
@@ -195,6 +197,10 @@ def request_body(spec: Json, flags: Flags, check: Callable[[Json], object] = che
         body["suffix"] = flags.suffix
     if flags.gpus is not None:
         body["resources"] = {**(body.get("resources") or {}), "gpus": flags.gpus}
+    if flags.priority is not None:
+        body["priority"] = flags.priority
+    if flags.preemptible:
+        body["preemptible"] = True
     _set_method(body, flags.method)
     check({**body, **placeholders})
     return body

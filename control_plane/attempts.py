@@ -31,6 +31,7 @@ def end(session: Session, job: Job, outcome: Outcome, failure: Failure | None = 
     attempt.outcome = outcome
     attempt.error = failure.model_dump() if failure else None
     fences.release(job)
+    job.yields_to = None
     session.flush()
     return attempt
 

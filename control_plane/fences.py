@@ -51,7 +51,8 @@ def held(session: Session, table: type[L], row_id: str, fence: int) -> L:
 
 def lapsed(session: Session, table: type[L]) -> Sequence[L]:
     """The rows whose lease ran out, locked; those that somebody else is looking after are left to them."""
-    query = select(table).where(table.lease_until < dpo_now()).order_by(table.id).with_for_update(skip_locked=True)
+    now = select(dpo_now()).scalar_subquery()  # read once, so that the index is searched by it
+    query = select(table).where(table.lease_until < now).order_by(table.id).with_for_update(skip_locked=True)
     return session.scalars(query).all()
 
 

@@ -13,6 +13,7 @@ from dpo_core.spec import Auto, PositiveInt, StrictModel, TrainingFields, Traini
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 
+Priority = Literal["low", "normal", "high"]
 MethodType = Literal["dpo", "supervised"]
 Scalars = dict[str, Any]
 
@@ -79,7 +80,10 @@ class JobRequest(StrictModel):
     """OpenAI's older place for a supervised job's settings."""
     training: TrainingFields = Field(default_factory=TrainingFields)
     resources: Resources = Field(default_factory=Resources)
-    priority: Literal["low", "normal", "high"] = "normal"
+    priority: Priority = "normal"
+    preemptible: bool = False
+    """Ours: a job of high priority that finds no room may have this one's: it makes a checkpoint, stops, and goes on
+    from there later."""
     suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     metadata: (

@@ -237,6 +237,7 @@ def _row(project: Project, request: JobRequest, spec: TrainingSpec, start: Model
         project_id=project.id,
         state=State.validating.value,
         priority=PRIORITIES[request.priority],
+        preemptible=request.preemptible,
         method=spec.method,
         model_id=start.id,
         training_file_id=request.training_file,

@@ -7,28 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Literal
 
-from sqlalchemy import ColumnElement, Select, func, or_, select, true, tuple_
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
-from control_plane import attempts, fences, quotas
-from control_plane.database import dpo_now
+from control_plane import attempts, fences, line, quotas
 from control_plane.job_states import State, move
+from control_plane.line import Kind
 from control_plane.tables import Attempt, Job
 from dpo_core.run_directory import Failure
 
-Kind = Literal["validate", "train"]
-
-PATIENCE = timedelta(minutes=2)
-"""A job that waited longer than this keeps room free for itself: see `_not_behind_a_starving_job`."""
-
 RECONCILER_LOCK = 0x64706F02
 """Advisory lock: one reconciler at a time, in any worker."""
-
-ORDER = (-Job.priority, Job.created_at, Job.id)
-"""The line in which jobs wait: priority, then age."""
 
 
 @dataclass(frozen=True)
@@ -54,34 +44,26 @@ def claim(
     kinds: Collection[Kind] = ("validate", "train"),
     project_gpus: int | None = None,
 ) -> Claim | None:
-    """Takes the next work that fits, or None. `free` and `total`: the worker's slots; `kinds`: what it has room for;
-    `project_gpus`: what a project may use at once that has no limit of its own.
+    """Takes the first work in the line (control_plane/line.py) that fits, or None. `free` and `total`: the worker's
+    slots; `kinds`: what it has room for; `project_gpus`: what a project may use at once that has no limit of its own.
 
     One compare-and-set: rows that another worker is claiming are skipped, never waited for.
     """
-    offers: list[ColumnElement[bool]] = []
-    if "validate" in kinds:
-        offers.append(_to_validate())
-    if "train" in kinds:
-        ready = _to_train() & quotas.gpus_left(project_gpus)
-        offers.append(ready & (Job.gpus <= free) & _not_behind_a_starving_job(session, ready, free, total))
-    if not offers:
-        return None
-    query = select(Job).where(or_(*offers)).order_by(*ORDER).limit(1)
-    query = query.with_for_update(of=Job, skip_locked=True)
-    job = session.scalars(query).one_or_none()
+    job = line.next_job(session, worker_id=worker_id, free=free, total=total, kinds=kinds, project_gpus=project_gpus)
     if job is None or (job.state == State.queued and not quotas.take_gpus(session, job, project_gpus)):
         return None
     return _take(session, job, worker_id, lease_seconds)
 
 
 def renew(session: Session, claim: Claim) -> bool:
-    """Another `lease_seconds` from now by PostgreSQL's clock; True when the job is to be paused.
+    """Another `lease_seconds` from now by PostgreSQL's clock; True when the job is to make a checkpoint and stop: it is
+    to be paused, or yields to another one (control_plane/preemption.py).
 
     StaleFence when the job is no longer this claim's: that is how the order to cancel arrives.
     """
     fences.renew(session, Job, claim.job_id, claim.fence, claim.lease_seconds)
-    return session.scalar(select(Job.state).where(Job.id == claim.job_id)) == State.pausing
+    ordered = or_(Job.state == State.pausing, Job.yields_to.is_not(None))
+    return bool(session.scalar(select(ordered).where(Job.id == claim.job_id)))
 
 
 def held(session: Session, claim: Claim) -> Job:
@@ -113,37 +95,7 @@ def reconcile(session: Session, *, max_attempts: int, retry_seconds: float = 0.0
 
 def waiting(session: Session) -> int:
     """How many jobs a worker could claim, room permitting."""
-    return session.scalar(select(func.count()).where(or_(_to_validate(), _to_train()))) or 0
-
-
-def _to_validate() -> ColumnElement[bool]:
-    return (Job.state == State.validating) & Job.lease_until.is_(None) & Job.waits_for.is_(None) & _rested()
-
-
-def _to_train() -> ColumnElement[bool]:
-    return (Job.state == State.queued) & Job.waits_for.is_(None) & _rested()
-
-
-def _rested() -> ColumnElement[bool]:
-    """Whether it need not wait after a lost attempt any more."""
-    return or_(Job.not_before.is_(None), Job.not_before <= dpo_now())
-
-
-def _not_behind_a_starving_job(
-    session: Session, ready: ColumnElement[bool], free: int, total: int
-) -> ColumnElement[bool]:
-    """Large jobs don't starve: behind one that fits this worker's total and waited long, nothing is claimed.
-
-    So the slots that come free stay free until it fits.
-    """
-    starving: Select[*tuple[int, object, str]] = (
-        select(*ORDER)
-        .where(ready, Job.gpus > free, Job.gpus <= total, Job.created_at < dpo_now() - PATIENCE)
-        .order_by(*ORDER)
-        .limit(1)
-    )
-    first = session.execute(starving).one_or_none()
-    return tuple_(*ORDER) < tuple_(*first) if first is not None else true()
+    return session.scalar(select(func.count()).where(line.ready())) or 0
 
 
 def _take(session: Session, job: Job, worker_id: str, lease_seconds: float) -> Claim:

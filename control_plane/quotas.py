@@ -45,7 +45,7 @@ def default_limits(settings: Settings) -> Limits:
 
 def usage(session: Session, project_id: str) -> Usage:
     count = select(func.count()).where(Job.project_id == project_id, Job.state.in_(WAITING))
-    return Usage(_bytes(session, project_id), session.scalar(count) or 0, _gpus(session, project_id))
+    return Usage(_bytes(session, project_id), session.scalar(count) or 0, gpus_held(session, project_id))
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def require_places(session: Session, project_id: str, more: int, gpus: int, defa
         if (project.max_gpus, project.max_waiting_jobs) == (None, None):
             return  # nothing to count, so that creations need not wait for one another
     project = _locked(session, project_id)
-    most_gpus = defaults.gpus if project.max_gpus is None else project.max_gpus
+    most_gpus = gpu_limit(project, defaults.gpus)
     if most_gpus is not None and gpus > most_gpus:
         raise QuotaExceeded(
             f"The project {project.name!r} may use {most_gpus} GPUs at once, and this asks for {gpus}. Ask for fewer "
@@ -111,17 +111,29 @@ def require_places(session: Session, project_id: str, more: int, gpus: int, defa
         )
 
 
-def gpus_left(default: int | None) -> ColumnElement[bool]:
-    """SQL: the job's project may have the job's GPUs beside those that it uses now."""
+def gpus_left(default: int | None, project_id: ColumnElement[str], gpus: ColumnElement[int]) -> ColumnElement[bool]:
+    """SQL: the project may have so many GPUs beside those that it uses now."""
     rooms = _rooms(default)
-    return ~exists(select(rooms.c.room).where(rooms.c.project_id == Job.project_id, rooms.c.room < Job.gpus))
+    return ~exists(select(rooms.c.room).where(rooms.c.project_id == project_id, rooms.c.room < gpus))
 
 
 def take_gpus(session: Session, job: Job, default: int | None) -> bool:
     """Whether the job, whose row is locked, may start: as `gpus_left`, when no other claim of its project is at it."""
-    project = _locked(session, job.project_id)
-    limit = default if project.max_gpus is None else project.max_gpus
-    return limit is None or _gpus(session, job.project_id) + job.gpus <= limit
+    if gpu_limit(session.get_one(Project, job.project_id), default) is None:
+        return True  # nothing to count, so that claims need not wait for one another
+    limit = gpu_limit(_locked(session, job.project_id), default)
+    return limit is None or gpus_held(session, job.project_id) + job.gpus <= limit
+
+
+def gpu_limit(project: Project, default: int | None) -> int | None:
+    """GPUs that the project may use at once."""
+    return default if project.max_gpus is None else project.max_gpus
+
+
+def gpus_held(session: Session, project_id: str) -> int:
+    """GPUs that the project's jobs have now."""
+    held = select(func.sum(Job.gpus)).where(Job.project_id == project_id, Job.state.in_(ON_GPUS))
+    return int(session.scalar(held) or 0)
 
 
 def _room(session: Session, project: Project, defaults: Limits) -> Room | None:
@@ -156,8 +168,3 @@ def _bytes(session: Session, project_id: str) -> int:
     being_merged = (Check.project_id == project_id) & (Check.kind == "merge") & Check.state.in_(UNANSWERED)
     ordered = select(func.coalesce(func.sum(cast(Check.question["bytes"].astext, BigInteger)), 0)).where(being_merged)
     return sum(int(session.scalar(kind) or 0) for kind in (files, parts, weights, ordered))
-
-
-def _gpus(session: Session, project_id: str) -> int:
-    held = select(func.sum(Job.gpus)).where(Job.project_id == project_id, Job.state.in_(ON_GPUS))
-    return int(session.scalar(held) or 0)

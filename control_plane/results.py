@@ -199,8 +199,10 @@ def succeed(session: Session, claim: Claim) -> None:
 
 
 def hand_back(session: Session, claim: Claim) -> None:
-    """The worker drains: somebody else goes on from the last checkpoint. Does not count as a fruitless attempt."""
+    """The worker drains, or the job was told to stop: the next attempt goes on from the last checkpoint. Does not count
+    as a fruitless attempt."""
     job = leases.held(session, claim)
+    preempted = job.yields_to is not None
     attempts.end(session, job, "stopped")
     if job.state == State.validating:
         events.add(session, job, code="handed_back", message="The worker stops; another one checks the files.")
@@ -208,7 +210,8 @@ def hand_back(session: Session, claim: Claim) -> None:
     if job.state == State.pausing:
         move(session, job, State.paused, code="job_paused", message=attempts.paused(session, job))
         return
-    message = f"The worker stops; the job {attempts.what_follows(session, job)}."
+    why = "The job has made room" if preempted else "The worker stops"
+    message = f"{why}; the job {attempts.what_follows(session, job)}."
     move(session, job, State.queued, code="handed_back", message=message)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Computed,
     DateTime,
     ForeignKey,
     Identity,
@@ -182,6 +183,7 @@ class Attempt(Base):
     """One claim of a job: who worked on it under which fence, and how that ended."""
 
     __tablename__ = "attempts"
+    __table_args__ = (Index(None, "project_id", "kind", "started_at"),)
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     fence: Mapped[int] = mapped_column(primary_key=True)
@@ -217,6 +219,16 @@ class Job(Created, Leased, Base):
     __table_args__ = (
         Index(None, "project_id", "id"),
         Index(None, "state", "priority", "created_at"),
+        Index(
+            "ix_jobs_line",
+            "priority",
+            "project_id",
+            "needs",
+            "created_at",
+            "id",
+            postgresql_where=text("needs IS NOT NULL"),
+        ),
+        Index(None, "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
         Index(None, "sweep_id", "sweep_place"),
         Index(None, "result_file_id", postgresql_where=text("result_file_id IS NOT NULL")),
         Index(None, "user_metadata", postgresql_using="gin", postgresql_ops={"user_metadata": "jsonb_path_ops"}),
@@ -228,6 +240,8 @@ class Job(Created, Leased, Base):
     state: Mapped[str] = mapped_column()
     priority: Mapped[int] = mapped_column(server_default="0")
     """-1 low, 0 normal, 1 high."""
+    preemptible: Mapped[bool] = mapped_column(server_default="false")
+    """Whether it may be told to make room for a job of high priority."""
     method: Mapped[str]
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
     training_file_id: Mapped[str]
@@ -237,6 +251,15 @@ class Job(Created, Leased, Base):
     """
     validation_file_id: Mapped[str | None]
     gpus: Mapped[int]
+    needs: Mapped[int | None] = mapped_column(
+        Computed(
+            # In PostgreSQL's own words for it, so that a test can compare the two.
+            "CASE WHEN lease_until IS NULL THEN CASE state WHEN 'validating'::text THEN 0::bigint "
+            "WHEN 'queued'::text THEN gpus ELSE NULL::bigint END ELSE NULL::bigint END",
+            persisted=True,
+        )
+    )
+    """Slots that a worker must have free to take it now; None while it is not for any worker to take."""
     seed: Mapped[int]
     suffix: Mapped[str | None]
     user_metadata: Mapped[Json | None]
@@ -260,6 +283,8 @@ class Job(Created, Leased, Base):
     """Attempts in a row that ended without a new checkpoint; bounded by the setting max_attempts."""
     not_before: Mapped[datetime | None]
     """While it waits after such an attempt: no worker takes it earlier, by PostgreSQL's clock."""
+    yields_to: Mapped[str | None]
+    """The job that its attempt makes room for; its worker hears of it with its next heartbeat."""
     best: Mapped[Json | None]
     """step, metric and value of the best evaluation among its checkpoints (`dpo_core.best.Best`)."""
     trained_tokens: Mapped[int | None]

@@ -1,4 +1,4 @@
-"""Which workers there are, and the largest job that they have room for."""
+"""Which workers there are, the largest job that fits one of them, and the largest that one has room for now."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from control_plane.database import dpo_now
-from control_plane.tables import Worker
+from control_plane.job_states import State
+from control_plane.tables import Job, Worker
 
 ALIVE = timedelta(minutes=1)
 """A worker that was silent for longer counts as gone."""
@@ -65,6 +66,19 @@ def largest(session: Session) -> Largest:
         select(func.coalesce(func.max(Worker.slots).filter(alive), 0), func.coalesce(func.max(Worker.slots), 0))
     ).one()
     return Largest(alive=row[0], ever=row[1])
+
+
+def room(session: Session, *, other_than: str | None = None) -> int:
+    """The most slots that are free on one living worker, by the jobs that PostgreSQL knows it to have."""
+    taken = (
+        select(func.coalesce(func.sum(Job.gpus), 0))
+        .where(Job.lease_until.is_not(None), Job.worker_id == Worker.id, Job.state != State.validating)
+        .scalar_subquery()
+    )
+    query = select(func.max(Worker.slots - taken)).where(_alive())
+    if other_than is not None:
+        query = query.where(Worker.id != other_than)
+    return session.scalar(query) or 0
 
 
 def _alive() -> ColumnElement[bool]:

@@ -16,11 +16,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from psycopg.errors import UndefinedColumn, UndefinedFunction, UndefinedTable
 from sqlalchemy.exc import ProgrammingError
 
-from control_plane import checks, deliveries, files, leases, removals, uploads, workers
+from control_plane import checks, deliveries, files, leases, preemption, removals, uploads, workers
 from control_plane.database import Database
 from control_plane.hints import Hints
 from control_plane.ids import new_id
-from control_plane.leases import Kind
+from control_plane.line import Kind
 from control_plane.questions import Kind as CheckKind
 from control_plane.settings import Settings
 from control_plane.storage import open_storage
@@ -203,7 +203,27 @@ class Supervisor:
                 kinds=kinds,
                 project_gpus=self._settings.project_gpus,
             )
-        return claim is not None and self._begin(lambda: Attempt(self._tools, claim, sent), claim.job_id)
+        if claim is None:
+            self._make_room()
+            return False
+        return self._begin(lambda: Attempt(self._tools, claim, sent), claim.job_id)
+
+    def _make_room(self) -> None:
+        """Where a job of high priority waits in vain, others may have to yield: their next heartbeats tell them."""
+        slots = self._tools.slots
+        if slots.free == slots.total:
+            return
+        with self._database.transaction() as session:
+            told = preemption.make_room(
+                session,
+                worker_id=self._facts.id,
+                free=slots.free,
+                total=slots.total,
+                project_gpus=self._settings.project_gpus,
+            )
+        if told:
+            logger.info("told to yield to a job of high priority: %s", ", ".join(told))
+            self._next_beat = 0.0
 
     def _claim_check(self) -> bool:
         """Takes one more check, or order to merge, if there is room for it."""

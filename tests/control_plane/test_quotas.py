@@ -78,7 +78,7 @@ def claim(database: Database, default: int | None = None) -> str | None:
 
 
 def test_gpus_at_once(stocked: Database) -> None:
-    """A project at its limit waits; others, and its own smaller jobs, go past it."""
+    """A project at its limit waits; others, which hold less, and its own smaller jobs go past it."""
     with stocked.transaction() as session:
         projects.set_limits(session, session.get_one(Project, PROJECT), Limits(gpus=3))
         add_project(session, "proj-2", "other")
@@ -88,7 +88,7 @@ def test_gpus_at_once(stocked: Database) -> None:
         theirs = jobs.create(session, "proj-2", request)
         theirs.state = State.queued.value
         last = theirs.id
-    assert [claim(stocked) for _ in range(4)] == [two, one, last, None]
+    assert [claim(stocked) for _ in range(4)] == [two, last, one, None]
     with stocked.transaction() as session:
         jobs.cancel(session, PROJECT, two)
     assert claim(stocked) == another

@@ -85,6 +85,24 @@ def test_kill_9_of_the_worker_kills_its_ranks_and_the_next_worker_goes_on(world:
     assert world.final_weights(job_id) == chain(6, job_id)
 
 
+def test_a_job_that_kills_its_worker_every_time_ends_failed_and_says_so(world: World) -> None:
+    world.settings = world.settings.model_copy(
+        update={"lease_seconds": 2.0, "max_attempts": 2, "retry_seconds": 0.5, "heartbeat_seconds": 0.2}
+    )
+    job_id = world.job(text='{"prompt": "poison"}\n')
+    for _ in range(2):
+        with worker_process(world.settings) as worker:
+            assert worker.wait(timeout=DEADLINE_SECONDS) == -signal.SIGKILL
+    with supervisor(world.settings, stub_programs()):
+        world.reaches(job_id, "succeeded", "failed")
+        world.nothing_left()
+    assert world.outcomes(job_id) == [("validate", "succeeded"), ("train", "lost"), ("train", "lost")]
+    error = world.row(job_id).error
+    assert error is not None and (error["kind"], error["code"]) == ("infrastructure", "worker_lost")
+    assert "2 attempts in a row ended without a new checkpoint (2 times worker_lost)" in error["message"]
+    assert "It may be the job that ends its workers" in error["message"]
+
+
 def test_a_frozen_worker_loses_the_job_and_changes_nothing_when_it_thaws(world: World) -> None:
     short_leases(world)
     with worker_process(world.settings, *hold(world)) as frozen:

@@ -1,0 +1,159 @@
+"""The line in which jobs wait for a worker, and who is next. docs/decisions/0040-fair-share.md says why it is so.
+
+1. A job of higher priority goes first.
+2. Among equals the project that holds fewer GPUs goes first (where data is to be read: that has fewer readers at it),
+   then the one whose last start was longest ago. So a project with a thousand jobs takes turns with one that has one.
+3. Within a project the oldest goes first.
+
+Large jobs don't starve in it: see `_barrier`.
+
+Jobs that wait are looked at by groups of equal priority, project and need, through one index (`ix_jobs_line`). So the
+line's length costs nothing, and jobs that don't fit are passed over as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import timedelta
+from typing import Any, Literal
+
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    FromClause,
+    Select,
+    Subquery,
+    and_,
+    case,
+    exists,
+    func,
+    or_,
+    select,
+    true,
+    tuple_,
+)
+from sqlalchemy.orm import Session, aliased
+
+from control_plane import quotas
+from control_plane.database import dpo_now
+from control_plane.job_states import State
+from control_plane.tables import Attempt, Job
+
+Kind = Literal["validate", "train"]
+
+PATIENCE = timedelta(minutes=2)
+"""A job that waited longer than this keeps room free for itself."""
+
+
+def now() -> ColumnElement[Any]:
+    """SQL: PostgreSQL's clock, read once a statement, so that an index can be searched by it."""
+    return select(dpo_now()).scalar_subquery()
+
+
+def ready() -> ColumnElement[bool]:
+    """SQL: a worker could take the job now, room permitting."""
+    leads = or_(Job.sweep_id.is_(None), Job.waits_for.is_(None))
+    rested = or_(Job.not_before.is_(None), Job.not_before <= now())
+    return and_(Job.needs.is_not(None), leads, rested)
+
+
+def next_job(
+    session: Session, *, worker_id: str, free: int, total: int, kinds: Collection[Kind], project_gpus: int | None
+) -> Job | None:
+    """The first job in the line that the worker has room for, locked; those that others are claiming are skipped.
+
+    `free` and `total`: the worker's slots. `project_gpus`: what a project may use at once without a limit of its own.
+    """
+    heads = first_ones(project_gpus)
+    barrier = _barrier(heads, worker_id, free, total)
+    fits: list[ColumnElement[bool]] = []
+    if "validate" in kinds:
+        fits.append(heads.c.needs == 0)
+    if "train" in kinds:
+        fits.append(heads.c.needs.between(1, free))
+    if not fits:
+        return None
+    line = _in_order(heads, barrier).where(or_(*fits)).subquery("line")
+    age = tuple_(-Job.priority, Job.created_at, Job.id)
+    old_enough = age < tuple_(-line.c.barrier_priority, line.c.barrier_created_at, line.c.barrier_id)
+    passes = or_(line.c.needs == 0, line.c.barrier_id.is_(None), old_enough)
+    # Group by group, until one has a job that nobody else is claiming: nothing else is locked.
+    free_one = _first_of(line).where(passes).with_for_update(skip_locked=True).lateral("free_one")
+    job_id = session.scalar(select(free_one.c.id).select_from(line.join(free_one, true())).limit(1))
+    return session.get_one(Job, job_id, populate_existing=True) if job_id is not None else None
+
+
+def first_ones(project_gpus: int | None) -> CTE:
+    """SQL: the oldest job of each group that could be claimed, were there room; its project has GPUs left for it."""
+    groups = _groups()
+    head = _first_of(groups, Job.created_at).lateral("head")
+    may_start = or_(groups.c.needs == 0, quotas.gpus_left(project_gpus, groups.c.project_id, groups.c.needs))
+    query = select(groups, head.c.id, head.c.created_at).select_from(groups.join(head, true()))
+    return query.where(may_start).cte("heads")
+
+
+def _groups() -> CTE:
+    """SQL: priority, project and need of jobs that wait, each combination once: a hop through the index for each."""
+    key = (Job.priority, Job.project_id, Job.needs)
+    waiting = select(*key).where(Job.needs.is_not(None)).order_by(*key).limit(1)
+    groups = waiting.cte("groups", recursive=True)
+    behind = tuple_(*key) > tuple_(groups.c.priority, groups.c.project_id, groups.c.needs)
+    following = waiting.where(behind).lateral("following")
+    return groups.union_all(select(following).select_from(groups.join(following, true())))
+
+
+def _first_of(group: FromClause, *columns: Any) -> Select[Any]:
+    """SQL: the oldest ready job of the group that a row of `group` names."""
+    same = and_(Job.priority == group.c.priority, Job.project_id == group.c.project_id, Job.needs == group.c.needs)
+    return select(Job.id, *columns).where(same, ready()).order_by(Job.created_at, Job.id).limit(1)
+
+
+def _barrier(heads: CTE, worker_id: str, free: int, total: int) -> Subquery:
+    """SQL: the job behind which this worker takes nothing to train, so that slots come free for it; at most one row.
+
+    It is the first, by priority and age, of those that don't fit now but would fit the whole worker, and have waited
+    long or have jobs of this worker yield to them.
+    """
+    leaver = aliased(Job)
+    yielded_to = exists().where(
+        leaver.lease_until.is_not(None), leaver.worker_id == worker_id, leaver.yields_to == heads.c.id
+    )
+    waited_long = heads.c.created_at < now() - PATIENCE
+    return (
+        select(heads.c.priority, heads.c.created_at, heads.c.id)
+        .where(heads.c.needs > free, heads.c.needs <= total, or_(waited_long, yielded_to))
+        .order_by(-heads.c.priority, heads.c.created_at, heads.c.id)
+        .limit(1)
+        .subquery("barrier")
+    )
+
+
+def _in_order(heads: CTE, barrier: Subquery) -> Select[Any]:
+    """SQL: the groups in the order in which they are served, each with the barrier beside it."""
+    reads = heads.c.needs == 0
+    held = _held()
+    share = func.coalesce(case((reads, held.c.readers), else_=held.c.gpus), 0)
+    kind = case((reads, "validate"), else_="train")
+    last_start = (
+        select(func.max(Attempt.started_at))
+        .where(Attempt.project_id == heads.c.project_id, Attempt.kind == kind)
+        .scalar_subquery()
+    )
+    columns = (
+        barrier.c.priority.label("barrier_priority"),
+        barrier.c.created_at.label("barrier_created_at"),
+        barrier.c.id.label("barrier_id"),
+    )
+    return (
+        select(heads.c.priority, heads.c.project_id, heads.c.needs, *columns)
+        .select_from(heads.outerjoin(held, held.c.project_id == heads.c.project_id).outerjoin(barrier, true()))
+        .order_by(heads.c.priority.desc(), share, last_start.nulls_first(), heads.c.created_at, heads.c.id)
+    )
+
+
+def _held() -> CTE:
+    """SQL: what each project has of the workers now."""
+    gpus = func.sum(Job.gpus).filter(Job.state.in_(quotas.ON_GPUS))
+    readers = func.count().filter(Job.state == State.validating)
+    query = select(Job.project_id, func.coalesce(gpus, 0).label("gpus"), readers.label("readers"))
+    return query.where(Job.lease_until.is_not(None)).group_by(Job.project_id).cte("held")

@@ -1,0 +1,162 @@
+"""Who is next in the line: shares of projects, what keeps a place, and what a long line costs."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from control_plane import jobs, leases, results
+from control_plane.database import Database
+from control_plane.job_requests import read_request
+from control_plane.job_states import State
+from control_plane.leases import Claim
+from control_plane.tables import Job
+from dpo_core.run_directory import Manifest
+from tests.control_plane.rows import FILE, PROJECT, add_file, add_project, body, create, set_clock_ahead
+
+OTHER = "proj-2"
+
+
+@pytest.fixture
+def shared(stocked: Database) -> Database:
+    """Two projects."""
+    with stocked.transaction() as session:
+        add_project(session, OTHER, "other")
+        add_file(session, "file-2", project_id=OTHER)
+    return stocked
+
+
+def add(session: Session, project_id: str, *, gpus: int = 1, state: State = State.queued, **changes: object) -> str:
+    file = FILE if project_id == PROJECT else "file-2"
+    request = read_request(body(training_file=file, resources={"gpus": gpus}, **changes))
+    job = jobs.create(session, project_id, request)
+    job.state = state.value
+    session.flush()
+    return job.id
+
+
+def queue(database: Database, project_id: str, count: int = 1, **changes: object) -> list[str]:
+    with database.transaction() as session:
+        return [add(session, project_id, **changes) for _ in range(count)]  # type: ignore[arg-type]
+
+
+def take(database: Database, *, free: int = 1, total: int = 8, worker_id: str = "w1") -> Claim | None:
+    with database.transaction() as session:
+        return leases.claim(session, worker_id=worker_id, free=free, total=total, lease_seconds=30)
+
+
+def projects_taken(database: Database, count: int) -> list[str]:
+    taken = [take(database) for _ in range(count)]
+    return [claim.project_id if claim else "" for claim in taken]
+
+
+def end(database: Database, claim: Claim) -> None:
+    with database.transaction() as session:
+        if claim.kind == "validate":
+            results.finish_validation(session, claim, {})
+            return
+        results.publish_checkpoint(session, claim, Manifest(step=1, kind="full", files=[], final=True), "p")
+        results.succeed(session, claim)
+
+
+def test_a_project_with_many_jobs_shares_with_one_that_came_later(shared: Database) -> None:
+    queue(shared, PROJECT, 50)
+    queue(shared, OTHER, 3)
+    assert projects_taken(shared, 8) == [PROJECT, OTHER] * 3 + [PROJECT, PROJECT], "the one that holds less, in turn"
+
+
+def test_one_slot_is_used_in_turns(shared: Database) -> None:
+    """Nobody holds anything when the only slot comes free: whose last start was longest ago."""
+    queue(shared, PROJECT, 20)
+    queue(shared, OTHER, 3)
+    served = []
+    for _ in range(8):
+        claim = take(shared, total=1)
+        assert claim is not None
+        served.append(claim.project_id)
+        end(shared, claim)
+    assert served == [PROJECT, OTHER] * 3 + [PROJECT, PROJECT]
+
+
+def test_shares_are_counted_in_gpus(shared: Database) -> None:
+    queue(shared, PROJECT, 2, gpus=4)
+    queue(shared, OTHER, 6)
+    order = [take(shared, free=4) for _ in range(6)]
+    assert [claim and claim.gpus for claim in order] == [4, 1, 1, 1, 1, 4]
+
+
+def test_data_is_read_in_turns_too(shared: Database) -> None:
+    queue(shared, PROJECT, 5, state=State.validating)
+    queue(shared, OTHER, 2, state=State.validating)
+    assert projects_taken(shared, 5) == [PROJECT, OTHER, PROJECT, OTHER, PROJECT]
+
+
+def test_a_higher_priority_goes_before_every_share(shared: Database) -> None:
+    queue(shared, PROJECT, 3, priority="high")
+    queue(shared, OTHER, 1)
+    assert projects_taken(shared, 4) == [PROJECT, PROJECT, PROJECT, OTHER]
+
+
+def test_within_a_project_age_counts_whatever_the_need(shared: Database) -> None:
+    made = [queue(shared, PROJECT, gpus=gpus)[0] for gpus in (2, 1, 3, 1, 2)]
+    assert [claim.job_id for claim in iter(lambda: take(shared, free=8), None)] == made
+
+
+def test_a_large_job_keeps_younger_ones_of_every_project_back(shared: Database) -> None:
+    (large,) = queue(shared, PROJECT, gpus=4)
+    queue(shared, OTHER, 3)
+    with shared.transaction() as session:
+        set_clock_ahead(session, 121)
+    assert take(shared, free=3, total=4) is None
+    claim = take(shared, free=4, total=4)
+    assert claim is not None and claim.project_id == PROJECT, "both hold nothing and had no start: the older one"
+    assert claim.job_id == large
+
+
+def test_locked_jobs_are_passed_over(shared: Database) -> None:
+    first, second = queue(shared, PROJECT, 2)
+    with shared.transaction() as other:
+        other.get_one(Job, first, with_for_update=True)
+        claim = take(shared)
+    assert claim is not None and claim.job_id == second
+
+
+def test_no_job_that_rests_holds_others_up(shared: Database) -> None:
+    first, second = queue(shared, PROJECT, 2)
+    with shared.transaction() as session:
+        session.execute(
+            text("UPDATE jobs SET not_before = dpo_now() + interval '1 hour' WHERE id = :id"), {"id": first}
+        )
+    claim = take(shared)
+    assert claim is not None and claim.job_id == second
+
+
+def test_the_line_s_length_costs_nothing(shared: Database) -> None:
+    """Whatever waits, a claim looks at a few rows through the index: also a worker's that none of it fits."""
+    with shared.transaction() as session:
+        template = create(session).id
+        columns = [column.name for column in Job.__table__.columns if column.name not in ("id", "needs", "result_name")]
+        fixed = {"state": "'queued'", "gpus": "8", "created_at": "created_at + n * interval '1 ms'"}
+        chosen = ", ".join(fixed.get(name, name) for name in columns)
+        session.execute(
+            text(
+                f"INSERT INTO jobs (id, result_name, {', '.join(columns)}) "  # noqa: S608 - our own names
+                f"SELECT 'job-' || n, 'model-' || n, {chosen} FROM jobs, generate_series(1, 20000) n WHERE id = :id"
+            ),
+            {"id": template},
+        )
+        session.execute(text("ANALYZE jobs"))
+    read = [rows_read(shared, free) for free in (0, 1, 8)]
+    assert max(read) < 100, read
+
+
+def rows_read(database: Database, free: int) -> int:
+    """Rows of `jobs` that a claim fetches, by PostgreSQL's own count."""
+    count = text("SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'jobs'")
+    with database.transaction() as session:
+        before = session.scalar(count) or 0
+        leases.claim(session, worker_id="w", free=free, total=8, lease_seconds=30, kinds=("train",))
+        after = session.scalar(count) or 0
+        session.rollback()
+    return int(after - before)
