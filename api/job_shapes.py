@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.lists import Item
-from control_plane.job_requests import PRIORITIES
+from control_plane.job_requests import priority_name
 from control_plane.job_states import FINAL, State
 from control_plane.progress import estimated_finish
 from control_plane.result_names import best_name
@@ -196,7 +196,7 @@ def _run(job: Job, state: State, finish: int | None) -> Run:
         best=BestCheckpoint.model_validate({"model": best_name(job.result_name), **job.best}) if job.best else None,
         sweep_id=job.sweep_id,
         waits_for=job.waits_for,
-        priority=next(name for name, number in PRIORITIES.items() if number == job.priority),
+        priority=priority_name(job.priority),
         preemptible=job.preemptible,
         gpus=job.gpus,
         training=job.training,

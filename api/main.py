@@ -20,6 +20,7 @@ from api import (
     jobs,
     models,
     openapi,
+    queue,
     sweeps,
     uploads,
     webhooks,
@@ -73,7 +74,20 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = services
     errors.install(app)
     app.add_middleware(Edge)
-    parts = (files, uploads, file_reports, jobs, checkpoint_permissions, sweeps, models, webhooks, audit, health, hub)
+    parts = (
+        files,
+        uploads,
+        file_reports,
+        jobs,
+        queue,
+        checkpoint_permissions,
+        sweeps,
+        models,
+        webhooks,
+        audit,
+        health,
+        hub,
+    )
     for part in parts:
         app.include_router(part.router)
     auth.require_scopes(app)

@@ -11,6 +11,7 @@ import typer
 from cli import jobs, keys, models, projects, sweeps, webhooks
 from cli.data_folder import DataFolder, default_data
 from cli.errors import CommandFailed
+from cli.queue import queue
 from cli.settings import clear_settings
 from control_plane.errors import ServiceError
 from control_plane.settings import DatabaseSettings, Settings
@@ -114,6 +115,7 @@ app.command("report")(jobs.report)
 app.command("watch")(jobs.watch_job)
 app.command("jobs")(jobs.list_jobs)
 app.command("logs")(jobs.logs)
+app.command("queue")(queue)
 app.command("cancel")(jobs.cancel)
 app.command("pause")(jobs.pause)
 app.command("resume")(jobs.resume)

@@ -102,6 +102,11 @@ class JobRequest(StrictModel):
         return [{"id": file_id, "weight": weight} for file_id, weight in self.training_files.items()]
 
 
+def priority_name(priority: int) -> str:
+    """The word for a job's priority."""
+    return next(name for name, number in PRIORITIES.items() if number == priority)
+
+
 def read_request(body: object) -> JobRequest:
     """The body of a create request, checked as far as one can without the database. InvalidRequest names the field."""
     given = {name: value for name, value in json_object(body).items() if value is not None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Select, tuple_
+from sqlalchemy import Select, SQLColumnExpression, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from control_plane.errors import InvalidRequest
@@ -27,7 +27,7 @@ def paginate(
     query: Select[T],
     *,
     item_id: InstrumentedAttribute[str],
-    order: tuple[InstrumentedAttribute[Any], ...],
+    order: tuple[SQLColumnExpression[Any], ...],
     after: str | None,
     limit: int,
     newest_first: bool = True,

@@ -516,6 +516,14 @@ class Worker(Created, Base):
     """cpu or cuda."""
     slots: Mapped[int]
     """GPUs, or CPU processes that stand for them."""
+    usable: Mapped[int | None]
+    """How many of them may be used now; None: all."""
+    gpus: Mapped[list[str]] = mapped_column(server_default="[]")
+    """Ids of its GPUs; none on a CPU."""
+    out: Mapped[Json] = mapped_column(server_default="{}")
+    """Ids of GPUs that must not be used, and why."""
+    draining: Mapped[bool] = mapped_column(server_default="false")
+    """Whether it stops: it takes no more work."""
     last_seen: Mapped[datetime] = mapped_column(server_default=dpo_now())
     left_at: Mapped[datetime | None]
     """When it said goodbye. The row stays: it tells which sizes of job this installation has had room for."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from sqlalchemy import ColumnElement, func, select, update
@@ -15,6 +16,9 @@ from control_plane.tables import Job, Worker
 
 ALIVE = timedelta(minutes=1)
 """A worker that was silent for longer counts as gone."""
+
+OWNS = timedelta(seconds=15)
+"""For so long after its last word a worker's GPUs are its own: two workers on one host may both see them."""
 
 
 @dataclass(frozen=True)
@@ -29,22 +33,60 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """What a worker says of itself again and again."""
+
+    usable: int
+    """Slots that may be used, whether something runs on them or not."""
+    gpus: tuple[str, ...] = ()
+    """Ids of all its GPUs."""
+    out: Mapping[str, str] = field(default_factory=dict)
+    """Those of them that must not be used, and why."""
+    draining: bool = False
+
+
+@dataclass(frozen=True)
 class Largest:
     """Slots of the largest worker; 0 where there is none."""
 
     alive: int
+    """That can be used now."""
     ever: int
 
 
 def register(session: Session, facts: Facts) -> None:
     """Makes the worker known, or known again."""
     row = {"id": facts.id, "hostname": facts.hostname, "pid": facts.pid, "device": facts.device, "slots": facts.slots}
-    seen = {"last_seen": dpo_now(), "left_at": None}
+    seen = {"last_seen": dpo_now(), "left_at": None, "usable": None, "draining": False}
     session.execute(insert(Worker).values(row).on_conflict_do_update(index_elements=[Worker.id], set_={**row, **seen}))
 
 
-def beat(session: Session, worker_id: str) -> None:
-    session.execute(update(Worker).where(Worker.id == worker_id).values(last_seen=dpo_now(), left_at=None))
+def beat(session: Session, worker_id: str, condition: Condition | None = None) -> dict[str, str]:
+    """The worker is there, in this condition. Returns those of its GPUs that an older worker has, and which one: it
+    must leave them to that."""
+    said: dict[str, object] = {}
+    if condition is not None:
+        said = {
+            "usable": condition.usable,
+            "gpus": list(condition.gpus),
+            "out": dict(condition.out),
+            "draining": condition.draining,
+        }
+    session.execute(update(Worker).where(Worker.id == worker_id).values(last_seen=dpo_now(), left_at=None, **said))
+    if condition is None or not condition.gpus:
+        return {}
+    older = select(Worker.id, Worker.gpus).where(
+        Worker.id < worker_id, Worker.left_at.is_(None), Worker.last_seen > dpo_now() - OWNS
+    )
+    ours = set(condition.gpus)
+    return {
+        gpu: owner for owner, gpus in session.execute(older.order_by(Worker.id.desc())) for gpu in gpus if gpu in ours
+    }
+
+
+def present(session: Session) -> Sequence[Worker]:
+    """The living workers, the oldest first."""
+    return session.scalars(select(Worker).where(_alive()).order_by(Worker.id)).all()
 
 
 def forget(session: Session, worker_id: str) -> None:
@@ -61,9 +103,9 @@ def kinds(session: Session) -> list[list[str | int]]:
 
 
 def largest(session: Session) -> Largest:
-    alive = _alive()
+    alive = _alive() & ~Worker.draining
     row = session.execute(
-        select(func.coalesce(func.max(Worker.slots).filter(alive), 0), func.coalesce(func.max(Worker.slots), 0))
+        select(func.coalesce(func.max(_usable()).filter(alive), 0), func.coalesce(func.max(Worker.slots), 0))
     ).one()
     return Largest(alive=row[0], ever=row[1])
 
@@ -75,10 +117,14 @@ def room(session: Session, *, other_than: str | None = None) -> int:
         .where(Job.lease_until.is_not(None), Job.worker_id == Worker.id, Job.state != State.validating)
         .scalar_subquery()
     )
-    query = select(func.max(Worker.slots - taken)).where(_alive())
+    query = select(func.max(_usable() - taken)).where(_alive(), ~Worker.draining)
     if other_than is not None:
         query = query.where(Worker.id != other_than)
     return session.scalar(query) or 0
+
+
+def _usable() -> ColumnElement[int]:
+    return func.coalesce(Worker.usable, Worker.slots)
 
 
 def _alive() -> ColumnElement[bool]:

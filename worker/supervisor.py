@@ -31,7 +31,7 @@ from worker.folders import RunFolders
 from worker.launch import Programs
 from worker.merging import Merging
 from worker.run_log import RunLog
-from worker.slots import find_slots
+from worker.slots import GpuWatch, find_slots
 from worker.sweep import sweep
 from worker.work import DATABASE_AWAY, Tools, Work
 
@@ -73,8 +73,9 @@ class Supervisor:
             hostname=socket.gethostname(),
             pid=os.getpid(),
             device=self._tools.slots.device,
-            slots=self._tools.slots.total,
+            slots=len(self._tools.slots.ids),
         )
+        self._gpus = GpuWatch(self._tools.slots, self._tools.pool)
         self._work: list[Work] = []
         self._removals: Future[None] | None = None
         # SimpleQueue.put is reentrant: a signal handler may interrupt the very thread that waits.
@@ -147,16 +148,19 @@ class Supervisor:
         if now >= self._next_reconcile:
             self._next_reconcile = now + RECONCILE_SECONDS
             self._beat_and_reconcile()
+        self._gpus.poll()
         if now >= self._next_look:
             self._next_look = now + self._settings.poll_seconds
             while not self._stops_asked and (self._claim_job() or self._claim_check()):
                 continue
 
     def _beat_and_reconcile(self) -> None:
+        slots = self._tools.slots
         with self._database.transaction() as session:
             if not self._registered:
                 workers.register(session, self._facts)
-            workers.beat(session, self._facts.id)
+            owners = workers.beat(session, self._facts.id, self._condition())
+        slots.leave_to_others(owners)
         self._registered = True
         with self._database.transaction() as session:
             requeued = leases.reconcile(
@@ -174,6 +178,11 @@ class Supervisor:
             logger.warning("lost by their workers, waiting again: %s", ", ".join(requeued))
         if waiting:
             self._hints.send()
+
+    def _condition(self) -> workers.Condition:
+        slots = self._tools.slots
+        gpus = slots.ids if slots.device == "cuda" else ()
+        return workers.Condition(usable=slots.total, gpus=gpus, out=slots.out, draining=self._stops_asked > 0)
 
     def _carry_out_removals(self) -> None:
         """On the pool, one round at a time: a slow storage must not fill the pool that publishes checkpoints."""
@@ -271,6 +280,7 @@ class Supervisor:
         if self._stops_asked == self._stops_obeyed:
             return
         self._stops_obeyed = self._stops_asked
+        self._next_reconcile = 0.0  # the others hear that this worker takes no more
         seconds = self._settings.stop_seconds if self._stops_asked == 1 else 0.0
         logger.info("stopping: %d attempts have %g s to make a checkpoint", len(self._work), seconds)
         for work in self._work:

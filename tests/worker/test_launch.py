@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from dpo_core.run_directory import RunDirectory
+from tests.worker.nvidia_smi import answer, gpu
 from tests.worker.stubs import DEADLINE_SECONDS, eventually
 from worker.folders import RunFolders
 from worker.launch import launch, trainer_environment
@@ -92,7 +93,7 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program of that name on PATH, which lists two GPUs."""
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
-    program.write_text("#!/bin/sh\necho '0, GPU-aaaa'\necho '1, GPU-bbbb'\n")
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{answer(gpu('GPU-aaaa'), gpu('GPU-bbbb'))}\nEND\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
 

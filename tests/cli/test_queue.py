@@ -1,0 +1,39 @@
+"""`dpo queue`."""
+
+from __future__ import annotations
+
+from control_plane import workers
+from control_plane.database import Database
+from control_plane.workers import Condition, Facts
+from tests.cli.conftest import Dpo
+from tests.cli.work import claim, validated
+
+
+def test_the_queue_says_why_jobs_wait_and_which_gpus_are_out(job_id: str, dpo: Dpo, database: Database) -> None:
+    validated(database)
+    lines = dpo("queue").stdout.splitlines()
+    assert lines[0].split() == ["job", "state", "priority", "gpus", "waits", "until", "why"]
+    assert lines[1].split()[:4] == [job_id, "queued", "normal", "1"]
+    assert lines[1].endswith("There is no worker that takes work.")
+    with database.transaction() as session:
+        workers.register(session, Facts("worker-1", "host", 7, "cuda", 2))
+        out = {"GPU-b": "busy (pid 4711, 3.2 GiB)"}
+        workers.beat(session, "worker-1", Condition(usable=1, gpus=("GPU-a", "GPU-b"), out=out))
+    done = dpo("queue").stdout
+    assert "There is room: a worker takes it, or one before it, within seconds." in done
+    assert "worker-1: GPU-b is not used: busy (pid 4711, 3.2 GiB)" in done
+    claim(database)
+    assert job_id not in dpo("queue").stdout
+
+
+def test_a_long_queue_is_cut_and_says_so(job_id: str, base: str, pairs: object, dpo: Dpo) -> None:
+    dpo("submit", pairs, "--model", base)
+    done = dpo("queue", "--limit", 1).stdout
+    assert done.splitlines()[1].startswith(job_id) and "… and more: --limit 2 shows them" in done
+
+
+def test_priority_and_preemptible_go_with_the_request(base: str, pairs: object, dpo: Dpo) -> None:
+    dpo("submit", pairs, "--model", base, "--priority", "low", "--preemptible")
+    assert dpo("queue").stdout.splitlines()[1].split()[1:3] == ["validating", "low"]
+    refused = dpo("submit", pairs, "--model", base, "--priority", "urgent")
+    assert refused.returncode == 2 and "urgent" in refused.stderr
