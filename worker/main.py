@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 
 from control_plane.settings import Settings
@@ -17,7 +18,9 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def run(settings: Settings, programs: Programs | None = None) -> None:
     """Works until SIGTERM or SIGINT: then trainers make a checkpoint and stop, and their jobs are handed back.
 
-    A second signal kills the trainers at once. `programs`: what to launch instead of dpo_core, in tests.
+    That takes no longer than DPO_STOP_SECONDS for the checkpoints, DPO_LEASE_SECONDS to publish them and hand back, and
+    twenty more for what hangs. A second signal kills the trainers at once. `programs`: what to launch instead of
+    dpo_core, in tests.
     """
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     for noisy in ("celery.worker.strategy", "celery.app.trace"):
@@ -29,6 +32,9 @@ def run(settings: Settings, programs: Programs | None = None) -> None:
     ear.start()
     postman = Postman(settings)
     postman.start()
-    supervisor.run()
+    in_order = supervisor.run()
     postman.stop()
     ear.stop()
+    if not in_order:
+        logging.getLogger(__name__).warning("something hangs, such as the storage: the worker leaves without it")
+        os._exit(1)  # the interpreter would wait for the thread that hangs

@@ -90,7 +90,8 @@ class GpuWatch:
 
     def __init__(self, slots: Slots, pool: Executor, look: Callable[[], list[Gpu]] = gpus.look) -> None:
         self._slots, self._pool, self._look = slots, pool, look
-        self._pending: Future[list[Gpu]] | None = None
+        self.pending: Future[list[Gpu]] | None = None
+        """The look that is under way."""
         self._idle: frozenset[str] = frozenset()
         self._begun = -LOOK_SECONDS
 
@@ -99,15 +100,15 @@ class GpuWatch:
         if self._slots.device != "cuda":
             return
         before, since = self._slots.out, time.monotonic() - self._begun
-        if self._pending is not None and self._pending.done():
-            self._take(self._pending)
-            self._pending = None
-        elif self._pending is not None and since > 2 * gpus.ANSWER_SECONDS:
+        if self.pending is not None and self.pending.done():
+            self._take(self.pending)
+            self.pending = None
+        elif self.pending is not None and since > 2 * gpus.ANSWER_SECONDS:
             self._slots.unseen("it can't even be killed")
-        if self._pending is None and since >= LOOK_SECONDS:
+        if self.pending is None and since >= LOOK_SECONDS:
             self._begun = time.monotonic()
             self._idle = self._slots.idle
-            self._pending = self._pool.submit(self._look)
+            self.pending = self._pool.submit(self._look)
         _tell(before, self._slots.out)
 
     def _take(self, done: Future[list[Gpu]]) -> None:

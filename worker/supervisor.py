@@ -11,7 +11,7 @@ import queue
 import socket
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from psycopg.errors import UndefinedColumn, UndefinedFunction, UndefinedTable
 from sqlalchemy.exc import ProgrammingError
@@ -49,6 +49,8 @@ CHECKS_AT_ONCE = 2
 MERGES_AT_ONCE = 1
 """Each holds a whole model in memory."""
 POOL_THREADS = 8
+LEAVE_SECONDS = 10.0
+"""How long a stopping worker sweeps away processes of what it gave up, and then waits for what else it does."""
 
 
 class Supervisor:
@@ -82,6 +84,7 @@ class Supervisor:
         self._waker: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stops_asked = 0
         self._stops_obeyed = 0
+        self._give_up_at = self._leave_at = float("inf")
         self._registered = False
         self._next_beat = self._next_look = self._next_reconcile = 0.0
 
@@ -95,21 +98,25 @@ class Supervisor:
         self._stops_asked += 1
         self._waker.put(None)
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Works until it was told to stop and its work is over; False where something hung and was left behind."""
         slots = self._tools.slots
         logger.info("worker %s: %d %s slots", self._facts.id, slots.total, slots.device)
         self._clear_leftovers()
-        while not (self._stops_asked and not self._work):
+        while (self._work or not self._stops_asked) and time.monotonic() < self._leave_at:
             self._round()
             self._wait()
         self._say_goodbye()
-        self._tools.pool.shutdown()
+        in_order = not self._work and self._all_done()
+        self._tools.pool.shutdown(wait=in_order, cancel_futures=True)
         self._database.dispose()
+        return in_order
 
     def _round(self) -> None:
         """Everything that is due, without waiting for anything but PostgreSQL."""
         now = time.monotonic()
         self._obey_stops()
+        self._hurry(now)
         if now >= self._next_beat:
             self._next_beat = now + self._settings.heartbeat_seconds
             for work in self._work:
@@ -283,8 +290,23 @@ class Supervisor:
         self._next_reconcile = 0.0  # the others hear that this worker takes no more
         seconds = self._settings.stop_seconds if self._stops_asked == 1 else 0.0
         logger.info("stopping: %d attempts have %g s to make a checkpoint", len(self._work), seconds)
+        if self._stops_asked == 1:
+            self._give_up_at = time.monotonic() + seconds + self._settings.lease_seconds
         for work in self._work:
             work.stop(seconds)
+
+    def _hurry(self, now: float) -> None:
+        """What could not be handed back in time is left to its lease, so that a stop takes no longer than was said."""
+        if now < self._give_up_at:
+            return
+        self._give_up_at, self._leave_at = float("inf"), now + LEAVE_SECONDS
+        for work in self._work:
+            work.give_up("the time to stop is over")
+
+    def _all_done(self) -> bool:
+        """Whether what runs beside the work is over, or soon is."""
+        pending = [future for future in (self._removals, self._gpus.pending) if future is not None]
+        return not wait(pending, timeout=LEAVE_SECONDS).not_done
 
     def _say_goodbye(self) -> None:
         if not self._registered:

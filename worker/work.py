@@ -144,6 +144,11 @@ class Work(ABC):
         self._holding = False
         self._step = self._sweeping
 
+    def give_up(self, reason: str) -> None:
+        """As `abandon`, unless it was reported already."""
+        if self._holding:
+            self.abandon(reason)
+
     def _guarded(self, work: Callable[[], None], doing: str) -> None:
         """Runs `work`; an error ends this attempt at most, never the supervisor."""
         try:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from pathlib import Path
 
+import pytest
 from pydantic import SecretStr
 
 from control_plane import leases
 from control_plane.hints import Hints
+from control_plane.storage import DirectoryStorage
 from control_plane.tables import Worker
 from tests.stub_trainer import chain
 from tests.worker.stubs import DEADLINE_SECONDS, World, eventually, stub_programs, supervisor, worker_process
+from worker import supervisor as worker_supervisor
 from worker.app import Ear
+from worker.supervisor import Supervisor
 
 
 def hold(world: World) -> list[str]:
@@ -156,3 +161,33 @@ def test_a_lapsed_lease_is_seen_by_any_worker(world: World) -> None:
     with supervisor(world.settings, stub_programs()):
         world.reaches(job_id, "succeeded", "failed")
     assert world.outcomes(job_id)[0] == ("validate", "lost")
+
+
+def test_a_worker_that_stops_leaves_what_hangs_to_its_lease(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A storage that hangs keeps the checkpoint from being published, and the job from being handed back."""
+    hangs, go_on = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> None:
+        hangs.set()
+        go_on.wait(DEADLINE_SECONDS)
+
+    monkeypatch.setattr(worker_supervisor, "LEAVE_SECONDS", 0.5)
+    monkeypatch.setattr(DirectoryStorage, "put_file", hang)
+    settings = world.settings.model_copy(update={"stop_seconds": 1.0, "lease_seconds": 2.0})
+    boss = Supervisor(settings, stub_programs())
+    ended: list[bool] = []
+    thread = threading.Thread(target=lambda: ended.append(boss.run()))
+    thread.start()
+    try:
+        job_id = world.job()
+        assert hangs.wait(DEADLINE_SECONDS)
+        boss.stop()
+        thread.join(DEADLINE_SECONDS)
+    finally:
+        go_on.set()
+    assert ended == [False]
+    assert "the time to stop is over" in caplog.text
+    assert world.state(job_id) in ("validating", "running"), "nothing was reported: the lease runs out"
+    eventually(lambda: not world.processes(), "no process of a run is left")
