@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from control_plane import attempts, fences, line, quotas
@@ -93,9 +93,9 @@ def reconcile(session: Session, *, max_attempts: int, retry_seconds: float = 0.0
     return waiting
 
 
-def waiting(session: Session) -> int:
-    """How many jobs a worker could claim, room permitting."""
-    return session.scalar(select(func.count()).where(line.ready())) or 0
+def waiting(session: Session) -> bool:
+    """Whether a worker could claim any job, room permitting. Not how many: every worker asks every few seconds."""
+    return bool(session.scalar(select(exists().where(line.ready()))))
 
 
 def _take(session: Session, job: Job, worker_id: str, lease_seconds: float) -> Claim:

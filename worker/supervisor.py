@@ -179,7 +179,7 @@ class Supervisor:
             uploads.end_expired(session)
             deliveries.forget_old(session)
         with self._database.transaction() as session:
-            waiting = leases.waiting(session) + checks.waiting(session)
+            waiting = leases.waiting(session) or checks.waiting(session)
         self._carry_out_removals()
         if requeued:
             logger.warning("lost by their workers, waiting again: %s", ", ".join(requeued))
