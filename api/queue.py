@@ -66,7 +66,7 @@ def read_queue(services: ServicesOf, caller: CallerOf, after: After = None, limi
     default = services.limits.gpus
     with services.database.transaction() as session:
         found = queue.read(session, caller.project_id, project_gpus=default, after=after, limit=limit)
-        jobs = list_of([_waiting_job(waiting) for waiting in found.waiting.items], found.waiting.has_more)
+        jobs = list_of([_waiting_job(waiting) for waiting in found.waiting], found.has_more)
         return QueueObject(**jobs.model_dump(), workers=[_worker(place) for place in found.places])
 
 

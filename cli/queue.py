@@ -20,8 +20,8 @@ def queue(
     from cli.client import connected
 
     with connected() as client:
-        options = {"params": {"limit": limit}}
-        found = cast("Json", client.get("/fine_tuning/queue", cast_to=object, options=options))  # type: ignore[arg-type]
+        answer = client.get("/fine_tuning/queue", cast_to=object, options={"params": {"limit": limit}})
+    found = cast("Json", answer)
     rows = [_row(job) for job in found["data"]]
     show(("job", "state", "priority", "gpus", "waits", "until", "why"), rows)
     if found["has_more"]:

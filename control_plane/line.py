@@ -64,16 +64,13 @@ def next_job(
 
     `free` and `total`: the worker's slots. `project_gpus`: what a project may use at once without a limit of its own.
     """
-    heads = first_ones(project_gpus)
-    barrier = _barrier(heads, worker_id, free, total)
-    fits: list[ColumnElement[bool]] = []
-    if "validate" in kinds:
-        fits.append(heads.c.needs == 0)
-    if "train" in kinds:
-        fits.append(heads.c.needs.between(1, free))
-    if not fits:
+    trains = "train" in kinds and free > 0
+    if not trains and "validate" not in kinds:
         return None
-    line = _in_order(heads, barrier).where(or_(*fits)).subquery("line")
+    least, most = (0 if "validate" in kinds else 1), (total if trains else 0)
+    heads = first_ones(project_gpus, least, most)
+    barrier = _barrier(heads, worker_id, free)
+    line = _in_order(heads, barrier).where(heads.c.needs <= free).subquery("line")
     age = tuple_(-Job.priority, Job.created_at, Job.id)
     old_enough = age < tuple_(-line.c.barrier_priority, line.c.barrier_created_at, line.c.barrier_id)
     passes = or_(line.c.needs == 0, line.c.barrier_id.is_(None), old_enough)
@@ -83,13 +80,17 @@ def next_job(
     return session.get_one(Job, job_id, populate_existing=True) if job_id is not None else None
 
 
-def first_ones(project_gpus: int | None) -> CTE:
-    """SQL: the oldest job of each group that could be claimed, were there room; its project has GPUs left for it."""
+def first_ones(project_gpus: int | None, least: int = 0, most: int | None = None) -> CTE:
+    """SQL: the oldest job of each group that could be claimed, were there room; its project has GPUs left for it.
+
+    Of groups that need from `least` to `most` slots.
+    """
     groups = _groups()
     head = _first_of(groups, Job.created_at).lateral("head")
     may_start = or_(groups.c.needs == 0, quotas.gpus_left(project_gpus, groups.c.project_id, groups.c.needs))
     query = select(groups, head.c.id, head.c.created_at).select_from(groups.join(head, true()))
-    return query.where(may_start).cte("heads")
+    wanted = groups.c.needs >= least if most is None else groups.c.needs.between(least, most)
+    return query.where(wanted, may_start).cte("heads")
 
 
 def _groups() -> CTE:
@@ -108,11 +109,11 @@ def _first_of(group: FromClause, *columns: Any) -> Select[Any]:
     return select(Job.id, *columns).where(same, ready()).order_by(Job.created_at, Job.id).limit(1)
 
 
-def _barrier(heads: CTE, worker_id: str, free: int, total: int) -> Subquery:
+def _barrier(heads: CTE, worker_id: str, free: int) -> Subquery:
     """SQL: the job behind which this worker takes nothing to train, so that slots come free for it; at most one row.
 
-    It is the first, by priority and age, of those that don't fit now but would fit the whole worker, and have waited
-    long or have jobs of this worker yield to them.
+    It is the first, by priority and age, of those that don't fit now (all of `heads` would fit the whole worker), and
+    have waited long or have jobs of this worker yield to them.
     """
     leaver = aliased(Job)
     yielded_to = exists().where(
@@ -121,7 +122,7 @@ def _barrier(heads: CTE, worker_id: str, free: int, total: int) -> Subquery:
     waited_long = heads.c.created_at < now() - PATIENCE
     return (
         select(heads.c.priority, heads.c.created_at, heads.c.id)
-        .where(heads.c.needs > free, heads.c.needs <= total, or_(waited_long, yielded_to))
+        .where(heads.c.needs > free, or_(waited_long, yielded_to))
         .order_by(-heads.c.priority, heads.c.created_at, heads.c.id)
         .limit(1)
         .subquery("barrier")

@@ -61,8 +61,8 @@ def _urgent(session: Session, free: int, total: int, project_gpus: int | None) -
 
     Another worker that looks for room for it at the same time leaves it to us.
     """
-    heads = line.first_ones(project_gpus)
-    waits = select(heads.c.id).where(heads.c.priority >= HIGH, heads.c.needs > free, heads.c.needs <= total)
+    heads = line.first_ones(project_gpus, free + 1, total)
+    waits = select(heads.c.id).where(heads.c.priority >= HIGH)
     oldest = session.scalar(waits.order_by(-heads.c.priority, heads.c.created_at, heads.c.id).limit(1))
     if oldest is None or session.scalar(select(exists().where(Job.lease_until.is_not(None), Job.yields_to == oldest))):
         return None

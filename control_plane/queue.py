@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from control_plane import line, quotas, workers
 from control_plane.database import dpo_now
 from control_plane.job_states import State
-from control_plane.pages import Page, paginate
+from control_plane.pages import paginate
 from control_plane.progress import estimated_finish
 from control_plane.tables import Job, Project, Worker
 
@@ -63,8 +63,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Queue:
-    waiting: Page[Waiting]
+    waiting: list[Waiting]
     """In the order of the line: the project's next job first."""
+    has_more: bool
     places: list[Place]
 
 
@@ -77,7 +78,7 @@ def read(
     order = (-Job.priority, Job.created_at, Job.id)
     page = paginate(session, query, item_id=Job.id, order=order, after=after, limit=limit, newest_first=False)
     scene = _Scene(session, project_id, project_gpus)
-    return Queue(Page([scene.why(job) for job in page.items], page.has_more), scene.places)
+    return Queue([scene.why(job) for job in page.items], page.has_more, scene.places)
 
 
 class _Scene:

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 from psycopg.errors import UndefinedColumn, UndefinedFunction, UndefinedTable
 from sqlalchemy.exc import ProgrammingError
@@ -305,7 +306,8 @@ class Supervisor:
 
     def _all_done(self) -> bool:
         """Whether what runs beside the work is over, or soon is."""
-        pending = [future for future in (self._removals, self._gpus.pending) if future is not None]
+        running: tuple[Future[Any] | None, ...] = (self._removals, self._gpus.pending)
+        pending = [future for future in running if future is not None]
         return not wait(pending, timeout=LEAVE_SECONDS).not_done
 
     def _say_goodbye(self) -> None:

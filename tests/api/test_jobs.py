@@ -232,7 +232,13 @@ def test_a_failed_job_says_why(http: httpx2.Client, request_body: dict[str, Any]
         results.fail(session, claim, failure, max_attempts=5)
     job = http.get(f"{JOBS}/{job['id']}").json()
     assert job["status"] == "failed"
-    assert job["error"] == {"code": "bad_row", "message": failure.message, "param": "training_file", "line": 3}
+    assert job["error"] == {
+        "kind": "user",
+        "code": "bad_row",
+        "message": failure.message,
+        "param": "training_file",
+        "line": 3,
+    }
     assert http.get(f"{JOBS}/{job['id']}/events").json()["data"][0]["level"] == "error"
 
 

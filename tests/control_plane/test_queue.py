@@ -35,7 +35,7 @@ def read(database: Database, *, project_gpus: int | None = None, **page: int | s
 
 
 def why(database: Database, job_id: str, *, project_gpus: int | None = None) -> Waiting:
-    (found,) = (it for it in read(database, project_gpus=project_gpus).waiting.items if it.job.id == job_id)
+    (found,) = (it for it in read(database, project_gpus=project_gpus).waiting if it.job.id == job_id)
     return found
 
 
@@ -187,16 +187,16 @@ def test_another_project_s_jobs_are_neither_listed_nor_named(manned: Database) -
     with manned.transaction() as session:
         set_clock_ahead(session, 121)
         workers.beat(session, "w1")
-    assert [it.job.id for it in read(manned).waiting.items] == [small]
+    assert [it.job.id for it in read(manned).waiting] == [small]
     assert why(manned, small).message.startswith("A job of another project needs 4 slots")
 
 
 def test_the_next_job_comes_first_and_pages_go_on(manned: Database) -> None:
     low, first, second = add(manned, priority="low"), add(manned), add(manned)
     urgent = add(manned, priority="high")
-    one = [it.job.id for it in read(manned, limit=3).waiting.items]
-    rest = read(manned, limit=3, after=one[-1]).waiting
-    assert (one, [it.job.id for it in rest.items], rest.has_more) == ([urgent, first, second], [low], False)
+    one = [it.job.id for it in read(manned, limit=3).waiting]
+    rest = read(manned, limit=3, after=one[-1])
+    assert (one, [it.job.id for it in rest.waiting], rest.has_more) == ([urgent, first, second], [low], False)
 
 
 def test_a_resumed_job_is_next(manned: Database) -> None:

@@ -14,7 +14,7 @@ def test_a_preempted_job_makes_a_checkpoint_and_ends_with_the_same_bytes(world: 
         world.held(low, step=2)
         urgent = world.job(priority="high")
         world.reaches(urgent, "running")
-        assert world.state(low) == "queued"
+        world.reaches(low, "queued")
         assert [checkpoint.step for checkpoint in world.checkpoints(low)] == [2, 3], "it made one more"
         world.go.touch()
         for job_id in (urgent, low):
