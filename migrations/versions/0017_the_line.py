@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0016"
-down_revision = "0015"
+revision = "0017"
+down_revision = "0016"
 
 NEEDS = (
     "CASE WHEN lease_until IS NULL THEN CASE state WHEN 'validating'::text THEN 0::bigint "
