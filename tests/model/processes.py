@@ -219,5 +219,5 @@ class Worker(Named):
         publish_stored(self.pool.database, storage, claim, manifest, public=public, private=private)
         held.published.add(step)
         with self.pool.database.transaction() as session:
-            results.forget_states(session, claim, keep=STATES_KEPT)
+            results.forget_old(session, claim, states=STATES_KEPT)
         removals.carry_out(self.pool.database, storage)
