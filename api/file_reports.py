@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import anyio
 from fastapi import APIRouter, Query, Response
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 
 from api.answers import LONGEST_WAIT, PENDING, Answer, Wait, answered, failure_of
@@ -13,8 +14,10 @@ from api.auth import Caller, CallerOf
 from api.services import ServicesOf
 from control_plane import checks, files, models
 from control_plane.checks import State
+from control_plane.errors import InvalidRequest
 from control_plane.questions import about_file, about_rows, about_tokens
 from control_plane.tables import Check, File, Model
+from dpo_core.data.columns import what_is_wrong
 from dpo_core.data.file_report import FileReport, TokenReport
 from dpo_core.data.preview import ROWS, Preview
 
@@ -23,6 +26,15 @@ MOST_ROWS = 20
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
 ModelId = Annotated[str, Query(min_length=1, description="A model whose tokenizer and chat template are used.")]
+
+
+Columns = Annotated[
+    str | None,
+    Query(
+        description='What the file calls fields of its rows, as in `training.columns`: `{"prompt": "question"}`.',
+        max_length=10_000,
+    ),
+]
 
 
 class FileReportObject(Answer):
@@ -52,15 +64,19 @@ async def report_file(
     response: Response,
     *,
     model: ModelId | None = None,
+    columns: Columns = None,
     wait: Wait = 0,
 ) -> FileReportObject:
     """Every file is checked after its upload. `wait` long-polls; without it the answer comes at once, as it is."""
+    named = _named(columns)
 
     def ask(session: Session) -> Check:
-        return checks.ask(session, caller.project_id, about_file(files.hold(session, caller.project_id, file_id)))
+        file = files.hold(session, caller.project_id, file_id)
+        return checks.ask(session, caller.project_id, about_file(file, named))
 
     def ask_with_model(session: Session) -> Check:
-        return checks.ask(session, caller.project_id, about_tokens(*_held(session, caller, file_id, str(model))))
+        file, with_base = _held(session, caller, file_id, str(model))
+        return checks.ask(session, caller.project_id, about_tokens(file, with_base, named))
 
     until = anyio.current_time() + wait
     check = await answered(services, ask, wait, response)
@@ -91,13 +107,15 @@ async def preview_file(
         Query(max_length=MOST_ROWS, description="These lines instead; at most `limit` rows of one."),
     ] = None,
     max_length: Annotated[int | None, Query(ge=8, description="Tokens that a sequence may have.")] = None,
+    columns: Columns = None,
     wait: Wait = LONGEST_WAIT,
 ) -> FilePreviewObject:
     """Every token with its id and its text, what it is for, and what `max_length` cuts away: as in training."""
+    named = _named(columns)
 
     def ask(session: Session) -> Check:
         file, with_base = _held(session, caller, file_id, model)
-        question = about_rows(file, with_base, limit=limit, lines=lines or [], max_length=max_length)
+        question = about_rows(file, with_base, limit=limit, lines=lines or [], max_length=max_length, columns=named)
         return checks.ask(session, caller.project_id, question)
 
     check = await answered(services, ask, wait, response)
@@ -108,6 +126,20 @@ async def preview_file(
         error=failure_of(check),
         preview=Preview.model_validate(check.result) if check.result else None,
     )
+
+
+def _named(columns: str | None) -> dict[str, str]:
+    """From the JSON text of a query. Raises InvalidRequest."""
+    if columns is None:
+        return {}
+    try:
+        named = TypeAdapter(dict[str, str]).validate_json(columns, strict=True)
+    except ValidationError:
+        message = '`columns` must be a JSON object of names, such as {"prompt": "question"}.'
+        raise InvalidRequest(message, param="columns") from None
+    if problem := what_is_wrong(named):
+        raise InvalidRequest(problem, param="columns")
+    return named
 
 
 def _held(session: Session, caller: Caller, file_id: str, model_id: str) -> tuple[File, list[Model]]:

@@ -52,6 +52,10 @@ def submit(
         float | None,
         typer.Option(metavar="SHARE", help="The share of FILE's rows that may be left out as bad.", show_default="0"),
     ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--columns", metavar="FIELD=COLUMN", help="FILE's own name of a field; as often as needed."),
+    ] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train an adapter instead of all weights.")] = False,
     priority: Annotated[
         Priority | None, typer.Option(help="Goes before jobs of a lower one.", show_default="normal")
@@ -67,6 +71,7 @@ def submit(
     """Upload FILE and train on it; prints the job's id. What is not given is chosen by the service, with reasons."""
     from rich.console import Console
 
+    from cli.columns import columns_of
     from cli.estimate import show_estimate
     from cli.submit import Flags, show_warnings
     from cli.submit import dry_run as try_files
@@ -83,6 +88,7 @@ def submit(
         learning_rate=learning_rate,
         batch_size=batch_size,
         skip_bad_rows=skip_bad_rows,
+        columns=columns_of(columns) if columns else None,
         lora=lora,
         priority=priority,
         preemptible=preemptible,
@@ -106,13 +112,16 @@ def report(
     model: Annotated[
         str | None, typer.Option(help="Also what this model's tokenizer and chat template make of it.")
     ] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--columns", metavar="FIELD=COLUMN", help="As for `dpo submit`.")
+    ] = None,
 ) -> None:
     """What an uploaded file holds: problems by line with the way out, and statistics."""
     from rich.console import Console
 
     from cli.report import report as show_report
 
-    show_report(file, model, Console(stderr=True))
+    show_report(file, model, columns or [], Console(stderr=True))
 
 
 def list_jobs(

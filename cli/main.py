@@ -94,7 +94,8 @@ def validate(
     """Show what MODEL will see of FILE, and what is wrong with its rows; 1 is the exit code if any is bad."""
     from rich.console import Console
 
-    from cli.validate import columns_of, lines_of, template_of, validate
+    from cli.columns import columns_of
+    from cli.validate import lines_of, template_of, validate
     from dpo_core.data.options import ReadOptions
 
     good = validate(

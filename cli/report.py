@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
 import typer
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from cli.answers import answer
 from cli.client import connected
+from cli.columns import columns_of
 from cli.tables import show
 from dpo_core.data.file_report import FileReport, Statistics, TokenReport
 from dpo_core.data.problems import lines_in_words, problem_in_words, rows_in_words
@@ -18,11 +20,14 @@ from dpo_core.prepare_report import Lengths
 COLUMNS = ("", "mean", "median", "90 %", "99 %", "longest")
 
 
-def report(file_id: str, model: str | None, console: Console) -> None:
+def report(file_id: str, model: str | None, columns: Sequence[str], console: Console) -> None:
     """Prints the file's report, with what `model` makes of it. Raises CommandFailed where there is none."""
+    params: dict[str, object] = {"model": model} if model else {}
+    if columns:
+        params["columns"] = json.dumps(columns_of(columns))
     path = f"/files/{quote(file_id, safe='')}/report"
     with connected() as client:
-        found = answer(client, path, console, params={"model": model} if model else None)
+        found = answer(client, path, console, params=params)
     read = FileReport.model_validate(found["report"])
     for line in in_words(read):
         typer.echo(line)
@@ -34,6 +39,9 @@ def report(file_id: str, model: str | None, console: Console) -> None:
 
 def in_words(report: FileReport) -> Iterator[str]:
     bad = report.rows - report.pairs - report.examples
+    if report.format is not None:
+        shapes = [f"{it.title}: {rows_in_words(it.count)}" for it in report.shapes]
+        yield "; ".join([report.format, *shapes])
     yield f"{rows_in_words(report.rows)}: {report.pairs:,} pairs, {report.examples:,} supervised examples, {bad:,} bad"
     if report.damage is not None:
         yield f"the file can't be used: {report.damage.message} Reading ended at line {report.damage.line}."

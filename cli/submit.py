@@ -48,6 +48,9 @@ class Flags:
     learning_rate: float | list[float] | None = None
     batch_size: int | list[int] | None = None
     skip_bad_rows: float | None = None
+    columns: dict[str, str] | None = None
+    """The file's own name of a field."""
+
     lora: bool = False
     priority: str | None = None
     preemptible: bool = False
@@ -60,6 +63,7 @@ class Flags:
             "learning_rate": self.learning_rate,
             "batch_size": self.batch_size,
             "skip_bad_rows": self.skip_bad_rows,
+            "columns": self.columns,
         }
         return {name: value for name, value in given.items() if value is not None}
 

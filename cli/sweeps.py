@@ -36,12 +36,16 @@ def submit(
     method: Annotated[Method | None, typer.Option(help="As for `dpo submit`.", show_default="dpo")] = None,
     suffix: Annotated[str | None, typer.Option(help="A word in the new models' names.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs of each job.", show_default="1")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--columns", metavar="FIELD=COLUMN", help="As for `dpo submit`.")
+    ] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train adapters instead of all weights.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Go on with `dpo sweep show --watch`.")] = False,
 ) -> None:
     """Upload FILE and train on it once for every combination of the values; prints the sweep's id."""
     from rich.console import Console
 
+    from cli.columns import columns_of
     from cli.submit import Flags, submit_sweep
 
     flags = Flags(
@@ -54,6 +58,7 @@ def submit(
         epochs=_values(epochs, int, "--epochs"),
         learning_rate=_values(learning_rate, float, "--learning-rate"),
         batch_size=_values(batch_size, int, "--batch-size"),
+        columns=columns_of(columns) if columns else None,
         lora=lora,
     )
     sweep_id = submit_sweep(file, validation, spec, flags, Console(stderr=True))

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.text import Text
 
 from cli.errors import CommandFailed
-from dpo_core.data.columns import what_is_wrong
 from dpo_core.data.dataset import load
 from dpo_core.data.facts import FileFacts
 from dpo_core.data.options import ReadOptions
@@ -57,6 +56,11 @@ def validate(
     Raises:
         CommandFailed: the file or the model can't be used at all.
     """
+    if not folder.is_dir():
+        raise CommandFailed(
+            f"--model {folder}: there is no such folder. Give the path of a model's folder. An id, as `base/NAME`, is "
+            "for `dpo report FILE_ID --model ID`, which asks the service."
+        )
     try:
         renderer = partial(Renderer, folder, chat_template)
         shown = preview(file, renderer(), options, lines=lines, max_length=max_length)
@@ -82,17 +86,6 @@ def template_of(file: Path | None) -> str | None:
         raise CommandFailed(f"--chat-template {file} can't be read: {reason}.") from error
 
 
-def columns_of(given: Sequence[str]) -> dict[str, str]:
-    """`FIELD=COLUMN` each."""
-    pairs = [it.partition("=") for it in given]
-    if wrong := [field + sign + column for field, sign, column in pairs if not (field and column)]:
-        raise CommandFailed(f"--columns {wrong[0]}: write FIELD=COLUMN, such as prompt=question.")
-    columns = {field: column for field, _, column in pairs}
-    if wrong_field := what_is_wrong(columns):
-        raise CommandFailed(wrong_field)
-    return columns
-
-
 def lines_of(given: str | None) -> list[int]:
     """Numbers with commas between them."""
     lines = [] if given is None else [part.strip() for part in given.split(",")]
@@ -102,7 +95,8 @@ def lines_of(given: str | None) -> list[int]:
 
 
 def show_preview(shown: Preview, console: Console) -> None:
-    console.print(Text.assemble(*(part for name, words in LEGEND for part in ((words, STYLES[name]), ("\n")))))
+    if any(row.sequences for row in shown.rows):
+        console.print(Text.assemble(*(part for name, words in LEGEND for part in ((words, STYLES[name]), ("\n")))))
     for row in shown.rows:
         console.print(Text(f"line {row.line}", style="bold underline"))
         for sequence in row.sequences:

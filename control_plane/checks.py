@@ -39,10 +39,10 @@ REST = timedelta(minutes=5)
 """How long a failure that may pass stands, before who asks begins the question anew: who polls would begin it for ever,
 and never see that it failed."""
 
-QUESTIONS: tuple[Kind, ...] = ("file", "model_file", "preview", "estimate")
+QUESTIONS: tuple[Kind, ...] = ("file", "file_columns", "model_file", "preview", "estimate")
 """All kinds but the order to merge (merges.py)."""
 
-KEPT: dict[Kind, int] = {"file": 1, "model_file": 16, "preview": 32, "estimate": 32, "merge": 1}
+KEPT: dict[Kind, int] = {"file": 1, "file_columns": 8, "model_file": 16, "preview": 32, "estimate": 32, "merge": 1}
 """How many answers of a kind are kept about one file; with a new question the oldest go, and can be asked for again."""
 
 WORKERS_OWN = ("disk_full", "reader_killed", "out_of_memory")

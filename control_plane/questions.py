@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -15,7 +15,10 @@ from typing import Any, Literal
 from control_plane.tables import File, Json, Model
 from dpo_core.questions import ANSWERS
 
-Kind = Literal["file", "model_file", "preview", "estimate", "merge"]
+Kind = Literal["file", "file_columns", "model_file", "preview", "estimate", "merge"]
+
+Columns = Mapping[str, str]
+"""What the file calls fields of its rows, as in `training.columns`."""
 
 
 @dataclass(frozen=True)
@@ -49,24 +52,34 @@ class Question:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def about_file(file: File) -> Question:
-    """What the file holds: asked of every file after its upload."""
+def about_file(file: File, columns: Columns | None = None) -> Question:
+    """What the file holds: asked of every file after its upload, without `columns`."""
+    if columns:
+        return Question("file_columns", {"file": file.id, "columns": dict(columns)}, (file,))
     return Question("file", {"file": file.id}, (file,))
 
 
-def about_tokens(file: File, models: Sequence[Model]) -> Question:
+def about_tokens(file: File, models: Sequence[Model], columns: Columns | None = None) -> Question:
     """What a model makes of the file. `models`: that one, and the one that it stands on."""
-    return Question("model_file", {"file": file.id, "model": models[0].id}, (file,), tuple(models))
+    body = {"file": file.id, "model": models[0].id, "columns": dict(columns or {})}
+    return Question("model_file", body, (file,), tuple(models))
 
 
 def about_rows(
-    file: File, models: Sequence[Model], *, limit: int, lines: Sequence[int], max_length: int | None
+    file: File,
+    models: Sequence[Model],
+    *,
+    limit: int,
+    lines: Sequence[int],
+    max_length: int | None,
+    columns: Columns | None = None,
 ) -> Question:
     """What a model sees of some rows. `models` as above."""
     # A chat template may write the date: what a job sees that is made today.
     today = datetime.now(UTC).date().isoformat()
     shown = {"limit": limit, "lines": sorted(set(lines)), "max_length": max_length, "today": today}
-    return Question("preview", {"file": file.id, "model": models[0].id, **shown}, (file,), tuple(models))
+    body = {"file": file.id, "model": models[0].id, "columns": dict(columns or {}), **shown}
+    return Question("preview", body, (file,), tuple(models))
 
 
 def about_merging(models: Sequence[Model], makes: str) -> Question:

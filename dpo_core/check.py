@@ -29,16 +29,16 @@ def answer(question: Question, directory: RunDirectory) -> StrictModel:
         OSError: a file can't be read.
     """
     if isinstance(question, FileQuestion):
-        return check_file(question.file)
+        return check_file(question.file, columns=question.columns)
     if isinstance(question, TokenQuestion):
-        return check_tokens(question.file, question.model, question.today)
+        return check_tokens(question.file, question.model, question.today, columns=question.columns)
     if isinstance(question, PreviewQuestion):
         return _preview(question)
     return estimate(question.run, directory.tokens)
 
 
 def _preview(question: PreviewQuestion) -> StrictModel:
-    training = TrainingSpec(method=method_of(question.file))
+    training = TrainingSpec(method=method_of(question.file, question.columns), columns=question.columns)
     return preview(
         question.file,
         Renderer.for_run(question.model, training, question.today),

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from dpo_core.spec import ModelSource, PositiveInt, RunSpec, StrictModel
 
-ANSWERS = 2
+ANSWERS = 3
 """Raised with every change of what an answer says: answers of an earlier version are not given any more."""
 
 
@@ -19,6 +19,8 @@ class FileQuestion(StrictModel):
 
     kind: Literal["file"] = "file"
     file: Path
+    columns: dict[str, str] = Field(default_factory=dict)
+    """As in a training spec; here and below."""
 
 
 class TokenQuestion(StrictModel):
@@ -26,6 +28,7 @@ class TokenQuestion(StrictModel):
 
     kind: Literal["model_file"] = "model_file"
     file: Path
+    columns: dict[str, str] = Field(default_factory=dict)
     model: ModelSource
     today: date
     """What a chat template writes that asks for the date."""
@@ -36,6 +39,7 @@ class PreviewQuestion(StrictModel):
 
     kind: Literal["preview"] = "preview"
     file: Path
+    columns: dict[str, str] = Field(default_factory=dict)
     model: ModelSource
     today: date
     limit: PositiveInt

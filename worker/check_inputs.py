@@ -27,14 +27,14 @@ def _question(inputs: _Inputs, check: Check, device: Device) -> Question:
     asked = check.question
     if check.kind == "estimate":
         return EstimateQuestion(run=_run(inputs, check, device))
-    file = inputs.file(asked["file"])
-    if check.kind == "file":
-        return FileQuestion(file=file)
+    file, columns = inputs.file(asked["file"]), asked.get("columns", {})
+    if check.kind in ("file", "file_columns"):
+        return FileQuestion(file=file, columns=columns)
     model = inputs.model(asked["model"])
     if check.kind == "model_file":
-        return TokenQuestion(file=file, model=model, today=day_of(check.created_at))
+        return TokenQuestion(file=file, columns=columns, model=model, today=day_of(check.created_at))
     shown = {name: asked[name] for name in ("limit", "lines", "max_length", "today")}
-    return PreviewQuestion(file=file, model=model, **shown)
+    return PreviewQuestion(file=file, columns=columns, model=model, **shown)
 
 
 class _Inputs:

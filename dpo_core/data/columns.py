@@ -5,24 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
-from dpo_core.data.fields import BadRow, Row, close_matches, names_in_words, shown
-
-COLUMNS = (
-    "prompt",
-    "instruction",
-    "input",
-    "system",
-    "history",
-    "messages",
-    "chosen",
-    "rejected",
-    "completion",
-    "answers",
-    "scores",
-    "tools",
-    "chat_template_kwargs",
-)
-"""docs/data.md says what each may hold."""
+from dpo_core.data.fields import COLUMNS, BadRow, Row, close_matches, names_in_words, shown
 
 
 def what_is_wrong(columns: Mapping[str, str]) -> str | None:

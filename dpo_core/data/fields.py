@@ -10,6 +10,23 @@ from dpo_core.data.records import ProblemCode
 
 Row = Mapping[str, object]
 
+COLUMNS = (
+    "prompt",
+    "instruction",
+    "input",
+    "system",
+    "history",
+    "messages",
+    "chosen",
+    "rejected",
+    "completion",
+    "answers",
+    "scores",
+    "tools",
+    "chat_template_kwargs",
+)
+"""The fields that a job may name a file's columns for (`training.columns`); docs/data.md says what each may hold."""
+
 FIELDS_COMPARED = 100
 """To compare a name with every one of 100,000 would take longer than all else that is done with a row."""
 
@@ -33,8 +50,11 @@ def require(given: Row, name: str, prefix: str = "") -> object:
         message = f"`{prefix}{name}` is null. Give it a value, or remove the row."
     elif close := close_matches(name, given):
         message = f"`{prefix}{name}` is missing; {shown(close[0])} is there. Rename it to `{name}`."
-    else:
+    elif prefix:
         message = f"`{prefix}{name}` is missing. Add it, or remove the row."
+    else:
+        named = ", say in `columns` what it is called" if name in COLUMNS else ""
+        message = f"`{name}` is missing; the row has {names_in_words(given)}. Add it{named}, or remove the row."
     raise BadRow("missing_field", prefix + name, message)
 
 

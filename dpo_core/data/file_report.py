@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from dpo_core.data.problems import TITLES, Tally
+from dpo_core.data.records import Shape
 from dpo_core.prepare_report import Lengths, ReportFinding
 from dpo_core.spec import Method, StrictModel
 
@@ -71,8 +74,22 @@ class Statistics(StrictModel):
     length_bias: LengthBias | None
 
 
+class ShapeCount(StrictModel):
+    """Good rows of one shape: what their fields were recognised as."""
+
+    shape: Shape
+    title: str
+    count: int
+
+
 class FileReport(StrictModel):
     """Of all rows, whichever method they are for."""
+
+    format: str | None
+    """What the file is, such as `JSONL`, `CSV` or `JSONL, gzip`; None where it is nothing that is read here."""
+
+    shapes: list[ShapeCount]
+    """The most frequent first."""
 
     rows: int
     pairs: int
@@ -116,6 +133,19 @@ class TokenReport(StrictModel):
     """What is odd about the rendered text, by the rows that have it."""
 
 
+SHAPES: dict[Shape, str] = {
+    "openai_preference": "OpenAI preference format",
+    "prompt_answers": "a prompt with two answers",
+    "question_answers": "a question or instruction with two answers",
+    "conversation_answers": "a conversation with two answers (ShareGPT)",
+    "two_conversations": "two conversations that begin alike",
+    "two_transcripts": "two transcripts that begin alike (hh-rlhf)",
+    "scored_answers": "a prompt with scored answers",
+    "conversation": "a conversation, its last turn to be learned",
+    "prompt_completion": "a prompt with its answer",
+}
+
+
 def problems_of(tally: Tally) -> list[Problem]:
     return [
         Problem(code=it.code, title=TITLES[it.code], message=it.message, count=it.count, lines=it.lines)
@@ -125,3 +155,7 @@ def problems_of(tally: Tally) -> list[Problem]:
 
 def findings_of(tally: Tally) -> list[ReportFinding]:
     return [ReportFinding(code=it.code, message=it.message, count=it.count, lines=it.lines) for it in tally.findings()]
+
+
+def shapes_of(counts: Counter[Shape]) -> list[ShapeCount]:
+    return [ShapeCount(shape=shape, title=SHAPES[shape], count=count) for shape, count in counts.most_common()]

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BufferedReader, FileIO
 from pathlib import Path
+from typing import Literal
 
 from dpo_core.data import json_array, parquet_rows
 from dpo_core.data.columns import rename
@@ -21,8 +22,8 @@ from dpo_core.data.fields import BadRow, Row
 from dpo_core.data.json_values import RepeatedField, decode
 from dpo_core.data.options import ReadOptions
 from dpo_core.data.records import Example, FileProblem, Pair, RowProblem
-from dpo_core.data.rows import parse_row
-from dpo_core.data.unpack import BUFFER_BYTES, GZIP_MAGIC, ZSTD_MAGIC, BadFile, open_stream
+from dpo_core.data.rows import parse_row, shape_of
+from dpo_core.data.unpack import BUFFER_BYTES, GZIP_MAGIC, ZSTD_MAGIC, BadFile, Packing, open_stream, packed_with
 
 MAX_ROW_BYTES = 8 * 1024 * 1024
 """A longer row is refused unread, so that memory stays bounded."""
@@ -44,6 +45,21 @@ OTHER_FORMATS = {
     ZSTD_MAGIC: "packed twice",
 }
 """What else people send, by the first bytes."""
+
+
+KindName = Literal["JSONL", "JSON array", "CSV", "Parquet"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileKind:
+    """What a file is, by its content."""
+
+    name: KindName
+    packed: Packing | None
+
+    def in_words(self) -> str:
+        """Such as `JSONL` or `CSV, gzip`."""
+        return self.name if self.packed is None else f"{self.name}, {self.packed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +107,11 @@ def _records(raw: RawRow, options: ReadOptions) -> Sequence[Pair | Example | Row
             row: Row = unfold(rename(raw.content, options.columns))
         else:
             row = rename(_decode(raw.content, raw.line), options.columns)
-        parsed = parse_row(row, options, raw.line)
-        return [_in_the_files_words(it, options) if isinstance(it, RowProblem) else it for it in parsed]
+        parsed, shape = parse_row(row, options, raw.line), shape_of(row)
+        return [
+            _in_the_files_words(it, options) if isinstance(it, RowProblem) else replace(it, shape=shape)
+            for it in parsed
+        ]
     except BadRow as bad:
         return [_in_the_files_words(RowProblem(raw.line, bad.code, bad.field, bad.message), options)]
     except RecursionError:
@@ -113,20 +132,46 @@ def read_rows(path: Path, options: ReadOptions) -> Iterator[Pair | Example | Row
             yield from records(raw, options)
 
 
+def kind_of_file(path: Path) -> FileKind | None:
+    """What the file is; None where it can't be read at all, which `raw_rows` tells the reason of.
+
+    Raises:
+        OSError: the file can't be opened or read.
+    """
+    try:
+        with open_stream(path) as file:
+            name, _ = _kind(file.peek(), plain=isinstance(file.raw, FileIO))
+            return FileKind(name, packed_with(path))
+    except BadFile:
+        return None
+
+
+def _kind(head: bytes, *, plain: bool) -> tuple[KindName, str]:
+    """By the first bytes of the unpacked file; of CSV also what divides its cells. Raises BadFile."""
+    if head.startswith(parquet_rows.MAGIC) and plain:
+        return "Parquet", ""
+    _refuse_other_formats(head)
+    text = head.removeprefix(BYTE_ORDER_MARK)
+    if text.lstrip()[:1] == b"[":
+        return "JSON array", ""
+    if text.lstrip()[:1] != b"{" and (delimiter := delimiter_of(text)) is not None:
+        return "CSV", delimiter
+    return "JSONL", ""
+
+
 def _contents(path: Path) -> Iterator[tuple[int, bytes | Cells | RowProblem | None]]:
     """The rows that a file's kind makes of it; None for one that is too long."""
     with open_stream(path) as file:
         head = file.peek()
-        if head.startswith(parquet_rows.MAGIC) and isinstance(file.raw, FileIO):
+        kind, delimiter = _kind(head, plain=isinstance(file.raw, FileIO))
+        if kind == "Parquet":
             yield from parquet_rows.parquet_rows(path, MAX_ROW_BYTES)
             return
-        _refuse_other_formats(head)
         if head.startswith(BYTE_ORDER_MARK):
             file.read(len(BYTE_ORDER_MARK))
-            head = head[len(BYTE_ORDER_MARK) :]
-        if head.lstrip()[:1] == b"[":
+        if kind == "JSON array":
             yield from json_array.elements(file, MAX_ROW_BYTES)
-        elif head.lstrip()[:1] != b"{" and (delimiter := delimiter_of(head)) is not None:
+        elif kind == "CSV":
             yield from csv_rows(file, delimiter, MAX_ROW_BYTES)
         else:
             yield from _json_lines(file)

@@ -14,7 +14,7 @@ class ReadOptions:
 
     method: Method
     columns: Mapping[str, str] = field(default_factory=dict)
-    """The file's column for a field of `dpo_core.data.columns.COLUMNS`, where detection would take another."""
+    """The file's column for a field of `dpo_core.data.fields.COLUMNS`, where detection would take another."""
 
     scored: ScoredAnswers = "best_worst"
     """Which pairs are made of N scored answers to one prompt."""

@@ -38,6 +38,20 @@ Text = str | tuple[Message, ...]
 """A plain string, or turns for the chat template."""
 
 
+Shape = Literal[
+    "openai_preference",
+    "prompt_answers",
+    "question_answers",
+    "conversation_answers",
+    "two_conversations",
+    "two_transcripts",
+    "scored_answers",
+    "conversation",
+    "prompt_completion",
+]
+"""What a row's fields are, as they were recognised; docs/data.md shows each."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """Answer `chosen` is better than answer `rejected` to `prompt`.
@@ -62,6 +76,9 @@ class Pair:
     """1-based number of the row in the file: it tells apart the rows of one line, which `line` doesn't. It isn't part
     of what a record says."""
 
+    shape: Shape | None = dataclasses.field(default=None, kw_only=True, compare=False)
+    """Nor is this."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -73,6 +90,7 @@ class Example:
     tools: JsonText | None = None
     variables: JsonText | None = None
     row: int = dataclasses.field(default=0, kw_only=True, compare=False)
+    shape: Shape | None = dataclasses.field(default=None, kw_only=True, compare=False)
 
 
 ProblemCode = Literal[

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dpo_core.data.fields import BadRow, Row, first_of, names_in_words
 from dpo_core.data.options import ReadOptions
 from dpo_core.data.preference import BETTER, WORSE, chosen_rejected, openai_pair
-from dpo_core.data.prompts import CONVERSATIONS, PROMPTS
-from dpo_core.data.records import Example, Pair, RowProblem
+from dpo_core.data.prompts import CONVERSATIONS, PROMPTS, QUESTIONS
+from dpo_core.data.records import Example, Pair, RowProblem, Shape
 from dpo_core.data.scored import is_scored, scored_pairs
 from dpo_core.data.supervised import COMPLETIONS, completion_example, conversation_example
 from dpo_core.data.turns import refuse_media
@@ -51,7 +51,10 @@ def parse_row(row: Row, options: ReadOptions, line: int) -> Sequence[Pair | Exam
     completion = first_of(row, COMPLETIONS)
     conversation = first_of(row, CONVERSATIONS)
     if not preference and completion is None and conversation is None and first_of(row, PROMPTS) is None:
-        message = f"No known format has these fields: {names_in_words(row)}. Write {USUAL[options.method]}."
+        message = (
+            f"No known format has these fields: {names_in_words(row)}. Write {USUAL[options.method]}, "
+            "or say in `columns` what the file calls `prompt` and the others."
+        )
         raise BadRow("unknown_format", None, message)
     _refuse_other_method(options.method, preference, completion is not None or conversation is not None)
     refuse_media(row)
@@ -64,6 +67,22 @@ def parse_row(row: Row, options: ReadOptions, line: int) -> Sequence[Pair | Exam
     if first_of(row, BETTER + WORSE) is None and is_scored(row):
         return scored_pairs(row, line, options.scored)
     return [chosen_rejected(row, line)]
+
+
+def shape_of(row: Row) -> Shape:
+    """Which of the shapes a row has that `parse_row` takes."""
+    if "preferred_output" in row:
+        return "openai_preference"
+    prompt, better = first_of(row, PROMPTS), first_of(row, BETTER)
+    if better is None and is_scored(row):
+        return "scored_answers"
+    if better is None:
+        return "prompt_completion" if prompt not in CONVERSATIONS or first_of(row, COMPLETIONS) else "conversation"
+    if prompt is None:
+        return "two_transcripts" if isinstance(row[better], str) else "two_conversations"
+    if prompt in CONVERSATIONS:
+        return "conversation_answers"
+    return "question_answers" if prompt in QUESTIONS else "prompt_answers"
 
 
 def _refuse_label(row: Row) -> None:

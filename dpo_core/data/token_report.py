@@ -27,17 +27,21 @@ RENDERING = ("not_rendered", "equal_tokens")
 
 
 def check_tokens(
-    path: Path, model: ModelSource, today: date | None = None, processes: int | None = None
+    path: Path,
+    model: ModelSource,
+    today: date | None = None,
+    processes: int | None = None,
+    columns: dict[str, str] | None = None,
 ) -> TokenReport:
     """Every good row of `path`, uncut, by the model's own chat template; in as many `processes` as there are cores.
 
-    `today` is the date that the template may write.
+    `today` is the date that the template may write, `columns` are the file's own names for fields.
 
     Raises:
         RunError: kind `user`; the model's folder is damaged, or the rows need a chat template that it doesn't have.
         OSError: the file can't be read.
     """
-    training = TrainingSpec(method=method_of(path))
+    training = TrainingSpec(method=method_of(path, columns), columns=columns or {})
     rendering = Rendering(partial(Renderer.for_run, model, training, today), ReadOptions.of(training), None)
     facts, counts = FileFacts(), Counter[int]()
     for portion in map_in_order(rendering, (Chunk(0, rows) for rows in chunks(raw_rows(path))), processes):

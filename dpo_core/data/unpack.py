@@ -19,6 +19,8 @@ import zstandard
 
 from dpo_core.data.records import FileProblemCode
 
+Packing = Literal["gzip", "zstd"]
+
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
@@ -62,15 +64,27 @@ def open_stream(path: Path) -> Iterator[io.BufferedReader]:
     """
     with _buffered(io.FileIO(path)) as file:
         # peek and not seek, because a file may be a pipe
-        magic = file.peek(4)[:4]
+        packing = _packing(file.peek(4))
         packed_bytes = os.fstat(file.fileno()).st_size
-        if magic.startswith(GZIP_MAGIC):
+        if packing == "gzip":
             with gzip.open(file) as unpacked:
                 yield _buffered(_Unpacked("gzip", cast(Source, unpacked), packed_bytes))
-        elif magic == ZSTD_MAGIC:
+        elif packing == "zstd":
             yield _buffered(_Unpacked("zstd", _ZstdFrames(file), packed_bytes))
         else:
             yield file
+
+
+def packed_with(path: Path) -> Packing | None:
+    """How the file is packed, if it is. Raises OSError."""
+    with open(path, "rb") as file:
+        return _packing(file.read(4))
+
+
+def _packing(head: bytes) -> Packing | None:
+    if head.startswith(GZIP_MAGIC):
+        return "gzip"
+    return "zstd" if head.startswith(ZSTD_MAGIC) else None
 
 
 def _buffered(raw: io.RawIOBase) -> io.BufferedReader:
@@ -80,7 +94,7 @@ def _buffered(raw: io.RawIOBase) -> io.BufferedReader:
 class _Unpacked(io.RawIOBase):
     """Counts what comes out of a packed file, and says in words what is wrong with it."""
 
-    def __init__(self, kind: Literal["gzip", "zstd"], source: Source, packed_bytes: int) -> None:
+    def __init__(self, kind: Packing, source: Source, packed_bytes: int) -> None:
         self._kind = kind
         self._source = source
         self._meter = Meter(f"{kind} file", packed_bytes)

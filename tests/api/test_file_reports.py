@@ -66,6 +66,7 @@ def test_a_report_names_lines_counts_and_the_way_out(client: OpenAI, http: httpx
     assert (said["object"], said["state"], said["error"]) == ("file.report", "done", None)
     report = said["report"]
     assert (report["rows"], report["pairs"], report["examples"], report["damage"]) == (4, 3, 0, None)
+    assert (report["format"], report["shapes"][0]["title"]) == ("JSONL", "a prompt with two answers")
     (problem,) = report["problems"]
     assert (problem["code"], problem["lines"], problem["title"]) == ("empty_answer", [3], "empty answer")
     assert "or remove the row" in problem["message"]
@@ -86,6 +87,33 @@ def test_a_damaged_file_has_the_status_error_and_trains_nothing(
     assert client.files.wait_for_processing(file_id).status == "error"
     with pytest.raises(openai.BadRequestError, match="cut off: its end is missing"):
         client.fine_tuning.jobs.create(model=model, training_file=file_id, method={"type": "dpo"})
+
+
+def test_a_file_with_names_of_its_own_is_read_by_them(
+    client: OpenAI, http: httpx2.Client, working: None, model: str
+) -> None:
+    file_id = upload(client, ROWS.replace(b'"prompt"', b'"frage"'))
+    report = report_on(http, file_id).json()["report"]
+    assert (report["pairs"], report["shapes"]) == (0, [])
+    assert "the row has `frage`, `chosen`, `rejected`. Add it, say in `columns`" in report["problems"][0]["message"]
+
+    def named(what: str, columns: str, **query: str) -> httpx2.Response:
+        params = {"columns": columns, "wait": "5", **query}
+        return answered(lambda: http.get(f"/v1/files/{file_id}/{what}", params=params))
+
+    said = named("report", '{"prompt": "frage"}', model=model).json()
+    assert (said["report"]["pairs"], said["tokens"]["rows"]) == (3, 3)
+    assert [(it["shape"], it["count"]) for it in said["report"]["shapes"]] == [("prompt_answers", 3)]
+    shown = named("preview", '{"prompt": "frage"}', model=model, limit="1").json()["preview"]
+    assert "What is 1+1?" in "".join(token["text"] for token in shown["rows"][0]["sequences"][0]["tokens"])
+    assert client.files.retrieve(file_id).status == "processed"
+    assert report_on(http, file_id).json()["report"] == report, "the file's own report stays as it was"
+
+    wrong = {"prompt=frage": "JSON object", '{"prompt": 1}': "JSON object", '{"promt": "x"}': "Did you mean `prompt`"}
+    for columns, word in wrong.items():
+        refused = named("report", columns)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "columns")
+        assert word in refused.json()["error"]["message"]
 
 
 def test_another_projects_report_is_not_there(

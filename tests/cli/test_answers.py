@@ -46,9 +46,10 @@ def test_a_report_in_words(client: OpenAI, working: None, dpo: Dpo, tmp_path: Pa
     done = dpo("report", client.files.create(file=path, purpose="fine-tune").id)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == "3 rows: 2 pairs, 0 supervised examples, 1 bad"
-    assert lines[1].startswith("1 row: empty answer (line 3). The answer in `chosen` is empty.")
-    assert lines[2].startswith("1 row (line 2): Line 2 repeats an earlier row (line 1)")
+    assert lines[0] == "JSONL; a prompt with two answers: 2 rows"
+    assert lines[1] == "3 rows: 2 pairs, 0 supervised examples, 1 bad"
+    assert lines[2].startswith("1 row: empty answer (line 3). The answer in `chosen` is empty.")
+    assert lines[3].startswith("1 row (line 2): Line 2 repeats an earlier row (line 1)")
     assert "characters of the chosen answer 8.0 8 8 8 8" in single_spaced(done.stdout)
     assert "the longer answer is the chosen one in 100.0% of 2 pairs (95 % interval 34.2% to 100.0%)" in done.stdout
 
@@ -61,6 +62,12 @@ def test_a_report_with_a_model_has_its_tokens(
     assert "tokens of a row" in done.stdout
     assert "max_length would be 2,048 (the smallest power of two" in done.stdout
     assert done.stdout.splitlines()[-1].endswith("longer than that: 0 rows of 20")
+
+
+def test_a_report_by_the_files_own_names(client: OpenAI, working: None, dpo: Dpo, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", [{"frage": "q", "chosen": "a", "rejected": "b"}])
+    done = dpo("report", client.files.create(file=path, purpose="fine-tune").id, "--columns", "prompt=frage")
+    assert done.stdout.startswith("JSONL; a prompt with two answers: 1 row\n1 row: 1 pairs, ")
 
 
 def test_a_report_of_nothing(dpo: Dpo) -> None:

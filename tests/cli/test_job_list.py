@@ -13,6 +13,7 @@ from control_plane.settings import Settings
 from control_plane.storage import log_key, open_storage
 from tests.cli.conftest import Dpo
 from tests.cli.work import STEPS, claim, validated, whole_job
+from tests.makers import write_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,6 +89,15 @@ def test_bad_rows_may_be_skipped(client: OpenAI, base: str, pairs: Path, dpo: Dp
     assert job.run["training"]["skip_bad_rows"] == 0.1  # type: ignore[attr-defined]
     refused = dpo("submit", pairs, "--model", base, "--skip-bad-rows", 5)
     assert refused.returncode == 1 and "skip_bad_rows" in refused.stderr
+
+
+def test_a_file_may_have_other_names_for_its_fields(client: OpenAI, base: str, dpo: Dpo, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "f.jsonl", [{"frage": "q", "chosen": "a", "rejected": "b"}])
+    job_id = dpo("submit", file, "--model", base, "--columns", "prompt=frage").stdout.strip()
+    job = client.fine_tuning.jobs.retrieve(job_id)
+    assert job.run["training"]["columns"] == {"prompt": "frage"}  # type: ignore[attr-defined]
+    refused = dpo("submit", file, "--model", base, "--columns", "promt=frage")
+    assert refused.returncode == 1 and "Did you mean `prompt`?" in refused.stderr
 
 
 def test_the_version_is_the_projects(dpo: Dpo) -> None:

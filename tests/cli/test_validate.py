@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from cli.columns import columns_of
 from cli.errors import CommandFailed
-from cli.validate import coloured, columns_of, lines_of, validate
+from cli.validate import coloured, lines_of, validate
 from dpo_core.data.options import ReadOptions
 from dpo_core.data.preview import preview
 from dpo_core.data.render import Renderer
@@ -64,10 +65,18 @@ def test_what_becomes_of_every_row_is_counted(tmp_path: Path) -> None:
     assert "repeats an earlier row (line 1)" in said
 
 
+def test_where_no_row_can_be_shown_no_colours_are_explained(tmp_path: Path) -> None:
+    good, said = run(write_rows(tmp_path / "f.jsonl", [{"frage": "q"}]), make_tokenizer(tmp_path / "model"))
+    assert not good
+    assert said.startswith("line 1\ncan't be used: No known format has these fields: `frage`.")
+
+
 def test_what_cannot_be_meant_is_said(tmp_path: Path) -> None:
     model = make_tokenizer(tmp_path / "model")
     with pytest.raises(CommandFailed, match="can't be read: No such file"):
         run(tmp_path / "none.jsonl", model)
+    with pytest.raises(CommandFailed, match="base/tiny: there is no such folder"):
+        run(write_preference_file(tmp_path / "f.jsonl", 1), Path("base/tiny"))
     with pytest.raises(CommandFailed, match=r"no tokenizer\.json"):
         run(write_preference_file(tmp_path / "f.jsonl", 1), tmp_path)
     for columns, word in (("prompt", "FIELD=COLUMN"), ("=q", "FIELD=COLUMN"), ("promt=q", "Did you mean `prompt`")):

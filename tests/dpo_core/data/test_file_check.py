@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
+from typing import get_args
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from dpo_core.data.file_check import check_file
 from dpo_core.data.file_report import FileReport
+from dpo_core.data.records import Shape
 from tests.makers import real_data, write_rows
 
 PAIR = {"prompt": "What is 1+1?", "chosen": "2", "rejected": "3"}
 EXAMPLE = {"prompt": "What is 1+1?", "completion": "2"}
+USER = {"role": "user", "content": "q"}
+GOOD, BAD = ({"role": "assistant", "content": text} for text in ("good", "bad"))
 
 
 def lines_by_code(report: FileReport) -> dict[str, list[int]]:
@@ -75,18 +83,66 @@ def test_the_known_defects_of_a_real_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "pairs", "examples"),
+    ("name", "pairs", "examples", "kind", "shape"),
     [
-        ("orca/validation.jsonl", 284, 0),
-        ("piqa/piqa_validation_pairs.jsonl", 1838, 0),
-        ("llama-factory/dpo_en_demo.json", 300, 0),
-        ("medicalgpt/dpo_zh_500.jsonl", 500, 0),
-        ("gsm8k/train.jsonl", 0, 7473),
+        ("orca/validation.jsonl", 284, 0, "JSONL", "openai_preference"),
+        ("piqa/piqa_validation_pairs.jsonl", 1838, 0, "JSONL", "prompt_answers"),
+        ("llama-factory/dpo_en_demo.json", 300, 0, "JSON array", "conversation_answers"),
+        ("medicalgpt/dpo_zh_500.jsonl", 500, 0, "JSONL", "conversation_answers"),
+        ("gsm8k/train.jsonl", 0, 7473, "JSONL", "prompt_completion"),
     ],
 )
-def test_real_files_are_recognised(name: str, pairs: int, examples: int) -> None:
+def test_real_files_are_recognised(name: str, pairs: int, examples: int, kind: str, shape: str) -> None:
     report = check_file(real_data(name))
     assert (report.pairs, report.examples, report.problems) == (pairs, examples, [])
+    assert (report.format, [(it.shape, it.count) for it in report.shapes]) == (kind, [(shape, pairs + examples)])
+
+
+SHAPES: list[tuple[Shape, dict[str, object]]] = [
+    ("openai_preference", {"input": {"messages": [USER]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]}),
+    ("prompt_answers", PAIR),
+    ("question_answers", {"instruction": "q", "input": "x", "response_chosen": "a", "response_rejected": "b"}),
+    ("conversation_answers", {"conversations": [USER], "chosen": GOOD, "rejected": BAD}),
+    ("two_conversations", {"chosen": [USER, GOOD], "rejected": [USER, BAD]}),
+    ("two_transcripts", {name: f"\n\nHuman: q\n\nAssistant: {name}" for name in ("chosen", "rejected")}),
+    ("scored_answers", {"prompt": "q", "answers": ["a", "b"], "scores": [1, 2]}),
+    ("conversation", {"messages": [USER, GOOD]}),
+    ("prompt_completion", EXAMPLE),
+]
+
+
+def test_every_shape_is_told_from_the_others(tmp_path: Path) -> None:
+    assert [shape for shape, _ in SHAPES] == list(get_args(Shape))
+    rows = [row for place, (_, row) in enumerate(SHAPES) for _ in range(len(SHAPES) - place)]
+    report = check_file(write_rows(tmp_path / "a.jsonl", [*rows, {"a": 1}]))
+    assert [(it.shape, it.count) for it in report.shapes] == [
+        (shape, len(SHAPES) - place) for place, (shape, _) in enumerate(SHAPES)
+    ]
+    assert all(it.title for it in report.shapes)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (json.dumps(PAIR).encode(), "JSONL"),
+        (b"\xef\xbb\xbf" + json.dumps([PAIR]).encode(), "JSON array"),
+        (b"prompt;chosen;rejected\nq;a;b\n", "CSV"),
+        (gzip.compress(b"prompt,chosen,rejected\nq,a,b\n"), "CSV, gzip"),
+        (zstandard.compress(json.dumps(PAIR).encode()), "JSONL, zstd"),
+        (gzip.compress(json.dumps(PAIR).encode())[:20], None),
+        (b"%PDF-1.7", None),
+    ],
+)
+def test_the_kind_of_a_file_is_told_by_its_content(tmp_path: Path, content: bytes, kind: str | None) -> None:
+    (tmp_path / "file").write_bytes(content)
+    report = check_file(tmp_path / "file")
+    assert (report.format, report.damage is None) == (kind, kind is not None)
+
+
+def test_parquet_is_told_by_its_content(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([PAIR]), tmp_path / "file")
+    report = check_file(tmp_path / "file")
+    assert (report.format, report.pairs) == ("Parquet", 1)
 
 
 def test_several_processes_report_the_same(tmp_path: Path) -> None:

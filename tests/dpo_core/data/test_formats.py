@@ -149,6 +149,19 @@ def explicit(**change: object) -> dict[str, object]:
         ({"question": "q", "answer": "a"}, "wrong_method", None, "`supervised`"),
         ({"text": "q", "\n\0" * 99: "a"}, "unknown_format", None, "`text`, `\\x0a\\x00"),
         ({}, "unknown_format", None, "none"),
+        ({"frage": "q", "gut": "a"}, "unknown_format", None, "or say in `columns` what the file calls `prompt`"),
+        (
+            {"frage": "q", "chosen": "a", "rejected": "b"},
+            "missing_field",
+            "prompt",
+            "has `frage`, `chosen`, `rejected`.",
+        ),
+        (
+            {"frage": "q", "chosen": "a", "rejected": "b"},
+            "missing_field",
+            "prompt",
+            "say in `columns` what it is called",
+        ),
     ],
 )
 def test_bad_preference_rows(tmp_path: Path, row: object, code: str, field: str | None, hint: str) -> None:
