@@ -22,10 +22,8 @@ from benchmarks.report import machine, print_table, write_result
 from benchmarks.shape import SHAPES
 from benchmarks.theirs import DEFAULT, Recipe, TrlSettings
 from benchmarks.workload import SEED, Workload, apart, build_drawn
+from dpo_core.flops import known_peak
 from dpo_core.spec import Device
-
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16 operations a second, from NVIDIA's data sheets (SXM)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +115,7 @@ def main() -> None:
     parser.add_argument("--peak", type=float, help="dense bfloat16 operations a second of the GPU, if it is not known")
     options = parser.parse_args()
     gpu = gpu_name() if options.device == "cuda" else None
-    peak = options.peak or next((peak for name, peak in PEAKS.items() if gpu and name in gpu), None)
+    peak = options.peak or (known_peak(gpu) if gpu else None)
     slower = (True, False) if options.whole_grid else (False,)
     grid = [
         TrlSettings(size, again, not running)

@@ -14,7 +14,14 @@ from cli.client import connected
 from cli.errors import CommandFailed
 from cli.watch import FINAL, POLL_SECONDS
 
-BY_THE_CLOCK = ("items_per_second", "tokens_per_second", "unique_tokens_per_second", "peak_memory_bytes")
+BY_THE_CLOCK = (
+    "items_per_second",
+    "tokens_per_second",
+    "unique_tokens_per_second",
+    "flops_per_second",
+    "mfu",
+    "peak_memory_bytes",
+)
 """Measurements that are other numbers each time, whatever was computed."""
 
 Steps = dict[tuple[str, int], Mapping[str, float]]

@@ -15,6 +15,7 @@ from dpo_core.data.records import TokenItem, TokenPair
 from dpo_core.data.run_data import load_splits, make_tables
 from dpo_core.data.token_table import Selection
 from dpo_core.engine import Engine, World
+from dpo_core.flops import Work
 from dpo_core.models import Start, load_start
 from dpo_core.objective import Objective, Packer, Preference, Score, Supervised
 from dpo_core.packing import Batch
@@ -62,6 +63,7 @@ class Loaded:
             self.recorder.event(kept.code, kept.message, warn=kept.level == "warn", **kept.data)
         self.engine = Engine(Scorer(self.start.model), run.training, self.settings, world)
         self.score = beating(self.engine.score, self.pulse)
+        self.work = Work.of(self.engine.scorer.causal, frozen=run.training.lora is not None)
         self.packer = self.packer_for(self.engine.scorer, self.score, own=True)
         self.frozen = self.freeze_reference(frozen)
         self.training, self.validation = self.objectives(items, held_out)

@@ -15,6 +15,9 @@ from torch import Tensor
 from dpo_core.bootstrap import intervals
 from dpo_core.losses import gradient_weight, implicit_reward, preference_probability
 
+WEIGHT_FIFTHS = tuple(f"gradient_weight/{low / 10:.1f}-{(low + 2) / 10:.1f}" for low in range(0, 10, 2))
+"""The middle one holds the pairs that the policy hardly tells apart yet."""
+
 PREFERENCE_VALUES = (
     "loss",
     "rewards/chosen",
@@ -23,6 +26,8 @@ PREFERENCE_VALUES = (
     "rewards/accuracies",
     "bradley_terry",
     "gradient_weight",
+    *WEIGHT_FIFTHS,
+    "kl_estimate",
     "logps/chosen",
     "logps/rejected",
     "chosen_tokens",
@@ -43,12 +48,14 @@ def preference_values(losses: Tensor, policy: Tensor, reference: Tensor, tokens:
         tokens: [2, B] numbers of response tokens.
 
     Returns:
-        [12, B] float64.
+        [18, B] float64.
     """
     rewards = implicit_reward(policy, reference, beta)
     margins = rewards[0] - rewards[1]
     ties = margins.abs() <= TIE * beta
     accuracies = torch.where(ties, 0.5, (margins > 0).double())
+    weights = gradient_weight(rewards[0], rewards[1])
+    fifths = (weights * len(WEIGHT_FIFTHS)).long().clamp(max=len(WEIGHT_FIFTHS) - 1)
     per_pair = (
         losses,
         rewards[0],
@@ -56,7 +63,9 @@ def preference_values(losses: Tensor, policy: Tensor, reference: Tensor, tokens:
         margins,
         accuracies,
         preference_probability(rewards[0], rewards[1]),
-        gradient_weight(rewards[0], rewards[1]),
+        weights,
+        *(fifths == place for place in range(len(WEIGHT_FIFTHS))),
+        (reference - policy).mean(0),
         policy[0],
         policy[1],
         tokens[0],
@@ -105,7 +114,7 @@ def supervised_means(sums: list[float]) -> dict[str, float]:
 
 
 def preference_intervals(values: Tensor) -> dict[str, float]:
-    """95 % intervals of means per pair, from the values [12, N] of a whole split."""
+    """95 % intervals of means per pair, from the values [18, N] of a whole split."""
     named = dict(zip(PREFERENCE_VALUES, values, strict=True))
     judged = ("loss", "rewards/margins", "rewards/accuracies")
     return _ends(judged, intervals(torch.stack([named[name] for name in judged]), named["pairs"]))

@@ -15,6 +15,7 @@ from torch import Tensor
 from dpo_core.batches import Cost, Share, deal
 from dpo_core.data.records import TokenItem
 from dpo_core.engine import World
+from dpo_core.flops import Work
 from dpo_core.losses import supervised_loss
 from dpo_core.metrics import (
     SUPERVISED_VALUES,
@@ -107,6 +108,9 @@ class Objective(Protocol):
     def unique_tokens(self, indices: Sequence[int]) -> int:
         """Tokens that these items need the model to read at least: prompts once, last tokens not."""
 
+    def operations(self, indices: Sequence[int], work: Work) -> int:
+        """The fewest floating-point operations of a step on these items."""
+
 
 class Split:
     """Items of one split."""
@@ -141,6 +145,9 @@ class Split:
                 if share.counts:
                     found[share.indices] = float(not bool(sums.isfinite().all()))
         return [index for index, bad in zip(indices, world.sum(found).tolist(), strict=True) if bad]
+
+    def operations(self, indices: Sequence[int], work: Work) -> int:
+        return work.operations(self.items[index] for index in indices)
 
     def responses(self, indices: Sequence[int]) -> Tensor:
         """Response tokens of each row: [rows of an item, B] float64."""
@@ -178,7 +185,7 @@ class Preference(Split):
         return self.reference_of(indices), self.responses(indices)
 
     def losses(self, policy: Tensor, reference: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses [B] and metric values [12, B] from the policy's log-probabilities [2, B] and what is `known`."""
+        """Losses [B] and metric values [18, B] from the policy's log-probabilities [2, B] and what is `known`."""
         losses = self.loss(policy, reference, tokens)
         return losses, preference_values(losses.detach(), policy.detach(), reference, tokens, self.loss.beta)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from dpo_core.divergence import Divergence, Rows
 from dpo_core.engine import World, processes
 from dpo_core.errors import RunError, user_error
 from dpo_core.failures import claim, classify
+from dpo_core.flops import peak_of
 from dpo_core.loading import Loaded
 from dpo_core.objective import MicroBatch, Preference
 from dpo_core.reference_pass import Stopped
@@ -78,6 +79,8 @@ class Loop:
         self.training, self.validation = loaded.training, loaded.validation
         self.judge = Judge.of(run.training)
         self.divergence = Divergence(run, self.recorder)
+        peak = peak_of(world.device) if self.settings.bfloat16 else None
+        self.peak = None if peak is None else world.size * peak
         self.step, self.trained_tokens = 0, 0
         self.feed = Ahead(self.micro_batches())
         # Here and not earlier: loading a model draws numbers too, and how many is not ours to say.
@@ -169,8 +172,16 @@ class Loop:
             "tokens_per_second": tokens / seconds,
             "unique_tokens_per_second": self.training.unique_tokens(batch) / seconds,
             "peak_memory_bytes": float(gathered[:, -1].max()),
+            **self.utilisation(batch, seconds),
         }
         return StepResult(metrics, tokens, stop=totals[-2] > 0)
+
+    def utilisation(self, batch: Sequence[int], seconds: float) -> dict[str, float]:
+        """Operations a second of all ranks, and what share of their peak; where either is known."""
+        if (work := self.loaded.work) is None:
+            return {}
+        rate = self.training.operations(batch, work) / seconds
+        return {"flops_per_second": rate} | ({"mfu": rate / self.peak} if self.peak else {})
 
     def micro_batches(self) -> Iterator[tuple[MicroBatch, bool]]:
         """This rank's micro-batches from the current step on, and whether each is its step's last."""

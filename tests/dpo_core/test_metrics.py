@@ -7,6 +7,7 @@ import torch
 
 from dpo_core.bootstrap import intervals
 from dpo_core.metrics import (
+    WEIGHT_FIFTHS,
     preference_intervals,
     preference_means,
     preference_values,
@@ -32,6 +33,12 @@ def test_preference_metrics_by_hand() -> None:
             "rewards/accuracies": 0.75,
             "bradley_terry": (0.5174929 + 0.5) / 2,
             "gradient_weight": (0.4825071 + 0.5) / 2,
+            "gradient_weight/0.0-0.2": 0.0,
+            "gradient_weight/0.2-0.4": 0.0,
+            "gradient_weight/0.4-0.6": 1.0,
+            "gradient_weight/0.6-0.8": 0.0,
+            "gradient_weight/0.8-1.0": 0.0,
+            "kl_estimate": (-0.2 + 0.5) / 2 / 2,
             "logps/chosen": -1.9,
             "logps/rejected": -3.25,
             "logps/chosen_per_token": -3.8 / 5,
@@ -39,6 +46,15 @@ def test_preference_metrics_by_hand() -> None:
         },
         abs=1e-6,
     )
+
+
+def test_gradient_weights_are_counted_in_fifths() -> None:
+    # σ(r̂_l − r̂_w) for margins of 5, 1, 0, −1 and −5, and of −1e6, where it is 1
+    policy = torch.tensor([[5.0, 1.0, 0.0, -1.0, -5.0, -1e6], [0.0] * 6], dtype=torch.float64)
+    tokens = torch.ones(2, 6)
+    values = preference_values(torch.zeros(6), policy, torch.zeros(2, 6, dtype=torch.float64), tokens, 1.0)
+    means = preference_means(values.sum(1).tolist())
+    assert [round(6 * means[name]) for name in WEIGHT_FIFTHS] == [1, 1, 1, 1, 2]
 
 
 def test_what_float32_cannot_tell_apart_is_a_tie() -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from dpo_core.data.run_data import load_splits
+from dpo_core.metrics import WEIGHT_FIFTHS
 from dpo_core.packing import rows_of
 from dpo_core.run_directory import RunDirectory, read_lines
 from dpo_core.spec import ModelSource
@@ -70,6 +71,18 @@ def test_supervised_training_learns(runs: dict[str, RunDirectory]) -> None:
     values = lines(runs["supervised"])
     assert values[11]["loss"] < values[0]["loss"] - 0.5
     assert values[11]["token_accuracy"] > values[0]["token_accuracy"]
+
+
+def test_every_step_says_how_much_it_computed_and_how_far_it_has_moved(runs: dict[str, RunDirectory]) -> None:
+    for name, run in runs.items():
+        values = lines(run).values()
+        assert all(line["flops_per_second"] > 0 and "mfu" not in line for line in values), name
+        if name != "supervised":
+            assert all(sum(line[fifth] for fifth in WEIGHT_FIFTHS) == pytest.approx(1) for line in values), name
+    first, later = lines(runs["continued"]).values()
+    assert first["kl_estimate"] == pytest.approx(0, abs=1e-4)
+    moved = -(later["rewards/chosen"] + later["rewards/rejected"]) / 2 / 0.1
+    assert later["kl_estimate"] == pytest.approx(moved) and abs(moved) > 1e-4
 
 
 def test_dpo_after_supervised_lora_starts_at_ln_2(runs: dict[str, RunDirectory]) -> None:
