@@ -36,6 +36,8 @@ class Layout:
     micro_batch_tokens: int
     bfloat16: bool
     lora: LoraSpec | None
+    reference: ModelFacts | None = None
+    """Another model that is the reference. It is measured, and freed, before the policy is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,13 @@ class Footprint:
     update: int
     """Copies while the weights are updated."""
 
+    reference: int = 0
+    """Another model that is the reference, whole, and its forward passes: before all of the above."""
+
     @property
     def peak(self) -> int:
         resident = self.weights + self.gradients + self.optimizer + self.buffers
-        return resident + max(self.activations + self.head, self.update)
+        return max(resident + max(self.activations + self.head, self.update), self.reference)
 
     def in_words(self) -> str:
         """Such as `weights 13.0 GiB, gradients 13.0 GiB, ...`, without what is next to nothing."""
@@ -108,7 +113,15 @@ def estimate(model: ModelFacts, layout: Layout) -> Footprint:
         activations=layout.micro_batch_tokens * activations_per_token(model, layout),
         head=head_bytes(model, layout),
         update=update,
+        reference=0 if layout.reference is None else reference_bytes(layout.reference, layout),
     )
+
+
+def reference_bytes(model: ModelFacts, layout: Layout) -> int:
+    """What a model takes that only answers: its weights on every rank, one layer's activations, a chunk's logits."""
+    width = 2 if layout.bfloat16 else 4
+    passing = width * (3 * model.shape.intermediate + 4 * model.shape.hidden) * layout.micro_batch_tokens
+    return width * model.parameter_count + passing + logits_bytes(model, layout)
 
 
 def host_bytes(model: ModelFacts, layout: Layout) -> int:
@@ -161,7 +174,13 @@ def activations_per_token(model: ModelFacts, layout: Layout) -> int:
 def head_bytes(model: ModelFacts, layout: Layout) -> int:
     """A chunk's logits and their gradient, a block of float32 copies, and the gradient of the head's weights."""
     width = 2 if layout.bfloat16 else 4
-    chunk = min(CHUNK_BYTES[layout.device], 4 * layout.micro_batch_tokens * model.vocabulary_size) // 4 * width
+    chunk = logits_bytes(model, layout)
     block = min(HEAD_BLOCK, chunk) if layout.device == "cuda" else 0
     gradient = 0 if layout.lora is not None else width * model.shape.hidden
     return 2 * chunk + block + gradient * model.vocabulary_size
+
+
+def logits_bytes(model: ModelFacts, layout: Layout) -> int:
+    """Of one chunk of predicted tokens."""
+    width = 2 if layout.bfloat16 else 4
+    return min(CHUNK_BYTES[layout.device], 4 * layout.micro_batch_tokens * model.vocabulary_size) // 4 * width

@@ -77,6 +77,9 @@ class Request:
     largest_batch: int | None = None
     """Tokens of a whole batch of longest items: no forward pass has more, whatever its budget."""
 
+    reference: ModelFacts | None = None
+    """The model that `training.reference` names; None where the reference is the start, or none."""
+
 
 OPEN: dict[str, Any] = dict.fromkeys(
     ("zero_stage", "offload", "activation_checkpointing", "micro_batch_tokens"), "auto"
@@ -179,7 +182,8 @@ def layouts(request: Request, device: DeviceFacts) -> Iterator[Layout]:
     recomputed = (False, True) if request.activation_checkpointing == "auto" else (request.activation_checkpointing,)
     for (stage, offload), recompute in product(placements(request, device), recomputed):
         for tokens in token_budgets(request, device.kind, recompute):
-            yield Layout(device.kind, device.ranks, stage, offload, recompute, tokens, request.bfloat16, request.lora)
+            given = request.bfloat16, request.lora, request.reference
+            yield Layout(device.kind, device.ranks, stage, offload, recompute, tokens, *given)
 
 
 def placements(request: Request, device: DeviceFacts) -> list[tuple[int, Offload]]:
@@ -220,6 +224,8 @@ def what_would_fit(request: Request, model: ModelFacts, device: DeviceFacts) -> 
     if (layout := first_fit(free, model, device)) is not None:
         yield "other values for what was given: " + ", ".join(f"{name} {getattr(layout, name)}" for name in given)
         return
+    if request.reference is not None and first_fit(replace(free, reference=None), model, device) is not None:
+        yield '`reference` "start", or a smaller model as the reference'
     if request.lora is None and first_fit(replace(free, lora=LoraSpec()), model, device) is not None:
         yield "`lora`"
     lengths = (request.longest_item >> shift for shift in range(1, 16))

@@ -39,6 +39,8 @@ class Facts:
     """How often an item is seen in an epoch, on average over the files; 1 where they have no weights."""
 
     has_validation_file: bool = False
+    reference: ModelFacts | None = None
+    """Of the model that `training.reference` names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +231,7 @@ def _memory_request(spec: TrainingSpec, facts: Facts, max_length: int, batch_siz
         lora=spec.lora,
         longest_item=longest_item,
         largest_batch=batch_size * longest_item,
+        reference=facts.reference,
     )
 
 

@@ -63,6 +63,7 @@ def estimate(run_spec: RunSpec, tokens: Path) -> Prepared:
             run_spec.device, run_spec.ranks, memory_of_a_rank(run_spec.device, run_spec.ranks), host_memory()
         ),
         has_validation_file=validation is not None,
+        reference=None if run_spec.reference is None else model_facts(run_spec.reference),
     )
     resolution = resolve(training, facts)
     train, held_out = divide(run_spec.model_copy(update={"training": resolution.training}), table, validation)

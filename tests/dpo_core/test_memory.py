@@ -48,6 +48,26 @@ def test_a_ranks_share_of_the_state_by_zero_stage() -> None:
     assert of[0].peak > of[1].peak > of[2].peak > of[3].peak
 
 
+def test_another_reference_is_there_whole_on_every_rank_but_before_the_policy() -> None:
+    of = {name: estimate(MODELS["1B"], layout(zero_stage=2, ranks=2, reference=MODELS[name])) for name in ("1B", "70B")}
+    alone, count = estimate(MODELS["1B"], layout(zero_stage=2, ranks=2)), MODELS["70B"].parameter_count
+    # bfloat16 weights, 1,024 tokens that pass a layer, and their logits
+    assert of["70B"].reference == 2 * count + 2 * 1024 * (3 * 28672 + 4 * 8192) + 2 * 1024 * 128_256
+    assert of["70B"].peak == of["70B"].reference > alone.peak
+    assert of["1B"].peak == alone.peak > of["1B"].reference > 0
+
+
+def test_a_reference_that_does_not_fit_is_refused_with_a_way_out() -> None:
+    device = DeviceFacts("cuda", 2, 40 * GIB)
+    request = Request(**OPEN, bfloat16=True, lora=None, longest_item=4096, reference=MODELS["70B"])
+    with pytest.raises(RunError) as caught:
+        plan(request, MODELS["1B"], device)
+    said = caught.value.failure.message
+    assert "reference 133 GiB)" in said
+    assert 'What would fit: `reference` "start", or a smaller model as the reference.' in said
+    assert plan(replace(request, reference=MODELS["8B"]), MODELS["1B"], device).footprint.reference > 16e9
+
+
 def test_what_is_offloaded_is_not_on_the_gpu() -> None:
     model = MODELS["8B"]
     kept = estimate(model, layout(ranks=8, zero_stage=3))
