@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import jobs, keys, models, projects, sweeps, webhooks
+from cli import files, jobs, keys, models, projects, sweeps, webhooks
 from cli.data_folder import DataFolder, default_data
 from cli.errors import CommandFailed
 from cli.queue import queue
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(sweeps.app, name="sweep")
 app.add_typer(models.app, name="models")
+app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
 app.add_typer(projects.app, name="projects")
 app.add_typer(webhooks.app, name="webhooks")

@@ -109,7 +109,7 @@ def _uploaded(
     """A client, `body` with the ids of the files, which are uploaded, and the stack that removes them at the end."""
     paths = {field: path for field, path in zip(FILE_FIELDS, (file, validation), strict=True) if path}
     for path in paths.values():
-        _require_file(path)
+        require_file(path)
     whole = dict(body)
     with connected() as client, ExitStack() as removals:
         client.models.retrieve(body["model"])
@@ -236,7 +236,8 @@ def _set_method(body: Json, flag: Method | None) -> None:
         body["method"] = {"type": "dpo"}
 
 
-def _require_file(path: Path) -> None:
+def require_file(path: Path) -> None:
+    """Raises CommandFailed where there is nothing to upload."""
     if not path.is_file():
         raise CommandFailed(f"there is no file {path}")
     if path.stat().st_size == 0:

@@ -1,0 +1,33 @@
+"""`dpo files`: what is uploaded, without a job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from openai import OpenAI
+
+from tests.cli.conftest import Dpo
+
+
+def test_a_file_is_uploaded_listed_and_removed(client: OpenAI, pairs: Path, dpo: Dpo, tmp_path: Path) -> None:
+    done = dpo("files", "add", pairs)
+    file_id = done.stdout.strip()
+    assert client.files.content(file_id).read() == pairs.read_bytes()
+    assert done.stderr.splitlines()[-1].endswith(f" report {file_id}")
+    newer = dpo("files", "add", pairs).stdout.strip()
+
+    titles, *rows = dpo("files", "list").stdout.splitlines()
+    assert titles.split() == ["file", "name", "size", "purpose", "status"]
+    assert [row.split()[:2] for row in rows] == [[newer, pairs.name], [file_id, pairs.name]]
+    assert len(dpo("files", "list", "--limit", 1).stdout.splitlines()) == 2
+
+    assert dpo("files", "remove", newer).stdout == f"removed {newer}\n"
+    assert [row.split()[0] for row in dpo("files", "list").stdout.splitlines()[1:]] == [file_id]
+
+
+def test_what_cannot_be_uploaded_or_removed_is_said(base: str, dpo: Dpo, tmp_path: Path) -> None:
+    assert f"there is no file {tmp_path / 'none'}" in dpo("files", "add", tmp_path / "none").stderr
+    (tmp_path / "empty").touch()
+    assert "is empty" in dpo("files", "add", tmp_path / "empty").stderr
+    refused = dpo("files", "remove", "file-none")
+    assert refused.returncode == 1 and "file-none" in refused.stderr
