@@ -8,7 +8,7 @@ import typer
 
 from cli.job_view import duration
 from cli.tables import show
-from dpo_core.footprint import gib
+from dpo_core.footprint import amount
 from dpo_core.prepare_report import Disk, MemoryReport, Value
 
 Json = dict[str, Any]
@@ -27,8 +27,8 @@ def show_estimate(estimate: Json) -> None:
     _show_memory(MemoryReport.model_validate(estimate["memory"]))
     disk, time = Disk.model_validate(estimate["disk"]), estimate["time"]
     typer.echo(
-        f"\ndisk: {disk.checkpoints} checkpoints of {gib(disk.model)}, {gib(disk.kept)} in the end; "
-        f"{gib(disk.peak)} with the states to resume from"
+        f"\ndisk: {disk.checkpoints} checkpoints of {amount(disk.model)}, {amount(disk.kept)} in the end; "
+        f"{amount(disk.peak)} with the states to resume from"
     )
     about = "" if time["seconds"] is None else f"about {duration(time['seconds'])}: "
     typer.echo(f"time: {about}{time['reason']}")
@@ -37,7 +37,7 @@ def show_estimate(estimate: Json) -> None:
 
 
 def _show_memory(memory: MemoryReport) -> None:
-    room = "unknown" if memory.rank is None else gib(memory.rank)
+    room = "unknown" if memory.rank is None else amount(memory.rank)
     typer.echo(f"memory of a rank, of {memory.ranks} on {memory.device}; there is {room}")
     rows = [
         (
@@ -45,8 +45,8 @@ def _show_memory(memory: MemoryReport) -> None:
             it.offload,
             "yes" if it.activation_checkpointing else "no",
             f"{it.micro_batch_tokens:,}",
-            gib(it.rank["peak"]),
-            gib(it.host),
+            amount(it.rank["peak"]),
+            amount(it.host),
             {True: "yes", False: "no", None: "?"}[it.fits],
         )
         for it in memory.stages

@@ -72,11 +72,12 @@ class Footprint:
     def in_words(self) -> str:
         """Such as `weights 13.0 GiB, gradients 13.0 GiB, ...`, without what is next to nothing."""
         parts = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        return ", ".join(f"{name} {gib(size)}" for name, size in parts if size * 100 > self.peak)
+        return ", ".join(f"{name} {amount(size)}" for name, size in parts if size * 100 > self.peak)
 
 
-def gib(size: float) -> str:
-    return f"{size / 2**30:.3g} GiB"
+def amount(size: float) -> str:
+    """Such as `80 GiB`; of a small model `5.01 MiB`."""
+    return f"{size / 2**20:.3g} MiB" if 0 < size < 2**30 / 10 else f"{size / 2**30:.3g} GiB"
 
 
 def estimate(model: ModelFacts, layout: Layout) -> Footprint:

@@ -11,7 +11,7 @@ from itertools import product, takewhile
 from typing import Any
 
 from dpo_core.errors import user_error
-from dpo_core.footprint import Footprint, Layout, estimate, gib, host_bytes
+from dpo_core.footprint import Footprint, Layout, amount, estimate, host_bytes
 from dpo_core.model_folder import ModelFacts
 from dpo_core.spec import Auto, Device, LoraSpec, Offload
 
@@ -127,17 +127,17 @@ def plan(request: Request, model: ModelFacts, device: DeviceFacts) -> MemoryPlan
     if (layout := first_fit(request, model, device)) is not None:
         found = estimate(model, layout)
         beside = " beside the process itself" if device.kind == "cpu" else ""
-        return MemoryPlan(layout, found, f"about {gib(found.peak)}{beside}, of {gib(device.memory)} a rank", [])
+        return MemoryPlan(layout, found, f"about {amount(found.peak)}{beside}, of {amount(device.memory)} a rank", [])
     least = min(layouts(request, device), key=lambda layout: estimate(model, layout).peak)
     needed = estimate(model, least)
-    what = f"about {gib(needed.peak)} a rank ({needed.in_words()})"
+    what = f"about {amount(needed.peak)} a rank ({needed.in_words()})"
     if needed.peak * BEYOND_DOUBT > device.memory or not host_holds(model, least, device):
         if on_host := host_bytes(model, least):
-            what += f" and {gib(on_host)} of the host's memory"
+            what += f" and {amount(on_host)} of the host's memory"
         advice = "; or ".join(what_would_fit(request, model, device)) or "a larger device"
-        message = f"The run needs {what}; there are {gib(device.memory)}. What would fit: {advice}."
+        message = f"The run needs {what}; there are {amount(device.memory)}. What would fit: {advice}."
         raise user_error("memory_too_small", message, param="training")
-    warning = f"The run may not fit into memory: it needs {what}, and there are {gib(device.memory)}."
+    warning = f"The run may not fit into memory: it needs {what}, and there are {amount(device.memory)}."
     return MemoryPlan(least, needed, f"the least there is; {what}", [warning])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dpo_core.footprint import gib
+from dpo_core.footprint import amount
 from dpo_core.prepare_report import MemoryReport, StageMemory
 from dpo_core.spec import TrainingSpec
 
@@ -29,7 +29,7 @@ def _ways(memory: MemoryReport, training: TrainingSpec) -> Iterator[str]:
         return
     for stage in memory.stages:
         if not stage.chosen and stage.rank["peak"] <= NOTICEABLY * chosen.rank["peak"] and _host_has(stage, memory):
-            now, then = gib(chosen.rank["peak"]), gib(stage.rank["peak"])
+            now, then = amount(chosen.rank["peak"]), amount(stage.rank["peak"])
             yield f"{_named(stage)}, about {then} a rank, where {now} were planned"
     if training.activation_checkpointing is False:
         yield "`activation_checkpointing` true"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dpo_core.errors import RunError
-from dpo_core.footprint import Layout, activations_per_token, adapter_parameters, estimate
+from dpo_core.footprint import Layout, activations_per_token, adapter_parameters, amount, estimate
 from dpo_core.memory import OPEN, DeviceFacts, MemoryPlan, Request, by_placement, plan
 from dpo_core.model_folder import ModelFacts, Shape, shape_of
 from dpo_core.spec import LoraSpec
@@ -233,3 +233,12 @@ def test_every_stage_that_could_be_taken_has_its_numbers() -> None:
     too_small = list(by_placement(request, MODELS["70B"], DeviceFacts("cuda", 2, 4 * GIB)))
     assert [it.fits for it in too_small] == [False] * 4
     assert {it.fits for it in by_placement(request, MODELS["8B"], DeviceFacts("cuda", 8, None))} == {None}
+
+
+def test_sizes_in_words() -> None:
+    assert [amount(it) for it in (0, 5 * 2**20, 2**30 // 4, 80 * GIB)] == [
+        "0 GiB",
+        "5 MiB",
+        "0.25 GiB",
+        "80 GiB",
+    ]
