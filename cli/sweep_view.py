@@ -104,6 +104,10 @@ def _verdict(sweep: Json) -> list[str]:
             "group is compared"
         )
     if sweep["best"] is None:
+        if sweep["status"] == "succeeded":
+            found.append(
+                "nothing was held out, so the jobs can't be compared: give --validation, or a `validation_fraction`"
+            )
         return found
     near = sum(row["within_best"] for row in sweep["results"]) - 1
     ahead = f"best by {NAMES[sweep['compared_by']]} on held-out data: {sweep['best']}"

@@ -136,6 +136,9 @@ def test_a_supervised_sweep_shows_its_loss_first() -> None:
     assert shown[0].split("  ")[-1].strip() == "token accuracy [95 %]"
     assert shown[1].split() == ["ftjob-1", "null", "running", "2/?", "1.5000", "[1.2500,", "1.7500]", "0.5000", "best"]
     assert shown[-1] == "best by loss on held-out data: ftjob-1"
+    nothing = {"best": None, "results": [row | {"best": False, "metrics": {}, "pairs": None}]}
+    assert lines(sweep | nothing)[-1] == "ftsweep-1 is running: 1 running"
+    assert lines(sweep | nothing | {"status": "succeeded"})[-1].startswith("nothing was held out, so the jobs can't be")
     other = row | {"job": "ftjob-2", "best": False, "within_best": False, "pairs": 1500, "comparable": False}
     shown = lines(sweep | {"results": [row, other]})
     assert shown[2].endswith("not compared: on 1,500 held-out rows")
