@@ -74,7 +74,7 @@ def csv_rows(file: BufferedReader, delimiter: str, limit: int) -> Iterator[tuple
             cells = next(reader, None)
         except csv.Error as error:
             message = f"The row is no CSV: {error}. A cell with quotes stands in quotes, each of its own twice."
-            yield first, RowProblem(first, "not_csv", None, message)
+            yield first, RowProblem(first, "not_csv", None, message + lines.where_it_ends())
             continue
         if cells is None:
             return
@@ -85,7 +85,7 @@ def csv_rows(file: BufferedReader, delimiter: str, limit: int) -> Iterator[tuple
                 f"The row has {len(cells)} cells, and the header {len(names)}. A cell that holds {shown(delimiter)} or "
                 "ends of lines stands in quotes."
             )
-            yield first, RowProblem(first, "cells_missing", None, message)
+            yield first, RowProblem(first, "cells_missing", None, message + lines.where_it_ends())
 
 
 class _Lines:
@@ -100,6 +100,12 @@ class _Lines:
 
     def begin_row(self) -> None:
         self._size, self._first = 0, self.number + 1
+
+    def where_it_ends(self) -> str:
+        """A sentence about a bad row of several lines; nothing to say of others."""
+        return (
+            f" It runs to line {self.number}: a quote in it has no end, perhaps." if self.number > self._first else ""
+        )
 
     def __iter__(self) -> _Lines:
         return self

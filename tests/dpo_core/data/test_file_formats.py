@@ -192,6 +192,17 @@ def test_a_csv_file_that_is_no_use(tmp_path: Path, content: bytes, code: str, li
     assert (problem.code, problem.line) == (code, line)
 
 
+@pytest.mark.parametrize(
+    ("rows", "code"),
+    [(b'q,"good,bad\nq,"good",bad\n', "not_csv"), (b'q,"good,bad\nq,good",bad,more\n', "cells_missing")],
+)
+def test_where_a_bad_row_of_several_lines_ends_is_said(tmp_path: Path, rows: bytes, code: str) -> None:
+    problem, after = read(tmp_path, HEADER + rows + b"q,good,bad\n")
+    assert isinstance(problem, RowProblem)
+    assert (problem.line, problem.code, after.line) == (2, code, 4)
+    assert problem.message.endswith(" It runs to line 3: a quote in it has no end, perhaps.")
+
+
 def test_a_quote_that_is_open_at_the_end_is_named(tmp_path: Path) -> None:
     *_, problem = read(tmp_path, HEADER + b'q,good,bad\nq,"good,bad\nq,good,bad\n')
     assert isinstance(problem, RowProblem)
