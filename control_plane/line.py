@@ -54,7 +54,7 @@ def ready() -> ColumnElement[bool]:
     """SQL: a worker could take the job now, room permitting."""
     leads = or_(Job.sweep_id.is_(None), Job.waits_for.is_(None))
     rested = or_(Job.not_before.is_(None), Job.not_before <= now())
-    return and_(Job.needs.is_not(None), leads, rested)
+    return and_(Job.needs.is_not(None), leads, rested, Job.needs_bytes.is_(None))
 
 
 def next_job(

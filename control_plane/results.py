@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from control_plane import attempts, events, leases, models, progress, removals, retention
+from control_plane import attempts, events, leases, models, progress, removals, retention, room
 from control_plane.database import dpo_now
 from control_plane.errors import Conflict
 from control_plane.ids import new_id
@@ -27,6 +27,7 @@ from control_plane.tables import Attempt, Checkpoint, File, Job, Json, Metric, M
 from dpo_core.prepare_report import MemoryReport
 from dpo_core.run_directory import (
     CHECKPOINT_CORRUPT,
+    DISK_FULL,
     HOST_OUT_OF_MEMORY,
     OUT_OF_MEMORY,
     Event,
@@ -53,6 +54,8 @@ class WorkOrder:
     reference_base: Model | None
     checkpoint: Checkpoint | None
     """The last published one whose state to resume from is kept, to go on from."""
+    still_to_write: int
+    """Bytes: see control_plane/room.py."""
 
 
 def work_order(session: Session, claim: Claim) -> WorkOrder:
@@ -71,6 +74,7 @@ def work_order(session: Session, claim: Claim) -> WorkOrder:
         reference=reference,
         reference_base=_base(session, reference) if reference else None,
         checkpoint=session.scalars(attempts.resumable(job).limit(1)).one_or_none(),
+        still_to_write=room.still_to_write(session, job) if claim.kind == "train" else 0,
     )
 
 
@@ -79,19 +83,24 @@ def record(
     claim: Claim,
     *,
     metrics: Iterable[dict[str, Any]] = (),
-    events: Iterable[dict[str, Any]] = (),
+    events: Iterable[tuple[dict[str, Any], int]] = (),
     step: int | None = None,
     total_steps: int | None = None,
 ) -> None:
     """Stores records of `metrics.jsonl` and `events.jsonl`, and how far the run is.
 
     Metrics may come again: a resumed attempt measures the steps behind its checkpoint once more, and
-    the newer values replace the older ones.
+    the newer values replace the older ones. Events come with the place behind them in their file, and one that comes
+    again is passed over: the answer to an earlier call may have been lost after its commit.
     """
     job = leases.held(session, claim)
     _store_metrics(session, job, metrics)
-    for line in events:
-        _store_event(session, job, Event.model_validate(storable(line)))
+    if events := list(events):
+        attempt = session.get_one(Attempt, (job.id, job.fence))
+        for line, place in events:
+            if place > attempt.events_relayed:
+                _store_event(session, job, Event.model_validate(storable(line)))
+                attempt.events_relayed = place
     if step is not None:
         progress.report(session, job, step, total_steps)
 
@@ -215,17 +224,29 @@ def hand_back(session: Session, claim: Claim) -> None:
     move(session, job, State.queued, code="handed_back", message=message)
 
 
-def fail(session: Session, claim: Claim, failure: Failure, *, max_attempts: int, retry_seconds: float = 0.0) -> None:
+def fail(
+    session: Session,
+    claim: Claim,
+    failure: Failure,
+    *,
+    max_attempts: int,
+    retry_seconds: float = 0.0,
+    needs_bytes: int = 0,
+) -> None:
     """The attempt failed. Through infrastructure: as a lost one, another follows. Otherwise the job fails.
 
     Where the state to resume from was damaged, the next attempt goes on from the checkpoint before. Where the host's
     memory was used up, another follows, too: what else used it may be gone. Out of memory comes with what would fit.
+    Where a disk was full the job waits until a worker has `needs_bytes` of room.
     """
     job = leases.held(session, claim)
     failure = Failure.model_validate(storable(failure.model_dump()))
     if failure.code == CHECKPOINT_CORRUPT:
         for checkpoint in session.scalars(attempts.resumable(job).limit(1)):
             removals.note_state(session, checkpoint)
+    if failure.code == DISK_FULL:
+        room.wait(session, job, failure, needs_bytes)
+        return
     if failure.code in (OUT_OF_MEMORY, HOST_OUT_OF_MEMORY) and (advice := _takes_less(job)):
         failure = failure.model_copy(
             update={"message": f"{failure.message.removesuffix(IN_GENERAL).rstrip()} {advice}"}

@@ -198,6 +198,8 @@ class Attempt(Base):
     made_progress: Mapped[bool] = mapped_column(server_default="false")
     """Whether it published a checkpoint at a step that no attempt before it had published."""
     error: Mapped[Json | None]
+    events_relayed: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    """Bytes of its events.jsonl whose events are stored, so that none is stored twice."""
 
 
 class Sweep(Created, Base):
@@ -285,6 +287,8 @@ class Job(Created, Leased, Base):
     """While it waits after such an attempt: no worker takes it earlier, by PostgreSQL's clock."""
     yields_to: Mapped[str | None]
     """The job that its attempt makes room for; its worker hears of it with its next heartbeat."""
+    needs_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Room on a worker's disk that it waits for, untaken until one has it: see control_plane/room.py."""
     best: Mapped[Json | None]
     """step, metric and value of the best evaluation among its checkpoints (`dpo_core.best.Best`)."""
     trained_tokens: Mapped[int | None]

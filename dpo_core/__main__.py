@@ -46,11 +46,10 @@ def main(path: Path) -> int:
 
         train(run, directory, stop)
     except Exception as error:
-        from dpo_core.failures import classify, write_failed
+        from dpo_core.failures import end_with
 
         logging.getLogger("dpo_core").exception("The run failed.")
-        write_failed(directory, classify(error))
-        return 1
+        return end_with(directory, error)
     return 0
 
 

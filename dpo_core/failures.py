@@ -14,9 +14,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dpo_core.errors import RunError
-from dpo_core.run_directory import OUT_OF_MEMORY, RANK_LOST, Failure, RunDirectory, Status, sync_folder
+from dpo_core.run_directory import DISK_FULL, OUT_OF_MEMORY, RANK_LOST, Failure, RunDirectory, Status, sync_folder
 from dpo_core.takes_less import IN_GENERAL
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL_EXIT = os.EX_IOERR
+"""The exit code of a process that had no room even to say why it ends."""
 NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "cuda out of memory", "out of memory", "alloc_failed")
 """torch's CPU allocator, CUDA's runtime (cudaErrorMemoryAllocation) and its libraries raise bare RuntimeErrors."""
 NO_ROOM = ("no space left on device", "disk quota exceeded")
@@ -33,8 +36,8 @@ def classify(error: BaseException) -> Failure:
     # torch's CUDA error is a class of its own; its CPU allocator raises a bare RuntimeError
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or _says(text, NO_MEMORY):
         return Failure(kind="resource", code=OUT_OF_MEMORY, message=f"Out of memory: {text} {IN_GENERAL}")
-    if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or _says(text, NO_ROOM):
-        return Failure(kind="resource", code="disk_full", message=f"The disk is full: {text} Free space, then retry.")
+    if (isinstance(error, OSError) and error.errno in FULL) or _says(text, NO_ROOM):
+        return Failure(kind="resource", code=DISK_FULL, message=f"The disk is full: {text}")
     if "closed by peer" in text or "reset by peer" in text:
         message = "The connection to another training process broke: it was killed or failed. The log has more."
         return Failure(kind="infrastructure", code=RANK_LOST, message=message)
@@ -87,3 +90,17 @@ def write_failed(directory: RunDirectory, failure: Failure) -> None:
     status = directory.status() or Status(state="starting")
     standing = claim(directory, failure)
     directory.write_status(status.model_copy(update={"state": "failed", "failure": standing}))
+
+
+def end_with(directory: RunDirectory, error: Exception) -> int:
+    """Writes why the run failed; returns the exit code for the process that met `error`.
+
+    Where there is no room for that, the exit code alone says so.
+    """
+    try:
+        write_failed(directory, classify(error))
+    except OSError as refused:
+        if refused.errno not in FULL:
+            raise
+        return DISK_FULL_EXIT
+    return 1

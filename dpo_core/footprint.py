@@ -80,6 +80,14 @@ def amount(size: float) -> str:
     return f"{size / 2**20:.3g} MiB" if 0 < size < 2**30 / 10 else f"{size / 2**30:.3g} GiB"
 
 
+def in_bytes(size: float) -> str:
+    """As `gib`, in the unit that suits the size."""
+    for unit, least in (("GiB", 2**30), ("MiB", 2**20)):
+        if size >= least:
+            return f"{size / least:.3g} {unit}"
+    return f"{size / 2**10:.3g} KiB"
+
+
 def estimate(model: ModelFacts, layout: Layout) -> Footprint:
     """What training `model` takes at its peak in one rank."""
     total, stage, offload = model.parameter_count, layout.zero_stage, layout.offload

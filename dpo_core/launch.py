@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from dpo_core.process import PARENT_PID, arm_parent_death
@@ -32,7 +33,10 @@ def main(path: Path) -> int:
     status = directory.status()
     if code == 0 or (status is not None and status.state in ("succeeded", "stopped")):
         return 0
-    from dpo_core.failures import drop_echo, write_failed
+    from dpo_core.failures import DISK_FULL_EXIT, drop_echo, write_failed
+
+    if code == DISK_FULL_EXIT:
+        return code
 
     # A rank that was killed leaves no word of its own; its peers' word is that their connection to it broke.
     if killed is not None:
@@ -61,13 +65,15 @@ def rank_environment(run: RunSpec) -> dict[str, str]:
 def run_ranks(path: Path, ranks: int) -> tuple[int, str | None]:
     """Runs torchrun in this process, so that the ranks' parent is the one that they are told.
 
-    Returns the exit code and, where a signal killed a rank, a sentence that names both.
+    Returns the exit code, which is DISK_FULL_EXIT where a rank ended so, and, where a signal killed a rank, a sentence
+    that names both.
     """
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from dpo_core import rendezvous
+    from dpo_core.failures import DISK_FULL_EXIT
 
     rendezvous.register()
     arguments = [f"--rdzv-backend={rendezvous.BACKEND}", f"--rdzv-endpoint={rendezvous.LOOPBACK}"]
@@ -76,8 +82,10 @@ def run_ranks(path: Path, ranks: int) -> tuple[int, str | None]:
     try:
         torchrun.main(arguments)
     except ChildFailedError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1, killed_rank({rank: failure.exitcode for rank, failure in error.failures.items()})
+        with suppress(OSError):  # the log's disk may be full
+            sys.stderr.write(f"{error}\n")
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        return DISK_FULL_EXIT if DISK_FULL_EXIT in codes.values() else 1, killed_rank(codes)
     except SignalException as error:
         return 128 + int(error.sigval), None
     return 0, None

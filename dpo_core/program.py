@@ -15,7 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 from dpo_core.errors import RunError
-from dpo_core.failures import classify
+from dpo_core.failures import end_with
 from dpo_core.process import arm_parent_death, start_deadman
 from dpo_core.run_directory import RunDirectory, Status
 
@@ -37,10 +37,9 @@ def run(path: Path, task: Task) -> int:
         directory.write_status(Status(state="stopped"))
         return 0
     except Exception as error:  # noqa: BLE001 (whatever it was, the status must say so)
-        directory.write_status(Status(state="failed", failure=classify(error)))
         if not isinstance(error, RunError):
             traceback.print_exc()
-        return 1
+        return end_with(directory, error)
     return 0
 
 

@@ -22,6 +22,8 @@ from pathlib import Path
 from types import FrameType
 
 from dpo_core.errors import RunError
+from dpo_core.failures import end_with
+from dpo_core.prepare_report import Disk
 from dpo_core.process import PARENT_PID, arm_parent_death, dump_stacks_when_asked, start_deadman
 from dpo_core.pulse import Pulse
 from dpo_core.run_directory import (
@@ -58,7 +60,8 @@ def chain(steps: int, job_id: str) -> str:
     return link
 
 
-def validate(run: RunDirectory) -> int:
+def validate(run: RunDirectory, writes: int) -> int:
+    """`writes`: what its checkpoints are said to take at their peak."""
     run.record_process("0")
     spec = run.spec()
     if not spec.training_file.read_text().strip():
@@ -72,7 +75,9 @@ def validate(run: RunDirectory) -> int:
     run.append_event(Event(code="tokens_found" if found else "tokens_made", message="training"))
     training = spec.training.model_dump(mode="json")
     training |= {name: value for name, value in CHOSEN.items() if training[name] == "auto"}
-    write_whole(run.prepared_file, json.dumps({"training": training, "values": {}, "reference_group": REFERENCE_GROUP}))
+    disk = Disk(checkpoints=1, model=64, state=64, kept=writes, peak=writes).model_dump()
+    prepared = {"training": training, "values": {}, "reference_group": REFERENCE_GROUP, "disk": disk}
+    write_whole(run.prepared_file, json.dumps(prepared))
     run.write_status(Status(state="succeeded"))
     return 0
 
@@ -139,6 +144,8 @@ class Rank:
                 time.sleep(60)  # our own death signal comes sooner
             self.account_for(step)
             self.run.append_metrics("train", step, {"loss": 1.0 / (step + 1), "fence": float(self.spec.fence)})
+            if self.options.tells:
+                self.run.append_event(Event(code="stub_step", message=str(step)))
             link = hashlib.sha256(f"{link} {step}".encode()).hexdigest()
             step += 1
             if step % self.options.checkpoint_every == 0 or step == steps:
@@ -212,7 +219,9 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("role", choices=["validate", "train", "rank"])
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--writes", type=int, default=0)
     parser.add_argument("--checkpoint-every", type=int, default=2)
+    parser.add_argument("--tells", action="store_true", help="an event a step")
     parser.add_argument("--hold-at", type=int, default=-1)
     parser.add_argument("--until", type=Path, default=Path("/nonexistent"))
     parser.add_argument("--hang-at", type=int, default=-1, help="in a first attempt; a resumed one passes")
@@ -227,8 +236,13 @@ def main() -> int:
     arm_parent_death()
     run = RunDirectory(options.run)
     if options.role == "validate":
-        return validate(run)
-    return launch(run, options) if options.role == "train" else Rank(run, options).work()
+        return validate(run, options.writes)
+    if options.role == "train":
+        return launch(run, options)
+    try:
+        return Rank(run, options).work()
+    except OSError as error:
+        return end_with(run, error)
 
 
 if __name__ == "__main__":

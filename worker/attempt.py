@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from control_plane import jobs, leases, results
 from control_plane.leases import Claim
-from dpo_core.run_directory import Failure
+from dpo_core.run_directory import DISK_FULL, Failure
 from worker.inputs import collect
 from worker.publish import Publisher
 from worker.reference_shards import ReferenceShards
@@ -31,6 +31,7 @@ class Attempt(Work):
             claimed_at=claimed_at,
         )
         self._claim = claim
+        self._still_to_write = 0
         self._relayed = Relay(tools.database, claim, self._run)
         self._log = RunLog(tools.storage, claim.job_id, claim.fence, self._run)
         limit = tools.settings.reference_cache_bytes
@@ -52,6 +53,8 @@ class Attempt(Work):
     def _fetch(self) -> None:
         with self._tools.database.transaction() as session:
             order = results.work_order(session, self._claim)
+        self._still_to_write = order.still_to_write
+        self._tools.room.require(order.still_to_write)
         known = self._shards.fetch(order)
         storage, device = self._tools.storage, self._tools.slots.device
         spec = collect(storage, order, self._claim, self._run, device, reference_cache=known)
@@ -78,6 +81,7 @@ class Attempt(Work):
                 ending,
                 max_attempts=settings.max_attempts,
                 retry_seconds=settings.retry_seconds,
+                needs_bytes=self._needs_bytes() if ending.code == DISK_FULL else 0,
             )
         elif ending == "stopped":
             results.hand_back(session, self._claim)
@@ -85,6 +89,12 @@ class Attempt(Work):
             results.finish_validation(session, self._claim, json.loads(self._run.prepared_file.read_bytes()))
         else:
             results.succeed(session, self._claim)
+
+    def _needs_bytes(self) -> int:
+        """Of room to go on, after there was none."""
+        if self._process is None and self._still_to_write:  # it was not begun
+            return self._still_to_write
+        return self._tools.room.after_failure(self._run.path, self._still_to_write)
 
     @property
     def _busy(self) -> bool:

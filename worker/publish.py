@@ -13,7 +13,7 @@ from pathlib import Path
 
 from control_plane import model_card, removals, results
 from control_plane.database import Database
-from control_plane.errors import StaleFence
+from control_plane.errors import StaleFence, StorageFull
 from control_plane.leases import Claim
 from control_plane.model_files import CARD
 from control_plane.storage import Storage, checkpoint_prefix, state_prefix
@@ -104,7 +104,7 @@ class Publisher:
         if error is None:
             self._tries = 0
             return
-        if not isinstance(error, OSError) or self._tries == TRIES:
+        if not isinstance(error, OSError | StorageFull) or self._tries == TRIES:
             raise error
         self._tries += 1
         self._not_before = time.monotonic() + 2.0**self._tries

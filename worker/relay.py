@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any
 
 from control_plane import results
 from control_plane.database import Database
@@ -47,8 +46,8 @@ class Relay:
             results.record(
                 session,
                 self._claim,
-                metrics=_records(metrics),
-                events=_records(events),
+                metrics=[record for record, _ in metrics],
+                events=events,
                 step=reached.step if reached else None,
                 total_steps=reached.total_steps if reached else None,
             )
@@ -58,7 +57,3 @@ class Relay:
             self._events_offset = events[-1][1]
         self._status = status
         return True
-
-
-def _records(lines: list[tuple[dict[str, Any], int]]) -> list[dict[str, Any]]:
-    return [record for record, _ in lines]

@@ -16,8 +16,9 @@ from typing import Any
 
 from psycopg.errors import UndefinedColumn, UndefinedFunction, UndefinedTable
 from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.orm import Session
 
-from control_plane import checks, deliveries, files, leases, preemption, removals, uploads, workers
+from control_plane import checks, deliveries, files, leases, preemption, removals, results, room, uploads, workers
 from control_plane.database import Database
 from control_plane.hints import Hints
 from control_plane.ids import new_id
@@ -25,15 +26,17 @@ from control_plane.line import Kind
 from control_plane.questions import Kind as CheckKind
 from control_plane.settings import Settings
 from control_plane.storage import open_storage
-from dpo_core.run_directory import RunDirectory
+from dpo_core.run_directory import Failure, RunDirectory
 from worker.attempt import Attempt
 from worker.checking import Checking
 from worker.folders import RunFolders
 from worker.launch import Programs
 from worker.merging import Merging
+from worker.room import LEAST, Room
 from worker.run_log import RunLog
 from worker.slots import GpuWatch, find_slots
 from worker.sweep import sweep
+from worker.verdict import failure_of
 from worker.work import DATABASE_AWAY, Tools, Work
 
 logger = logging.getLogger(__name__)
@@ -62,11 +65,13 @@ class Supervisor:
         self._settings = settings
         self._database = Database(settings.database_url.get_secret_value())
         self._hints = Hints(settings.redis_url.get_secret_value())
+        folders = RunFolders(settings.runs_dir or storage.folder.parent / "runs")
         self._tools = Tools(
             settings=settings,
             database=self._database,
             storage=storage,
-            folders=RunFolders(settings.runs_dir or storage.folder.parent / "runs"),
+            folders=folders,
+            room=Room(folders.root, storage.folder),
             slots=find_slots(settings.cpu_slots, os.environ),
             programs=programs,
             pool=ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="files"),
@@ -87,6 +92,7 @@ class Supervisor:
         self._stops_obeyed = 0
         self._give_up_at = self._leave_at = float("inf")
         self._registered = False
+        self._full = False
         self._next_beat = self._next_look = self._next_reconcile = 0.0
 
     def wake(self) -> None:
@@ -159,8 +165,9 @@ class Supervisor:
         self._gpus.poll()
         if now >= self._next_look:
             self._next_look = now + self._settings.poll_seconds
-            while not self._stops_asked and (self._claim_job() or self._claim_check()):
-                continue
+            if self._has_room():
+                while not self._stops_asked and (self._claim_job() or self._claim_check()):
+                    continue
 
     def _beat_and_reconcile(self) -> None:
         slots = self._tools.slots
@@ -175,6 +182,8 @@ class Supervisor:
                 session, max_attempts=self._settings.max_attempts, retry_seconds=self._settings.retry_seconds
             )
             requeued += checks.reconcile(session, max_attempts=self._settings.max_attempts)
+        with self._database.transaction() as session:
+            room.release(session, self._tools.room.free)
         with self._database.transaction() as session:
             files.remove_expired(session)
             uploads.end_expired(session)
@@ -191,6 +200,14 @@ class Supervisor:
         slots = self._tools.slots
         gpus = slots.ids if slots.device == "cuda" else ()
         return workers.Condition(usable=slots.total, gpus=gpus, out=slots.out, draining=self._stops_asked > 0)
+
+    def _has_room(self) -> bool:
+        """Whether any work can be begun at all; what runs goes on as long as it can."""
+        full = self._tools.room.too_little
+        if full and not self._full:
+            logger.warning("the disk is full (%d bytes are free): no work is taken until there is room", LEAST)
+        self._full = full
+        return not full
 
     def _carry_out_removals(self) -> None:
         """On the pool, one round at a time: a slow storage must not fill the pool that publishes checkpoints."""
@@ -223,7 +240,12 @@ class Supervisor:
         if claim is None:
             self._make_room()
             return False
-        return self._begin(lambda: Attempt(self._tools, claim, sent), claim.job_id)
+
+        def give_back(session: Session, failure: Failure) -> None:
+            most, more = self._settings.max_attempts, self._tools.room.free + LEAST
+            results.fail(session, claim, failure, max_attempts=most, needs_bytes=more)
+
+        return self._begin(lambda: Attempt(self._tools, claim, sent), claim.job_id, give_back)
 
     def _make_room(self) -> None:
         """Where a job of high priority waits in vain, others may have to yield: their next heartbeats tell them."""
@@ -254,16 +276,23 @@ class Supervisor:
         if claim is None:
             return False
         work = Merging if claim.kind == "merge" else Checking
-        return self._begin(lambda: work(self._tools, claim, sent), claim.check_id)
+
+        def give_back(session: Session, failure: Failure) -> None:
+            checks.fail(session, claim, failure, max_attempts=self._settings.max_attempts)
+
+        return self._begin(lambda: work(self._tools, claim, sent), claim.check_id, give_back)
 
     def _count(self, kind: str) -> int:
         return sum(work.kind == kind for work in self._work)
 
-    def _begin(self, make: Callable[[], Work], row_id: str) -> bool:
+    def _begin(self, make: Callable[[], Work], row_id: str, give_back: Callable[[Session, Failure], None]) -> bool:
+        """Whether the work was begun; without a run directory it is given back at once."""
         try:
             self._work.append(make())
-        except OSError:
-            logger.exception("%s: no run directory could be made; its lease runs out", row_id)
+        except OSError as error:
+            logger.exception("%s: no run directory could be made", row_id)
+            with self._database.transaction() as session:
+                give_back(session, failure_of(error, "making a run directory", "train"))
             return False
         return True
 

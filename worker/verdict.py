@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import subprocess
 from typing import Literal
 
-from dpo_core.run_directory import HOST_OUT_OF_MEMORY, RANK_LOST, Failure, RunDirectory, Status
+from control_plane.errors import StorageFull
+from dpo_core.failures import DISK_FULL_EXIT, FULL
+from dpo_core.run_directory import DISK_FULL, HOST_OUT_OF_MEMORY, RANK_LOST, Failure, RunDirectory, Status
 from worker.launch import Kind
+from worker.room import NoRoom
 from worker.run_log import last_lines
 
 Ending = Failure | Literal["succeeded", "stopped"]
 
+NO_ROOM_TO_SPEAK = Failure(kind="resource", code=DISK_FULL, message="The worker's disk is full (while training).")
 OUT_OF_HOST_MEMORY = Failure(
     kind="resource",
     code=HOST_OUT_OF_MEMORY,
@@ -22,10 +25,12 @@ OUT_OF_HOST_MEMORY = Failure(
 
 def failure_of(error: BaseException, doing: str, kind: Kind) -> Failure:
     """The Failure for an error on the worker's own side, while it was `doing` something for work of that kind."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        then = "ask again" if kind in ("check", "merge") else "make the job again"
-        message = f"The worker's disk is full (while {doing}). Free space there, then {then}."
-        return Failure(kind="resource", code="disk_full", message=message)
+    if isinstance(error, NoRoom):
+        return error.failure
+    if isinstance(error, StorageFull) or (isinstance(error, OSError) and error.errno in FULL):
+        where = "The storage is" if isinstance(error, StorageFull) else "The worker's disk is"
+        then = " Free space there, then ask again." if kind in ("check", "merge") else ""
+        return Failure(kind="resource", code=DISK_FULL, message=f"{where} full (while {doing}).{then}")
     return Failure(kind="infrastructure", code="worker_error", message=f"{type(error).__name__} while {doing}: {error}")
 
 
@@ -46,6 +51,8 @@ def how_it_ended(
         return "succeeded" if status.state == "succeeded" else "stopped"
     if stopping or process is None:
         return "stopped"
+    if process.returncode == DISK_FULL_EXIT:
+        return _with_log(NO_ROOM_TO_SPEAK, run)
     message = f"The training processes ended without saying why ({_in_words(process.returncode)})."
     return _with_log(Failure(kind="infrastructure", code="trainer_died", message=message), run)
 

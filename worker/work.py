@@ -30,6 +30,7 @@ from worker.folders import RunFolders
 from worker.hangs import Watch
 from worker.host_memory import oom_kills
 from worker.launch import Kind, Programs, launch, trainer_environment
+from worker.room import Room
 from worker.slots import Slots
 from worker.sweep import sweep
 from worker.verdict import Ending, failure_of, how_it_ended
@@ -54,6 +55,7 @@ class Tools:
     slots: Slots
     programs: Programs
     pool: ThreadPoolExecutor
+    room: Room
 
 
 class Work(ABC):
@@ -79,7 +81,11 @@ class Work(ABC):
         self._kill_at = float("inf")
         self._not_before = 0.0
         self._lease_seconds = lease_seconds
-        self._hold_until(claimed_at + lease_seconds)
+        try:
+            self._hold_until(claimed_at + lease_seconds)
+        except OSError:  # no room for the lease, and then for nothing
+            tools.folders.remove(self._run)
+            raise
         self._slot_ids = tools.slots.take(gpus)
         self._task: Future[None] | None = None
         self._step: Callable[[], None] = self._fetching

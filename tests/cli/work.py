@@ -44,7 +44,7 @@ def trained(database: Database, held: Claim, steps: range) -> None:
         metrics = [{"split": "train", "step": step, "values": values}]
         if step % 10 == 0:
             metrics.append({"split": "validation", "step": step, "values": values})
-        event = [{"level": "warn", "code": "odd", "message": "[b] is odd"}] if step == 0 else []
+        event = [({"level": "warn", "code": "odd", "message": "[b] is odd"}, 1)] if step == 0 else []
         with database.transaction() as session:
             results.record(session, held, metrics=metrics, events=event, step=step + 1, total_steps=STEPS)
 

@@ -15,9 +15,9 @@ from worker.launch import Programs
 from worker.main import run
 
 
-def stub_programs(options: Sequence[str] = ()) -> Programs:
+def stub_programs(options: Sequence[str] = (), validate: Sequence[str] = ()) -> Programs:
     stub = (sys.executable, stub_trainer.__file__)
-    return Programs(validate=(*stub, "validate"), train=(*stub, "train", *options))
+    return Programs(validate=(*stub, "validate", *validate), train=(*stub, "train", *options))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,52 @@
+"""How much room a worker's disks have, and whether that is enough to begin with a job."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dpo_core.footprint import in_bytes
+from dpo_core.run_directory import DISK_FULL, Failure
+
+LEAST = 4 * 2**20
+"""Bytes without which a worker takes no work at all: not even its run directory would be sure of a place."""
+MORE = 1.05
+"""How much more than what was not enough counts as enough."""
+
+
+class NoRoom(Exception):
+    """A job would write more than there is room for. `failure` says so to its owner."""
+
+    def __init__(self, needed: int, free: int) -> None:
+        message = f"The job will write about {in_bytes(needed)}, and its worker's disk has {in_bytes(free)} of room."
+        super().__init__(message)
+        self.needed = needed
+        self.failure = Failure(kind="resource", code=DISK_FULL, message=message)
+
+
+class Room:
+    """Of the disks that hold run directories and storage, which may be one."""
+
+    def __init__(self, *folders: Path) -> None:
+        self._folders = folders
+
+    @property
+    def free(self) -> int:
+        """Bytes that we may still write, on the fuller disk."""
+        found = (os.statvfs(folder) for folder in self._folders)
+        return min(disk.f_bavail * disk.f_frsize for disk in found)
+
+    @property
+    def too_little(self) -> bool:
+        return self.free < LEAST
+
+    def require(self, needed: int) -> None:
+        """Raises NoRoom."""
+        if needed > (free := self.free):
+            raise NoRoom(needed, free)
+
+    def after_failure(self, run: Path, needed: int) -> int:
+        """How much room there must be to try again after a run ended for want of it: `needed`, by the estimate, and in
+        any case more than there will be without this run, which was not enough."""
+        own = sum(file.st_blocks * 512 for path in run.rglob("*") if (file := path.lstat()).st_nlink == 1)
+        return max(needed, int(MORE * (self.free + own)) + LEAST)
