@@ -52,7 +52,7 @@ def test_promises_hold_in_every_order(world: World) -> None:
 def test_a_bug_planted_on_purpose_is_found(world: World, bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
     bug.plant(monkeypatch)
     runs = hypothesis_settings(
-        max_examples=200, stateful_step_count=STEPS, database=None, derandomize=True, phases=[Phase.generate]
+        max_examples=1000, stateful_step_count=STEPS, database=None, derandomize=True, phases=[Phase.generate]
     )
     with pytest.raises(Broken, match=bug.symptom):
         run_state_machine_as_test(lambda: JobsModel(world), settings=runs)
