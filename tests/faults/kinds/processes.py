@@ -96,7 +96,6 @@ def _url(deployment: Deployment) -> str:
 def kill_everything(scene: Scene) -> None:
     """kill -9 of `dpo up`: the kernel ends all that hangs below it. Then it is started again."""
     scene.deployment.kill_and_start_again()
-    scene.mark()
 
 
 def poison(deployment: Deployment, draw: random.Random, times: int) -> Played:
