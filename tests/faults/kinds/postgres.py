@@ -106,7 +106,7 @@ FAULTS = [
     ),
     Fault(
         "PostgreSQL: immediate restart",
-        "the same",
+        "it recovers its log when it is started again; runs go on meanwhile",
         struck(restart_at_once, another_attempt=False),
         trainers=("stub", "real"),
     ),
@@ -124,7 +124,7 @@ FAULTS = [
     ),
     Fault(
         "PostgreSQL hangs for longer than a lease",
-        "the same",
+        "ranks stop before the lease ends; the job goes on from its last checkpoint when it answers again",
         struck(hang, another_attempt=False),
     ),
     Fault(

@@ -130,7 +130,7 @@ FAULTS = [
     ),
     Fault(
         "kill -9 of every rank",
-        "the same",
+        "the job goes on from its last checkpoint, at once",
         struck(kill_every_rank, another_attempt=True),
     ),
     Fault(

@@ -66,7 +66,7 @@ FAULTS = [
     ),
     Fault(
         "Redis: kill -9 and restart",
-        "the same; workers hear hints again",
+        "runs don't notice; workers hear hints again",
         struck(restart, another_attempt=False),
     ),
     Fault(
