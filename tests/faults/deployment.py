@@ -105,7 +105,6 @@ class Deployment:
             "DPO_HEARTBEAT_SECONDS": f"{HEARTBEAT_SECONDS:g}",
             "DPO_POLL_SECONDS": f"{POLL_SECONDS:g}",
             "DPO_MAX_ATTEMPTS": str(MAX_ATTEMPTS),
-            "DPO_RETRY_SECONDS": "0.5",
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
             "PGAPPNAME": "own",
