@@ -42,8 +42,8 @@ def lose(scene: Scene) -> None:
     if hangs:
         server.suspend()
     else:
-        with redis.Redis(unix_socket_path=str(socket)) as client:
-            socket.rename(elsewhere)
+        socket.rename(elsewhere)
+        with redis.Redis(unix_socket_path=str(elsewhere)) as client:
             client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     try:
         begun = time.monotonic()
