@@ -15,6 +15,7 @@ from tests.faults.deployment import Deployment, Trainer
 from tests.faults.fault import Fault
 from tests.faults.invariants import broken, unsettled
 from tests.faults.journal import Journal, Line
+from tests.faults.scene import Missed
 from tests.faults.stages import stage
 
 POINTS: dict[Trainer, tuple[int, int]] = {"stub": (10, 1), "real": (1, 5)}
@@ -59,7 +60,11 @@ def perform(wanted: Sequence[Plan], seed: int, journal: Journal) -> None:
 def _until_a_loss(deployment: Deployment, todo: list[Plan], seed: int, journal: Journal) -> None:
     while todo:
         plan = todo.pop(0)
-        line = play(deployment, plan, seed)
+        try:
+            line = play(deployment, plan, seed)
+        except Missed as missed:
+            say(f"{plan.fault.name} ({plan.trainer}) {plan.number + 1}: to be played again; {missed}")
+            continue
         last_of_its_kind = not todo or todo[0].fault is not plan.fault
         if line.outcome == "survived" and last_of_its_kind and (left := unsettled(deployment)):
             line = replace(line, outcome="lost", why=left)
@@ -73,7 +78,7 @@ def _until_a_loss(deployment: Deployment, todo: list[Plan], seed: int, journal: 
 
 
 def play(deployment: Deployment, plan: Plan, seed: int) -> Line:
-    """One play and what was broken by it. The seed tells its moments."""
+    """One play and what was broken by it. The seed tells its moments. Missed where the fault came too late."""
     fault, begun = plan.fault, time.monotonic()
     line = Line(fault.name, plan.trainer, plan.number, "survived", strikes=plan.strikes)
     try:
@@ -91,6 +96,8 @@ def play(deployment: Deployment, plan: Plan, seed: int) -> Line:
             deployment.over(job_id)
             succeeds = job_id not in played.doomed
             why += broken(deployment, job_id, succeeds=succeeds, times=not fault.sets_clock)
+    except Missed:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the journal has to tell of it
         last = traceback.extract_tb(error.__traceback__)[-1]
         why = [f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"]

@@ -59,7 +59,7 @@ class Size:
     """Seconds after which a job that isn't over counts as lost."""
 
 
-STUB = Size(steps=24, checkpoint_steps=4, lease_seconds=4.0, pace=0.05)
+STUB = Size(steps=24, checkpoint_steps=4, lease_seconds=4.0, pace=0.1)
 REAL = Size(steps=60, checkpoint_steps=5, lease_seconds=6.0, ranks=2, deadline=600.0)
 HEARTBEAT_SECONDS = POLL_SECONDS = 0.5
 MAX_ATTEMPTS = 4

@@ -59,7 +59,7 @@ def struck(strike: Strike, *, another_attempt: bool, earliest: int = -2) -> Play
                 return _play(deployment, draw, moments)
             except Missed:
                 continue
-        raise AssertionError(f"{MISSES} jobs were over before the fault came")
+        raise Missed(f"{MISSES} jobs were over before the fault came: this machine is too busy for so quick a job")
 
     def _play(deployment: Deployment, draw: random.Random, moments: list[Moment]) -> Played:
         played = Played([], jobs=[deployment.start_job()], moments=[str(moment) for moment in moments])
