@@ -120,17 +120,18 @@ class Deployment:
         self.lost = False
         """Something broke a promise, so that nobody expects order in the end."""
         self._own_slots, self._program = own_slots, program(self._stub if trainer == "stub" else None)
+        self.beside: list[Part] = []
         self.running = self._up(port=0)
         try:
             self._open()
-            self.beside = [self._worker(number, beside or {}) for number in range(workers)]
+            self.beside += [self._worker(number, beside or {}) for number in range(workers)]
             for worker in self.beside:
                 worker.start()
             poll_until(lambda: len(self.workers()) == 1 + workers, "all workers are heard of")
             self.pairs = self.service.upload(write_preference_file(folder / "pairs.jsonl", 50))
             self.undisturbed = self.result(self._run_one()) if trainer == "real" else None
         except BaseException:
-            self.running.clean_up()
+            self._end()
             raise
 
     def _up(self, port: int) -> Running:
@@ -339,14 +340,17 @@ class Deployment:
         assert not left, f"still there after `dpo up`: {left}"
         assert not list(self.service.runs.glob("*/*")), "run directories are left after `dpo up`"
 
-    def close(self) -> None:
+    def _end(self) -> None:
         for worker in self.beside:
             worker.kill()
             worker.stop()
+        self.running.clean_up()
+
+    def close(self) -> None:
+        self._end()
         self.database.dispose()
         self.service.openai.close()
         self.service.http.close()
-        self.running.clean_up()
         shutil.rmtree(socket_folder(self.data), ignore_errors=True)
 
     def _of_this_service(self, process: psutil.Process) -> bool:
