@@ -183,7 +183,11 @@ class Work(ABC):
     def _hold_until(self, lease_end: float) -> None:
         """Supervisor and processes stop a little before the lease ends, each by its own watch."""
         self._deadline = lease_end - LEASE_MARGIN * self._lease_seconds
-        self._run.renew_lease(self._deadline - time.monotonic())
+        try:
+            self._run.renew_lease(self._deadline - time.monotonic())
+        except OSError:
+            if self._failure is None:
+                raise  # once: from then on the processes are killed, and need no lease
 
     # -- the steps -----------------------------------------------------------------------------------
 
