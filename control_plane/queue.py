@@ -21,12 +21,14 @@ from control_plane.job_states import State
 from control_plane.pages import paginate
 from control_plane.progress import estimated_finish
 from control_plane.tables import Job, Project, Worker
+from dpo_core.footprint import in_bytes
 
 
 class Reason(StrEnum):
     paused = "paused"
     being_read = "being_read"
     resting = "resting"
+    disk_full = "disk_full"
     sweep = "sweep"
     no_worker = "no_worker"
     readers_busy = "readers_busy"
@@ -117,6 +119,9 @@ class _Scene:
         if job.not_before is not None and job.not_before > self._now:
             count = "Its last attempt" if job.fruitless_attempts == 1 else f"Its last {job.fruitless_attempts} attempts"
             yield Reason.resting, f"{count} brought it no further; another one follows after a while.", job.not_before
+        if job.needs_bytes is not None:
+            room = in_bytes(job.needs_bytes)
+            yield Reason.disk_full, f"A disk was full; it goes on by itself once a worker has {room} of room.", None
         if job.waits_for is not None:
             first = "reads the files" if job.state == State.validating else "measures the reference"
             yield Reason.sweep, f"Job {job.waits_for} of its sweep {first} for both.", None

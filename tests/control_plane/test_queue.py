@@ -14,7 +14,8 @@ from control_plane.leases import Claim
 from control_plane.queue import Queue, Reason, Waiting
 from control_plane.tables import Job, Project
 from control_plane.workers import Condition, Facts
-from dpo_core.run_directory import Failure
+from dpo_core.footprint import in_bytes
+from dpo_core.run_directory import DISK_FULL, Failure
 from tests.control_plane.rows import PROJECT, add_file, add_project, create, job_in, set_clock_ahead
 from tests.control_plane.sweeps import make_sweep
 
@@ -84,6 +85,16 @@ def test_a_job_that_rests_after_lost_attempts_says_until_when(manned: Database) 
     found = why(manned, claim.job_id)
     assert found.reason is Reason.resting and found.message.startswith("Its last attempt brought it no further")
     assert found.until is not None and found.until == found.job.not_before
+
+
+def test_a_job_that_a_full_disk_stopped_waits_for_room(manned: Database) -> None:
+    claim = run(manned)
+    with manned.transaction() as session:
+        full = Failure(kind="resource", code=DISK_FULL, message="The disk is full.")
+        results.fail(session, claim, full, max_attempts=5, needs_bytes=3 * 10**9)
+    found = why(manned, claim.job_id)
+    assert found.reason is Reason.disk_full
+    assert found.message == f"A disk was full; it goes on by itself once a worker has {in_bytes(3 * 10**9)} of room."
 
 
 def test_a_job_that_waits_for_another_one_of_its_sweep(manned: Database) -> None:
