@@ -63,15 +63,13 @@ OURS: dict[str, dict[str, Any]] = {"ours": {}, "ours, compiled": {"compile": Tru
 """Settings of ours: all on `auto`, and the one that `auto` leaves to the user on a CPU."""
 
 
-def finals(ring: Ring, best: TrlSettings, rounds: int, *, default: bool = True) -> dict[str, Entry]:
+def finals(ring: Ring, best: TrlSettings, rounds: int) -> dict[str, Entry]:
     """The finalists in turn, round by round."""
-    names = {"trl_default": f"default: {DEFAULT}"} if default else {}
-    names |= {"trl_best": f"best: {best}"}
+    names = {"trl_default": f"default: {DEFAULT}", "trl_best": f"best: {best}"}
     names |= {f"{who}, {cache}": f"{who}, {cache} cache" for who in OURS for cache in ("cold", "warm")}
     outcomes: dict[str, list[Any]] = {name: [] for name in names}
     for _ in range(rounds):
-        if default:
-            outcomes["trl_default"].append(ring.trl(DEFAULT))
+        outcomes["trl_default"].append(ring.trl(DEFAULT))
         outcomes["trl_best"].append(ring.trl(best))
         for who, settings in OURS.items():
             cold = ring.directory(**settings)
@@ -133,7 +131,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="timed steps of every run")
     parser.add_argument("--rounds", type=int, default=3, help="runs of every finalist")
     parser.add_argument("--ranks", type=int, default=1, help="processes of ours; they share the cores")
-    parser.add_argument("--finalists", action="store_true", help="TRL's best, known from an earlier result, and ours")
+    parser.add_argument("--finalists", action="store_true", help="TRL's best as an earlier result has it, no grid")
     options = parser.parse_args()
     known = best_of_earlier_grid(RESULTS / "train.json") if options.finalists else None
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
@@ -141,17 +139,18 @@ def main() -> None:
         ring = Ring(workload, Path(folder), RECIPE, ours.imported_bytes(), options.ranks)
         entries = {} if known else heats(ring, GRID)
         best = known or min(entries, key=lambda settings: entries[settings].seconds)
-        final = finals(ring, best, options.rounds, default=known is None)
+        final = finals(ring, best, options.rounds)
         ratios = memory(ring, entries or {best: final["trl_best"]})
         fastest = min(OURS, key=lambda who: final[f"{who}, warm"].seconds)
         numbers = agreement(ring, best, OURS[fastest])
     warm = final[f"{fastest}, warm"]
-    summary: dict[str, Any] = {} if known else {"ratio_default": final["trl_default"].seconds / warm.seconds}
-    summary |= {"ratio_best": final["trl_best"].seconds / warm.seconds, "memory_ratio": ratios[max(ratios)]}
-    summary |= {"ratio_best_auto": final["trl_best"].seconds / final["ours, warm"].seconds}
-    if known is None:
-        summary["share_of_flop_bound"] = share_of_flop_bound(options.shape)
-    summary |= numbers
+    summary: dict[str, Any] = {
+        "ratio_default": final["trl_default"].seconds / warm.seconds,
+        "ratio_best": final["trl_best"].seconds / warm.seconds,
+        "ratio_best_auto": final["trl_best"].seconds / final["ours, warm"].seconds,
+        "memory_ratio": ratios[max(ratios)],
+        "share_of_flop_bound": share_of_flop_bound(options.shape),
+    } | numbers
     everything = [*entries.values(), *final.values()]
     details = {"machine": machine(), "memory_ratios": ratios, "entries": [entry.record() for entry in everything]}
     write_result("train-finalists" if known else "train", summary | details)
