@@ -31,6 +31,8 @@ PROCESSES = 4
 PROJECTS = 10
 SLOTS = 8
 """Of each worker."""
+CONNECTIONS = 200
+"""PostgreSQL's own default of 100 is what 100 workers alone would take."""
 ENDED = Failure(kind="user", code="bench", message="Ended by the benchmark.")
 
 JOBS_SQL = """

@@ -91,6 +91,7 @@ def from_post_to_step(folder: Path, rounds: int) -> dict[str, Any]:
 
 def claims_in_a_queue(folder: Path, jobs: int, workers: int, seconds: float, *, show_plans: bool) -> dict[str, Any]:
     part, url = postgres(folder, lambda _: None)
+    part.argv += ["-c", f"max_connections={claims.CONNECTIONS}"]
     part.start()
     part.wait_ready()
     try:

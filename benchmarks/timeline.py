@@ -75,8 +75,9 @@ def _when(condition: Callable[[], bool]) -> float:
 
 
 def _maps_tokens(run: RunDirectory) -> bool:
-    processes = run.recorded_processes()
-    return any(str(run.tokens) in mapped.path for process in processes for mapped in process.memory_maps())
+    """By /proc/PID/maps (proc(5))."""
+    maps = (Path(f"/proc/{process.pid}/maps").read_text() for process in run.recorded_processes())
+    return any(str(run.tokens) in text for text in maps)
 
 
 def _steps(metrics: Path) -> int:
