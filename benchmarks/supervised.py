@@ -62,7 +62,8 @@ class Service:
         return _checked(self.http.get(f"{JOBS}/{job_id}"))
 
     def require_success(self, job_id: str) -> None:
-        wait_for(lambda: self.job(job_id)["status"] in ("succeeded", "failed", "cancelled"))
+        # Seldom: each question costs the API what would be counted as supervision.
+        wait_for(lambda: self.job(job_id)["status"] in ("succeeded", "failed", "cancelled"), every=3.0)
         job = self.job(job_id)
         if job["status"] != "succeeded":
             raise RuntimeError(f"The job {job_id} is {job['status']}: {job['error']}")
