@@ -60,8 +60,9 @@ imports: setup ## Who may import whom: import-linter's contracts in pyproject.to
 	@$(BIN)/lint-imports
 
 .PHONY: test
-test: setup ## Every test but the long ones, a file at a time on each core
-	@$(BIN)/python -m pytest -q -m 'not long' -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# Tests of the worker mostly wait: for leases, polls, processes.
+test: setup ## Every test but the long ones, two files at a time on each core
+	@$(BIN)/python -m pytest -q -m 'not long' -n $$((2 * $$(nproc) < 8 ? 2 * $$(nproc) : 8)) --dist loadfile --no-loadscope-reorder --durations 30
 
 .PHONY: check
 check: lint types imports test ## What CI runs

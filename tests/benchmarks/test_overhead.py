@@ -20,7 +20,7 @@ def test_a_worker_claims_from_the_queue_what_fits_it(database: Database, queue: 
     if claim is not None:
         claims.end(database, claim)
     with database.transaction() as session:
-        states = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)))
+        states = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).tuples().all())
     assert states == ({"queued": 199, "failed": 1} if found else {"queued": 200})
 
 

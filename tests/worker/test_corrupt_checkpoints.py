@@ -80,7 +80,7 @@ def test_a_flipped_byte_in_any_file_is_found_and_the_checkpoint_before_is_used(w
             flip(files_of(world, job_id)[name])
             goes_on(world, job_id)
             told = event(world, job_id, "checkpoint_corrupt")
-            assert name in told.message and told.message.endswith("the job goes on from step 2.")
+            assert name in told.message and "the job goes on from step 2, " in told.message
             assert world.outcomes(job_id)[2:] == [("train", "failed"), ("train", "succeeded")]
 
 
@@ -91,7 +91,7 @@ def test_a_file_that_is_cut_or_gone_is_found_too(world: World, damage: object) -
         job_id = paused_at_3(world)
         damage(files_of(world, job_id)["state/link"])
         goes_on(world, job_id)
-        assert event(world, job_id, "checkpoint_corrupt").message.endswith("the job goes on from step 2.")
+        assert "the job goes on from step 2, " in event(world, job_id, "checkpoint_corrupt").message
 
 
 def test_both_are_damaged_and_the_job_begins_again(world: World) -> None:
