@@ -20,7 +20,8 @@ def test_a_worker_claims_from_the_queue_what_fits_it(database: Database, queue: 
     if claim is not None:
         claims.end(database, claim)
     with database.transaction() as session:
-        states = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).tuples().all())
+        rows = session.execute(select(Job.state, func.count()).group_by(Job.state)).all()
+        states = {row[0]: row[1] for row in rows}
     assert states == ({"queued": 199, "failed": 1} if found else {"queued": 200})
 
 

@@ -143,7 +143,7 @@ class World:
 
     def run_directories(self) -> list[str]:
         try:
-            return [run for job in self.runs.glob("*") for run in os.listdir(job)]
+            return [run for job in self.runs.glob("*") if job.is_dir() for run in os.listdir(job)]
         except FileNotFoundError:  # one that goes meanwhile
             return ["going"]
 
