@@ -69,6 +69,7 @@ def goes_on(world: World, job_id: str) -> None:
     assert world.measured(job_id) == list(range(6))
 
 
+@pytest.mark.long
 def test_a_flipped_byte_in_any_file_is_found_and_the_checkpoint_before_is_used(world: World) -> None:
     with supervisor(world.settings, stub_programs(["--hold-at=3", f"--until={world.go}"])):
         job_id = paused_at_3(world)
