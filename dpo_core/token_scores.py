@@ -97,4 +97,5 @@ BLOCKWISE = Kernels(blockwise_normalizer, blockwise_gradient)
 
 
 def compiled_kernels() -> Kernels:
-    return Kernels(torch.compile(fused_normalizer), torch.compile(fused_gradient))
+    """For any number of tokens, from the first on: otherwise the second batch would compile them anew."""
+    return Kernels(torch.compile(fused_normalizer, dynamic=True), torch.compile(fused_gradient, dynamic=True))
