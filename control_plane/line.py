@@ -35,6 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, aliased
 
 from control_plane import quotas
+from control_plane.attempts import LONGEST_WAIT
 from control_plane.database import dpo_now
 from control_plane.job_states import State
 from control_plane.tables import Attempt, Job
@@ -53,7 +54,9 @@ def now() -> ColumnElement[Any]:
 def ready() -> ColumnElement[bool]:
     """SQL: a worker could take the job now, room permitting."""
     leads = or_(Job.sweep_id.is_(None), Job.waits_for.is_(None))
-    rested = or_(Job.not_before.is_(None), Job.not_before <= now())
+    # A time further ahead than any wait was written while PostgreSQL's clock was ahead, which has come back since.
+    resting = Job.not_before.between(now(), now() + timedelta(seconds=LONGEST_WAIT))
+    rested = or_(Job.not_before.is_(None), ~resting)
     return and_(Job.needs.is_not(None), leads, rested, Job.needs_bytes.is_(None))
 
 

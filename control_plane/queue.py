@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -16,6 +16,7 @@ from sqlalchemy import Row, select
 from sqlalchemy.orm import Session
 
 from control_plane import line, quotas, workers
+from control_plane.attempts import LONGEST_WAIT
 from control_plane.database import dpo_now
 from control_plane.job_states import State
 from control_plane.pages import paginate
@@ -116,7 +117,7 @@ class _Scene:
             yield Reason.paused, "It was paused, and goes on when it is resumed.", None
         if job.lease_until is not None:
             yield Reason.being_read, "A worker reads its data.", None
-        if job.not_before is not None and job.not_before > self._now:
+        if job.not_before is not None and self._now < job.not_before <= self._now + timedelta(seconds=LONGEST_WAIT):
             count = "Its last attempt" if job.fruitless_attempts == 1 else f"Its last {job.fruitless_attempts} attempts"
             yield Reason.resting, f"{count} brought it no further; another one follows after a while.", job.not_before
         if job.needs_bytes is not None:

@@ -122,14 +122,25 @@ def test_locked_jobs_are_passed_over(shared: Database) -> None:
     assert claim is not None and claim.job_id == second
 
 
+def rest(database: Database, job_id: str, how_long: str) -> None:
+    statement = "UPDATE jobs SET not_before = dpo_now() + cast(:how_long AS interval) WHERE id = :id"
+    with database.transaction() as session:
+        session.execute(text(statement), {"id": job_id, "how_long": how_long})
+
+
 def test_no_job_that_rests_holds_others_up(shared: Database) -> None:
     first, second = queue(shared, PROJECT, 2)
-    with shared.transaction() as session:
-        session.execute(
-            text("UPDATE jobs SET not_before = dpo_now() + interval '1 hour' WHERE id = :id"), {"id": first}
-        )
+    rest(shared, first, "1 minute")
     claim = take(shared)
     assert claim is not None and claim.job_id == second
+
+
+def test_no_job_rests_for_as_long_as_a_clock_was_ahead(shared: Database) -> None:
+    """PostgreSQL's clock was an hour ahead when it was to rest for a minute, and was set right then."""
+    first, _ = queue(shared, PROJECT, 2)
+    rest(shared, first, "61 minutes")
+    claim = take(shared)
+    assert claim is not None and claim.job_id == first
 
 
 def test_the_line_s_length_costs_nothing(shared: Database) -> None:
