@@ -40,6 +40,10 @@ WHOLE = 10_000
 places = st.one_of(st.just(WHOLE), st.just(WHOLE), st.just(WHOLE), st.integers(0, 12), st.integers(-3, -1))
 """By how many statements and commits an action goes on; -n: up to its nth commit, whose answer is lost with the
 connection."""
+tries = st.one_of(
+    st.just([WHOLE]), st.integers(1, 4).map(lambda n: [-n, WHOLE]), st.lists(places, min_size=1, max_size=2)
+)
+"""At something that is done again when its answer was lost."""
 
 
 @dataclass(eq=False)
@@ -206,7 +210,7 @@ class JobsModel(RuleBasedStateMachine):
         self._begin(f"relays {held}", worker, worker.loop, work, places=places, held=held)
 
     @precondition(lambda self: self.publishing())
-    @rule(of=drawn(publishing), tries=st.lists(places, min_size=1, max_size=2))
+    @rule(of=drawn(publishing), tries=tries)
     def a_worker_publishes(self, of: tuple[Worker, Held], tries: list[int]) -> None:
         """A checkpoint whose metrics were relayed; and again, as long as it doesn't know that it is published."""
         worker, held = of

@@ -52,6 +52,11 @@ def stopping_database(url: str, lines: int) -> Database:
     def _learn_pid(connection: psycopg.Connection, *_: object) -> None:
         _of_this_thread.line.pid = connection.info.backend_pid
 
+    @event.listens_for(engine, "checkin")
+    def _forget_pid(*_: object) -> None:
+        """The next one who has the connection may wait for a lock: who had it before does not."""
+        _of_this_thread.line.pid = 0
+
     @event.listens_for(engine, "before_cursor_execute")
     def _before_statement(*_: object) -> None:
         _of_this_thread.line.in_transaction = True
@@ -78,7 +83,7 @@ class Line:
         """`database`: made by `stopping_database`. `watch`: a connection, to ask which of `lines` waits for which."""
         self.database = database
         self.pid = 0
-        """Of the connection's process in PostgreSQL."""
+        """Of its connection's process in PostgreSQL; 0 while it has none."""
         self.place: Place = "end"
         self.in_transaction = False
         self.waits = False
