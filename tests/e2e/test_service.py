@@ -26,6 +26,9 @@ SPEC = {
     "evaluation_steps": STEPS,
 }
 LORA = {"rank": 4, "alpha": 8.0}
+FULL_STAGES = [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long), 3]
+LORA_STAGES = [pytest.param(0, marks=pytest.mark.long), pytest.param(1, marks=pytest.mark.long), 2, 3]
+"""ZeRO stages. That all of them train the same is tests/dpo_core's in `make check`; here two show the way there."""
 
 
 @pytest.fixture(scope="package")
@@ -71,7 +74,7 @@ def check_dpo(running: Service, job_id: str) -> None:
     running.nothing_left()
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", FULL_STAGES)
 def test_full_dpo_on_two_ranks(running: Service, pairs: str, first: str, stage: int) -> None:
     job_id = running.start_job("base/tiny", pairs, "dpo", **SPEC, zero_stage=stage) if stage else first
     files = running.download(running.succeeded(job_id))
@@ -86,7 +89,7 @@ def test_full_dpo_on_two_ranks(running: Service, pairs: str, first: str, stage: 
         assert computed == 0
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", LORA_STAGES)
 def test_lora_dpo_from_a_supervised_adapter_on_two_ranks(
     running: Service, pairs: str, supervised: str, stage: int
 ) -> None:
