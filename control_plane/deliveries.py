@@ -160,10 +160,8 @@ def claim(session: Session, worker_id: str) -> Claim | None:
     delivery.tries_now += 1
     delivery.tried_at = now
     fences.take(session, delivery, worker_id, LEASE_SECONDS)
-    keys = [endpoint.secret]
-    if endpoint.old_secret is not None and endpoint.old_secret_until is not None and endpoint.old_secret_until > now:
-        keys.append(endpoint.old_secret)
-    return Claim(delivery.id, delivery.fence, delivery.event_id, endpoint.url, tuple(keys), delivery.payload)
+    keys = webhooks.signing_secrets(endpoint, now)
+    return Claim(delivery.id, delivery.fence, delivery.event_id, endpoint.url, keys, delivery.payload)
 
 
 def report(session: Session, claim: Claim, outcome: Outcome, *, disable_after: timedelta) -> None:

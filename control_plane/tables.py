@@ -439,9 +439,8 @@ class WebhookEndpoint(Created, Base):
     event_types: Mapped[list[str]]
     secret: Mapped[str]
     """As it is, not hashed: deliveries are signed with it."""
-    old_secret: Mapped[str | None]
-    """Signs beside `secret` until `old_secret_until`."""
-    old_secret_until: Mapped[datetime | None]
+    old_secrets: Mapped[list[Json]] = mapped_column(server_default="[]")
+    """`secret` and `until`, the newest first: each signs beside the newest until then."""
     updated_at: Mapped[datetime]
     failing_since: Mapped[datetime | None]
     """The first failed try since the last delivery that arrived."""

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import hmac
 import secrets
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -20,7 +20,7 @@ from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.ids import new_id
 from control_plane.pages import Page, paginate
 from control_plane.settings import Settings
-from control_plane.tables import WebhookDelivery, WebhookEndpoint
+from control_plane.tables import Json, WebhookDelivery, WebhookEndpoint
 from control_plane.validation import json_object, validated
 from dpo_core.spec import StrictModel
 
@@ -36,6 +36,8 @@ MAX_ENDPOINTS = 20
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 - what every secret begins with
 OLD_SECRET_LIVES = timedelta(hours=24)
+MAX_OLD_SECRETS = 10
+"""Each that still signs makes the signature's header longer."""
 
 EventTypes = Annotated[list[EventType], Field(min_length=1, max_length=len(EVENT_TYPES))]
 Name = Annotated[str, Field(min_length=1, max_length=255)]
@@ -131,13 +133,21 @@ def change(session: Session, project_id: str, endpoint_id: str, body: object, se
 
 
 def rotate_secret(session: Session, project_id: str, endpoint_id: str, body: object) -> WebhookEndpoint:
-    """Another secret. The old one ends at once, or signs beside the new one for a day."""
+    """Another secret. The one that it follows ends at once, or signs beside it for a day; those before that until their
+    own day is over. Conflict where too many would sign."""
     request = validated(RotationRequest, json_object(body))
     endpoint = _locked(session, project_id, endpoint_id)
     now = session.scalars(select(dpo_now())).one()
-    kept = request.keep_old_secret_active_for_24_hours
-    endpoint.old_secret = endpoint.secret if kept else None
-    endpoint.old_secret_until = now + OLD_SECRET_LIVES if kept else None
+    old = [kept for kept in endpoint.old_secrets if _signs(kept, now)]
+    if request.keep_old_secret_active_for_24_hours:
+        if len(old) == MAX_OLD_SECRETS:
+            raise Conflict(
+                f"{len(old)} old secrets of {endpoint_id!r} sign already. Wait until the oldest ends, at "
+                f"{old[-1]['until']}, or rotate without `keep_old_secret_active_for_24_hours`.",
+                code="too_many_secrets",
+            )
+        old.insert(0, {"secret": endpoint.secret, "until": (now + OLD_SECRET_LIVES).isoformat(timespec="seconds")})
+    endpoint.old_secrets = old
     endpoint.secret, endpoint.updated_at = _new_secret(), now
     audit.record(session, project_id, "webhook.secret_rotated", endpoint_id)
     session.flush()
@@ -156,6 +166,11 @@ def remove(session: Session, project_id: str, endpoint_id: str) -> None:
     session.flush()
 
 
+def signing_secrets(endpoint: WebhookEndpoint, now: datetime) -> tuple[str, ...]:
+    """Those that sign what is sent now, the newest first."""
+    return (endpoint.secret, *(str(old["secret"]) for old in endpoint.old_secrets if _signs(old, now)))
+
+
 def hint(endpoint: WebhookEndpoint) -> str:
     """What a secret may be recognised by."""
     return f"{SECRET_PREFIX}…{endpoint.secret[-5:-1]}"
@@ -166,6 +181,10 @@ def signature(secret: str, message_id: str, timestamp: int, body: str) -> str:
     key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
     digest = hmac.new(key, f"{message_id}.{timestamp}.{body}".encode(), hashlib.sha256).digest()
     return f"v1,{base64.b64encode(digest).decode()}"
+
+
+def _signs(old_secret: Json, now: datetime) -> bool:
+    return now < datetime.fromisoformat(old_secret["until"])
 
 
 def _new_secret() -> str:

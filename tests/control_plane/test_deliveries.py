@@ -11,13 +11,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from control_plane import deliveries, jobs, webhooks
-from control_plane.database import Database
+from control_plane.database import Database, dpo_now
 from control_plane.deliveries import FIRST_WAIT, LEASE_SECONDS, LONGEST_WAIT, PATIENCE, Claim, Outcome, wait_after
 from control_plane.errors import Conflict, NotFound, StaleFence
 from control_plane.job_states import State, move
 from control_plane.settings import Settings
 from control_plane.tables import WebhookDelivery, WebhookEndpoint
-from control_plane.webhooks import MAX_ENDPOINTS, signature
+from control_plane.webhooks import MAX_ENDPOINTS, MAX_OLD_SECRETS, signature
 from tests.control_plane.rows import PROJECT, add_project, event_codes, job_in, set_clock_ahead
 
 SETTINGS = Settings(database_url=SecretStr("postgresql://"), redis_url=SecretStr("redis://"), storage_url="file:///x")
@@ -280,9 +280,42 @@ def test_a_rotated_secret_signs_beside_the_new_one_for_a_day(stocked: Database) 
     with stocked.transaction() as session:
         set_clock_ahead(session, timedelta(hours=25).total_seconds())
     assert claimed(stocked).secrets == (new,)
+
+
+def test_secrets_that_are_rotated_again_end_each_at_their_own_time(stocked: Database) -> None:
+    def rotate(**body: bool) -> str:
+        with stocked.transaction() as session:
+            return webhooks.rotate_secret(session, PROJECT, endpoint_id, body).secret
+
+    def signing(hours: float) -> tuple[str, ...]:
+        with stocked.transaction() as session:
+            set_clock_ahead(session, timedelta(hours=hours).total_seconds())
+            at = session.scalars(select(dpo_now())).one()
+            return webhooks.signing_secrets(webhooks.get(session, PROJECT, endpoint_id), at)
+
     with stocked.transaction() as session:
-        newest = webhooks.rotate_secret(session, PROJECT, endpoint_id, {})
-        assert (newest.old_secret, newest.old_secret_until) == (None, None)
+        made = endpoint(session)
+        first, endpoint_id = made.secret, made.id
+    second = rotate(keep_old_secret_active_for_24_hours=True)
+    assert signing(hours=20) == (second, first)
+    third = rotate(keep_old_secret_active_for_24_hours=True)
+    assert signing(hours=23) == (third, second, first)
+    fourth = rotate()
+    assert signing(hours=23) == (fourth, second, first), "what ends at once is the secret that was rotated"
+    assert signing(hours=25) == (fourth, second)
+    assert signing(hours=45) == (fourth,)
+
+
+def test_only_so_many_secrets_sign_at_once(stocked: Database) -> None:
+    keep = {"keep_old_secret_active_for_24_hours": True}
+    with stocked.transaction() as session:
+        endpoint_id = endpoint(session).id
+        for _ in range(MAX_OLD_SECRETS):
+            newest = webhooks.rotate_secret(session, PROJECT, endpoint_id, keep).secret
+        with pytest.raises(Conflict, match=r"10 old secrets .* Wait until the oldest ends, at 20\d\d-"):
+            webhooks.rotate_secret(session, PROJECT, endpoint_id, keep)
+        assert webhooks.get(session, PROJECT, endpoint_id).secret == newest
+        assert webhooks.rotate_secret(session, PROJECT, endpoint_id, {}).secret != newest
 
 
 def test_endpoints_of_a_project_are_bounded_and_its_own(stocked: Database) -> None:
