@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from api.auth import CallerOf, JobsWriter
 from api.json_body import JsonBody, OptionalJsonBody
 from api.lists import After, Item, Limit, ListOf, list_of
+from api.repeats import RepeatsOf
 from api.services import Services, ServicesOf
 from control_plane import deliveries, webhooks
 from control_plane.errors import Conflict
@@ -106,10 +107,16 @@ def event_types(_: CallerOf) -> WebhookEventTypes:
 
 
 @router.post("/v1/webhook_endpoints", summary="Register an endpoint", openapi_extra=_body(EndpointRequest))
-def create_endpoint(caller: JobsWriter, body: JsonBody, services: ServicesOf) -> WebhookEndpointWithSecret:
-    """The answer shows the secret that deliveries are signed with; only a rotation shows another one."""
+def create_endpoint(
+    caller: JobsWriter, body: JsonBody, services: ServicesOf, repeats: RepeatsOf
+) -> WebhookEndpointWithSecret:
+    """The answer shows the secret that deliveries are signed with; only a rotation shows another one.
+
+    A request that is sent again (same Idempotency-Key, or the openai client's own retry) makes no second endpoint.
+    """
     with services.database.transaction(actor=caller.actor) as session:
-        return _with_secret(webhooks.create(session, caller.project_id, body, services.settings))
+        repeatable = repeats.by(caller)
+        return _with_secret(webhooks.create(session, caller.project_id, body, services.settings, repeatable=repeatable))
 
 
 @router.get("/v1/webhook_endpoints", summary="List endpoints, newest first")

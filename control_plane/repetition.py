@@ -1,11 +1,12 @@
-"""A create request that comes twice makes one thing: one job, sweep, file or upload.
+"""A create request that comes twice makes one thing: one job, sweep, file, upload or webhook endpoint.
 
 Two cases. A client sends an `Idempotency-Key`: the same key with the same body is the same thing, for
 good. Or OpenAI's client repeats a POST by itself after a lost answer, with no key; such a request
 differs only in its retry count, so the same API key and body within a short window is the same thing.
 
 A sweep is known by its first job. No body of one kind can be that of another: a sweep's holds lists where a job's
-can't, and a file's and an upload's are described under a name of their own. A deleted file is known no more.
+can't, and a file's, an upload's and an endpoint's are described under a name of their own. A deleted file or endpoint
+is known no more.
 """
 
 from __future__ import annotations
@@ -21,10 +22,16 @@ from sqlalchemy.orm import Session
 
 from control_plane.database import dpo_now
 from control_plane.errors import InvalidRequest
-from control_plane.tables import File, IdempotencyKey, Job, Json, Upload
+from control_plane.tables import File, IdempotencyKey, Job, Json, Upload, WebhookEndpoint
 
 RETRY_WINDOW = timedelta(minutes=10)
-COLUMNS: dict[type[Job | File | Upload], str] = {Job: "job_id", File: "file_id", Upload: "upload_id"}
+Made = Job | File | Upload | WebhookEndpoint
+COLUMNS: dict[type[Made], str] = {
+    Job: "job_id",
+    File: "file_id",
+    Upload: "upload_id",
+    WebhookEndpoint: "webhook_endpoint_id",
+}
 
 
 @dataclass(frozen=True)
@@ -61,10 +68,10 @@ def find_earlier(session: Session, project_id: str, body: Json, repeatable: Repe
             param="Idempotency-Key",
             code="idempotency_key_reused",
         )
-    return known.job_id or known.file_id or known.upload_id
+    return known.job_id or known.file_id or known.upload_id or known.webhook_endpoint_id
 
 
-def remember(session: Session, project_id: str, body: Json, repeatable: Repeatable, made: Job | File | Upload) -> None:
+def remember(session: Session, project_id: str, body: Json, repeatable: Repeatable, made: Made) -> None:
     """Lets `find_earlier` find this when the request comes again."""
     key = _key(body, repeatable)
     if key is None:

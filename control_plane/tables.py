@@ -536,13 +536,17 @@ class IdempotencyKey(Created, Base):
     """A create request that was answered: a repetition gets the same thing instead of a second one."""
 
     __tablename__ = "idempotency_keys"
-    __table_args__ = (Index(None, "file_id", postgresql_where=text("file_id IS NOT NULL")),)
+    __table_args__ = (
+        Index(None, "file_id", postgresql_where=text("file_id IS NOT NULL")),
+        Index(None, "webhook_endpoint_id", postgresql_where=text("webhook_endpoint_id IS NOT NULL")),
+    )
 
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     """`key:` and the hash of the client's Idempotency-Key, or `retry:` and the hash of API key and body."""
     request_hash: Mapped[str]
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
-    """One of these three is what it made."""
+    """One of these four is what it made."""
     file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id", ondelete="CASCADE"))
     upload_id: Mapped[str | None] = mapped_column(ForeignKey("uploads.id"))
+    webhook_endpoint_id: Mapped[str | None] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))

@@ -19,6 +19,7 @@ from control_plane.database import dpo_now
 from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.ids import new_id
 from control_plane.pages import Page, paginate
+from control_plane.repetition import Repeatable, find_earlier, remember
 from control_plane.settings import Settings
 from control_plane.tables import Json, WebhookDelivery, WebhookEndpoint
 from control_plane.validation import json_object, validated
@@ -69,9 +70,17 @@ class RotationRequest(StrictModel):
     """Deliveries are signed with both meanwhile."""
 
 
-def create(session: Session, project_id: str, body: object, settings: Settings) -> WebhookEndpoint:
-    """A new endpoint, with a secret that only this answer and a rotation show."""
+def create(
+    session: Session, project_id: str, body: object, settings: Settings, *, repeatable: Repeatable | None = None
+) -> WebhookEndpoint:
+    """A new endpoint, with a secret that only this answer and a rotation show; or the one that this same request made
+    before."""
+    repeatable = repeatable or Repeatable()
     request = validated(EndpointRequest, json_object(body))
+    described: Json = {"webhook_endpoint": request.model_dump()}
+    earlier = find_earlier(session, project_id, described, repeatable)
+    if earlier is not None:
+        return get(session, project_id, earlier)
     target = _target(request.url, settings)
     count = session.scalar(select(func.count()).where(WebhookEndpoint.project_id == project_id)) or 0
     if count >= MAX_ENDPOINTS:
@@ -92,6 +101,7 @@ def create(session: Session, project_id: str, body: object, settings: Settings) 
     session.add(endpoint)
     audit.record(session, project_id, "webhook.created", endpoint.id)
     session.flush()
+    remember(session, project_id, described, repeatable, endpoint)
     return endpoint
 
 

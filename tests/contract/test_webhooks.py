@@ -126,6 +126,26 @@ def test_the_secret_is_shown_once(client: OpenAI) -> None:
     assert made["signing_secret_hint"][-4:] in made["signing_secret"]
 
 
+def test_a_registration_that_is_sent_again_makes_no_second_endpoint(client: OpenAI) -> None:
+    """And its answer shows the secret that the lost answer showed."""
+
+    def create(name: str = "ours", **headers: str) -> tuple[str, str]:
+        body = {"url": "https://hooks.example/x", "name": name}
+        made: Any = client.post(ENDPOINTS, body=body, cast_to=object, options={"headers": headers})
+        return made["id"], made["signing_secret"]
+
+    first = create(**{"Idempotency-Key": "one"})
+    assert create(**{"Idempotency-Key": "one"}) == first
+    with pytest.raises(openai.BadRequestError, match="with another body"):
+        create("theirs", **{"Idempotency-Key": "one"})
+    second = create()
+    assert create(**{"x-stainless-retry-count": "1"}) == second != first
+    third = create()
+    assert third not in (first, second), "sent on purpose, it is another endpoint"
+    client.delete(f"{ENDPOINTS}/{first[0]}", cast_to=object)
+    assert create(**{"Idempotency-Key": "one"}) not in (first, second, third), "what is deleted is made anew"
+
+
 def test_a_sample(client: OpenAI, receiver: Receiver) -> None:
     endpoint = register(client, url=receiver.url)
     receiver.answers = [418]
