@@ -125,22 +125,25 @@ def retrieve_job(job_id: str, services: ServicesOf, caller: CallerOf) -> JobObje
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job; final at once")
-def cancel_job(job_id: str, services: ServicesOf, caller: JobsWriter) -> JobObject:
+def cancel_job(job_id: str, services: ServicesOf, caller: JobsWriter, repeats: RepeatsOf) -> JobObject:
+    """Sent again by a client that heard no answer, it answers with the job as it is; so do pause and resume."""
     with services.database.transaction(actor=caller.actor) as session:
-        return job_object(jobs.cancel(session, caller.project_id, job_id))
+        return job_object(jobs.cancel(session, caller.project_id, job_id, repeated=repeats.possible))
 
 
 @router.post("/{job_id}/pause", summary="Pause a job: one that runs makes a checkpoint and gives its GPUs back")
-def pause_job(job_id: str, services: ServicesOf, caller: JobsWriter) -> JobObject:
+def pause_job(job_id: str, services: ServicesOf, caller: JobsWriter, repeats: RepeatsOf) -> JobObject:
     with services.database.transaction(actor=caller.actor) as session:
-        return job_object(pauses.pause(session, caller.project_id, job_id))
+        return job_object(pauses.pause(session, caller.project_id, job_id, repeated=repeats.possible))
 
 
 @router.post("/{job_id}/resume", summary="Let a paused job go on from its last checkpoint")
-def resume_job(job_id: str, services: ServicesOf, caller: JobsWriter, background: BackgroundTasks) -> JobObject:
+def resume_job(
+    job_id: str, services: ServicesOf, caller: JobsWriter, repeats: RepeatsOf, background: BackgroundTasks
+) -> JobObject:
     background.add_task(services.hints.send)
     with services.database.transaction(actor=caller.actor) as session:
-        return job_object(pauses.resume(session, caller.project_id, job_id))
+        return job_object(pauses.resume(session, caller.project_id, job_id, repeated=repeats.possible))
 
 
 @router.get(

@@ -75,9 +75,9 @@ def list_jobs(
 
 
 @router.post("/{sweep_id}/cancel", summary="Cancel all of a sweep's unfinished jobs; final at once")
-def cancel_sweep(sweep_id: str, services: ServicesOf, caller: JobsWriter) -> SweepTable:
+def cancel_sweep(sweep_id: str, services: ServicesOf, caller: JobsWriter, repeats: RepeatsOf) -> SweepTable:
     with services.database.transaction(actor=caller.actor) as session:
-        return _table(session, sweeps.cancel(session, caller.project_id, sweep_id))
+        return _table(session, sweeps.cancel(session, caller.project_id, sweep_id, repeated=repeats.possible))
 
 
 @router.post("/{sweep_id}/promote", summary="Give a job's model the sweep's name")

@@ -148,12 +148,15 @@ def list_jobs(
     return paginate(session, query, item_id=Job.id, order=(Job.id,), after=after, limit=limit)
 
 
-def cancel(session: Session, project_id: str, job_id: str) -> Job:
-    """Final at once: the fence rises, so whatever its worker still reports changes nothing. Conflict when it is over.
+def cancel(session: Session, project_id: str, job_id: str, *, repeated: bool = False) -> Job:
+    """Final at once: the fence rises, so whatever its worker still reports changes nothing. Conflict when it is over,
+    but for a cancelled one where the order may be `repeated`.
 
     The worker learns it at its next heartbeat and stops the processes.
     """
     job = lock(session, project_id, job_id)
+    if repeated and job.state == State.cancelled:
+        return job
     if State(job.state) in FINAL:
         raise Conflict(f"Job {job_id} is {job.state} already; there is nothing to cancel.", code="illegal_move")
     if job.lease_until is not None:

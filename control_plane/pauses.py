@@ -1,4 +1,7 @@
-"""The owner's orders to pause a job and to let it go on."""
+"""The owner's orders to pause a job and to let it go on.
+
+An order that may be `repeated`, because the answer to the first one was lost, changes nothing where it was carried out.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +31,15 @@ CANT_RESUME = {
 }
 
 
-def pause(session: Session, project_id: str, job_id: str) -> Job:
+def pause(session: Session, project_id: str, job_id: str, *, repeated: bool = False) -> Job:
     """A queued job is paused at once; one that runs makes a checkpoint first. Conflict for any other.
 
     Its worker hears of the order at its next heartbeat, stops the processes and gives the GPUs back.
     """
     job = jobs.lock(session, project_id, job_id)
     state = State(job.state)
+    if repeated and state in (State.pausing, State.paused):
+        return job
     if state in CANT_PAUSE:
         raise Conflict(f"Job {job_id} is {state} and can't be paused: {CANT_PAUSE[state]}.", code="illegal_move")
     if state is State.running:
@@ -47,10 +52,12 @@ def pause(session: Session, project_id: str, job_id: str) -> Job:
     return job
 
 
-def resume(session: Session, project_id: str, job_id: str) -> Job:
+def resume(session: Session, project_id: str, job_id: str, *, repeated: bool = False) -> Job:
     """A paused job waits for a worker again. Conflict for any other. Send a hint after the commit."""
     job = jobs.lock(session, project_id, job_id)
     state = State(job.state)
+    if repeated and state in (State.queued, State.running):
+        return job
     if state in CANT_RESUME:
         raise Conflict(f"Job {job_id} is {state} and can't be resumed: {CANT_RESUME[state]}.", code="illegal_move")
     job.not_before = None

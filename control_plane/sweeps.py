@@ -99,12 +99,16 @@ def states(session: Session, sweeps: Iterable[Sweep]) -> dict[str, Counter[State
     return counts
 
 
-def cancel(session: Session, project_id: str, sweep_id: str) -> Sweep:
-    """Cancels every job that is not over yet. Conflict when all are."""
+def cancel(session: Session, project_id: str, sweep_id: str, *, repeated: bool = False) -> Sweep:
+    """Cancels every job that is not over yet. Conflict when all are, unless one is cancelled and the order may be
+    `repeated`."""
     sweep = get(session, project_id, sweep_id)
     # All rows are locked at once and in the order in which `models.give_name` does: nobody waits for each other.
     rows = select(Job).where(Job.sweep_id == sweep.id).order_by(Job.id).with_for_update()
-    unfinished = [job for job in session.scalars(rows) if State(job.state) not in FINAL]
+    found = session.scalars(rows).all()
+    unfinished = [job for job in found if State(job.state) not in FINAL]
+    if not unfinished and repeated and any(job.state == State.cancelled for job in found):
+        return sweep
     if not unfinished:
         raise Conflict(f"All jobs of {sweep_id} are over already; there is nothing to cancel.", code="illegal_move")
     audit.record(session, project_id, "sweep.cancelled", sweep_id)

@@ -147,6 +147,19 @@ def test_a_request_that_comes_twice(http: httpx2.Client, request_body: dict[str,
     assert len(http.get(JOBS).json()["data"]) == 3
 
 
+def test_an_order_whose_answer_was_lost(http: httpx2.Client, request_body: dict[str, Any]) -> None:
+    """The client's retry gets the job; the same order given twice on purpose is refused."""
+    cancel = f"{JOBS}/{create(http, request_body)['id']}/cancel"
+    assert http.post(cancel).json()["status"] == "cancelled"
+    for header in ({"x-stainless-retry-count": "1"}, {"Idempotency-Key": "k"}):
+        again = http.post(cancel, headers=header)
+        assert (again.status_code, again.json()["status"]) == (200, "cancelled")
+    for header in ({}, {"x-stainless-retry-count": "0"}):
+        assert http.post(cancel, headers=header).json()["error"]["code"] == "illegal_move"
+    pause = http.post(cancel.replace("/cancel", "/pause"), headers={"x-stainless-retry-count": "1"})
+    assert (pause.status_code, pause.json()["error"]["code"]) == (400, "illegal_move")
+
+
 def test_lists(http: httpx2.Client, request_body: dict[str, Any]) -> None:
     made = [create(http, {**request_body, "metadata": {"n": str(n), "all": "yes"}})["id"] for n in range(3)]
     page = http.get(JOBS, params={"limit": 2}).json()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+from sqlalchemy.orm import Session
 
 from control_plane import jobs, leases, pauses, results
 from control_plane.database import Database
 from control_plane.errors import Conflict, NotFound
-from control_plane.job_states import State
-from control_plane.tables import Event
+from control_plane.job_states import FINAL, State
+from control_plane.tables import AuditEntry, Event, Job
 from dpo_core.run_directory import Failure, Manifest
 from tests.control_plane.rows import PROJECT, claim_one, event_codes, job_in, read_job, started
 
@@ -39,6 +42,31 @@ def test_only_a_paused_job_is_resumed(stocked: Database, state: State) -> None:
         with pytest.raises(Conflict, match=f"is {state} and can't be resumed: it "):
             pauses.resume(session, PROJECT, job.id)
     assert read_job(stocked, job.id).state == state
+
+
+@pytest.mark.parametrize(
+    ("order", "done"),
+    [
+        (pauses.pause, {State.pausing, State.paused}),
+        (pauses.resume, {State.queued, State.running}),
+        (jobs.cancel, {State.cancelled}),
+    ],
+)
+def test_an_order_that_may_be_repeated_changes_nothing_where_it_was_carried_out(
+    stocked: Database, order: Callable[..., Job], done: set[State]
+) -> None:
+    def told(session: Session) -> tuple[int, int]:
+        return session.query(Event).count(), session.query(AuditEntry).count()
+
+    for state in done:
+        with stocked.transaction() as session:
+            job = job_in(session, state)
+            before = told(session)
+            assert order(session, PROJECT, job.id, repeated=True).state == state
+            assert told(session) == before
+    for state in FINAL - done:
+        with stocked.transaction() as session, pytest.raises(Conflict):
+            order(session, PROJECT, job_in(session, state).id, repeated=True)
 
 
 def test_a_waiting_job_is_paused_at_once_and_nobody_takes_it(stocked: Database) -> None:

@@ -182,6 +182,8 @@ def test_cancelling_ends_what_is_not_over(stocked: Database) -> None:
     assert [read(stocked, job_id).state for job_id in job_ids] == ["succeeded", "cancelled", "cancelled"]
     with pytest.raises(Conflict, match="are over already"), stocked.transaction() as session:
         sweeps.cancel(session, PROJECT, sweep_id)
+    with stocked.transaction() as session:
+        assert sweeps.cancel(session, PROJECT, sweep_id, repeated=True).id == sweep_id
 
 
 def test_the_best_job_is_promoted_and_then_another(stocked: Database) -> None:
