@@ -14,7 +14,7 @@ from api.auth import Caller, CallerOf, FilesWriter
 from api.forms import FormShape, Received, most_of, receive_form
 from api.lists import After, Item, ListOf, list_of
 from api.repeats import RepeatsOf
-from api.sending import STORED_FILE, StoredFile
+from api.sending import STORED_FILE, StoredFile, again_if_gone
 from api.services import Services, ServicesOf
 from control_plane import files, quotas, removals
 from control_plane.errors import InvalidRequest
@@ -128,6 +128,7 @@ def retrieve_file(file_id: str, services: ServicesOf, caller: CallerOf) -> FileO
 
 
 @router.get("/{file_id}/content", summary="Read a file's bytes", response_class=Response, responses=STORED_FILE)
+@again_if_gone
 def read_content(file_id: str, services: ServicesOf, caller: CallerOf) -> Response:
     """In part with `Range`, and not again with `If-None-Match`. The ETag is the SHA-256 of the bytes."""
     with services.database.transaction() as session:

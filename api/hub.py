@@ -16,7 +16,7 @@ from api.auth import CallerOf, ModelsReader
 from api.hub_route import HubRoute, refusal
 from api.hub_shapes import HubModel, HubRefs, HubUser, TreeEntry, entries, model_shape, refs_shape, user_shape
 from api.json_body import BodyOf
-from api.sending import STORED_FILE, StoredFile
+from api.sending import STORED_FILE, StoredFile, again_if_gone
 from api.services import ServicesOf
 from control_plane import hub, keys, models
 from control_plane.errors import InvalidRequest, NotFound
@@ -128,8 +128,12 @@ def paths_info(model: RevisionOf, body: BodyOf) -> list[TreeEntry]:
     response_class=Response,
     responses=STORED_FILE,
 )
-def resolve(path: str, model: RevisionOf, services: ServicesOf) -> Response:
+@again_if_gone
+def resolve(
+    project: str, name: str, revision: str, path: str, *, services: ServicesOf, caller: ModelsReader
+) -> Response:
     """The bytes; in part with `Range`, and not again with `If-None-Match`. The ETag is their SHA-256."""
+    model = revision_of(project, name, revision, services, caller)
     headers = {"X-Repo-Commit": model.commit or ""}
     try:
         file = file_of(model, path)

@@ -16,7 +16,7 @@ from api.answers import LONGEST_WAIT, PENDING, Answer, Wait, answered, failure_o
 from api.archive import Archive
 from api.auth import JobsWriter, ModelsReader
 from api.lists import Item, ListOf, list_of
-from api.sending import STORED_FILE, StoredFile
+from api.sending import STORED_FILE, StoredFile, again_if_gone
 from api.services import ServicesOf
 from control_plane import merges, models, projects, removals
 from control_plane.checks import State
@@ -89,6 +89,7 @@ def list_models(services: ServicesOf, caller: ModelsReader) -> ListOf[ModelObjec
     response_class=Response,
     responses={200: {"content": {"application/x-tar": {}}}},
 )
+@again_if_gone
 def download_archive(project: str, name: str, services: ServicesOf, caller: ModelsReader) -> Response:
     """The folder of the model, with the SHA-256 of every file in SHA256SUMS."""
     with services.database.transaction() as session:
@@ -117,6 +118,7 @@ def list_model_files(project: str, name: str, services: ServicesOf, caller: Mode
     response_class=Response,
     responses=STORED_FILE,
 )
+@again_if_gone
 def download_file(project: str, name: str, path: str, services: ServicesOf, caller: ModelsReader) -> Response:
     """The bytes; in part with `Range`, and not again with `If-None-Match`. The ETag is their SHA-256."""
     with services.database.transaction() as session:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from http import HTTPStatus
 from io import UnsupportedOperation
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ParamSpec
 
 from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
@@ -28,7 +29,22 @@ STORED_FILE: dict[int | str, dict[str, Any]] = {
     416: {"description": "The file has no such part"},
 }
 """What a route that answers with a StoredFile says in the schema."""
+Asked = ParamSpec("Asked")
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
+
+
+def again_if_gone(route: Callable[Asked, Response]) -> Callable[Asked, Response]:
+    """For a route that looks something up and opens its bytes. Where they went in between, it runs once more: then it
+    refuses what was deleted as it refuses all that is not there, and finds a name's new bytes where it has some."""
+
+    @wraps(route)
+    def answer(*args: Asked.args, **kwargs: Asked.kwargs) -> Response:
+        try:
+            return route(*args, **kwargs)
+        except FileNotFoundError:
+            return route(*args, **kwargs)
+
+    return answer
 
 
 class StoredFile(Response):

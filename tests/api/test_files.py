@@ -4,6 +4,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx2
 import openai
@@ -14,6 +15,7 @@ from control_plane import projects
 from control_plane.database import Database
 from control_plane.quotas import Limits
 from control_plane.settings import Settings
+from control_plane.storage import DirectoryStorage
 from tests.api.conftest import Api
 from tests.control_plane.rows import set_clock_ahead
 
@@ -259,6 +261,20 @@ def test_a_length_that_is_a_lie(serve: Callable[[Settings], Api], settings: Sett
     assert status in answer.splitlines()[0]
     assert words in answer
     wait_until(lambda: stored(settings) == [])
+
+
+def test_a_file_that_is_deleted_just_when_it_is_read(client: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = client.files.create(file=("a.jsonl", ROWS), purpose="fine-tune")
+    original = DirectoryStorage.open
+
+    def delete_first(storage: DirectoryStorage, key: str) -> BinaryIO:
+        monkeypatch.undo()
+        client.files.delete(file.id)
+        return original(storage, key)
+
+    monkeypatch.setattr(DirectoryStorage, "open", delete_first)
+    with pytest.raises(openai.NotFoundError):
+        client.files.content(file.id)
 
 
 def test_an_upload_that_is_sent_again_makes_no_second_file(client: OpenAI, settings: Settings) -> None:

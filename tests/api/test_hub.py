@@ -10,11 +10,14 @@ from pathlib import Path
 import httpx2
 import pytest
 from openai import OpenAI
+from sqlalchemy import select
 
-from control_plane import models
+from control_plane import models, removals
 from control_plane.database import Database
 from control_plane.errors import Conflict
 from control_plane.settings import Settings
+from control_plane.storage import DirectoryStorage, open_storage
+from control_plane.tables import Model
 from dpo_core.best import Best
 from tests import published
 from tests.api.conftest import Api
@@ -162,6 +165,44 @@ def test_parts_and_conditions(  # noqa: PLR0917 - a table's columns
             assert answer.headers["content-range"] == f"bytes {first}-{end - 1}/{len(WEIGHTS)}"
         if status == 416:
             assert answer.headers["content-range"] == f"bytes */{len(WEIGHTS)}"
+
+
+@pytest.mark.parametrize(
+    ("opens", "route"),
+    [
+        ("open", "/hf/{}/resolve/step-2/config.json"),
+        ("open", "/v1/models/{}-step-2/files/config.json"),
+        ("keys", "/v1/models/{}-step-2/archive"),
+    ],
+)
+def test_what_is_deleted_between_its_look_up_and_the_opening_of_its_bytes(  # noqa: PLR0917 - a table and fixtures
+    http: httpx2.Client, training: str, database: Database, monkeypatch: pytest.MonkeyPatch, opens: str, route: str
+) -> None:
+    original = getattr(DirectoryStorage, opens)
+
+    def delete_first(storage: DirectoryStorage, key: str) -> object:
+        with database.transaction() as session:
+            for model in session.scalars(select(Model).where(Model.storage_prefix.is_not(None))):
+                model.deleted_at = model.created_at
+                removals.note(session, str(model.storage_prefix))
+        removals.carry_out(database, storage)
+        return original(storage, key)
+
+    assert http.get(route.format(training)).status_code == 200
+    monkeypatch.setattr(DirectoryStorage, opens, delete_first)
+    answer = http.get(route.format(training))
+    assert answer.status_code == 404, answer.text
+    if route.startswith("/hf"):
+        assert answer.headers["x-error-code"] == "RevisionNotFound"
+    else:
+        assert answer.json()["error"]["code"] == "model_not_found"
+
+
+def test_bytes_that_are_lost_are_no_404(http: httpx2.Client, training: str, settings: Settings) -> None:
+    assert http.get(f"/hf/{training}/resolve/step-2/config.json").status_code == 200
+    open_storage(settings.storage_url).delete_prefix("checkpoints")
+    for route in ("/hf/{}/resolve/step-2/config.json", "/v1/models/{}-step-2/archive"):
+        assert http.get(route.format(training)).status_code == 500
 
 
 def test_an_uploaded_file_in_part_and_not_again(http: httpx2.Client, client: OpenAI) -> None:
