@@ -10,6 +10,7 @@ from urllib.parse import quote
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from psycopg.errors import DeadlockDetected
 from pydantic import BaseModel
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -89,7 +90,14 @@ def _service_error(_: Request, failure: Exception) -> JSONResponse:
 
 
 def _database_away(request: Request, failure: Exception) -> JSONResponse:
-    logger.warning("%s: PostgreSQL doesn't answer", one_line(request.method, request.scope["path"]), exc_info=failure)
+    asked = one_line(request.method, request.scope["path"])
+    if isinstance(failure, OperationalError) and isinstance(failure.orig, DeadlockDetected):
+        logger.warning("%s: gave way in a deadlock", asked, exc_info=failure)
+        message = "Another request changed the same things just then, so this one was taken back whole. Send it again."
+        answer = envelope(503, message, code="gave_way")
+        answer.headers["Retry-After"] = "1"
+        return answer
+    logger.warning("%s: PostgreSQL doesn't answer", asked, exc_info=failure)
     message = "PostgreSQL can't be reached; the server's log says why. Try again in a moment."
     return envelope(503, message, code="database_unreachable")
 

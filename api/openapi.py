@@ -18,7 +18,7 @@ ERRORS = {
     413: "More bytes than allowed.",
     429: "The key asks too often; `Retry-After` says for how long to wait.",
     500: "A failure of the service; its log has it under the answer's `x-request-id`.",
-    503: "PostgreSQL can't be reached, or its schema is another version's.",
+    503: "PostgreSQL can't be reached, or its schema is another version's, or another request went first (`gave_way`).",
     507: "The server's storage is full.",
 }
 

@@ -113,6 +113,26 @@ def test_a_failure_hides_its_details_and_logs_them(
     assert "UndefinedColumn" in (record.exc_text or "")
 
 
+def test_a_request_that_gives_way_in_a_deadlock_is_told_so(http: httpx2.Client, database: Database) -> None:
+    body = {"url": "https://hooks.example/x"}
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION give_way() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION 'deadlock detected' USING ERRCODE = 'deadlock_detected'; END $$; "
+            "CREATE TRIGGER gives_way BEFORE INSERT ON webhook_endpoints EXECUTE FUNCTION give_way()"
+        )
+    try:
+        answer = http.post("/v1/webhook_endpoints", json=body)
+    finally:
+        with database.engine.begin() as connection:
+            connection.exec_driver_sql("DROP FUNCTION give_way CASCADE")
+    error = error_of(answer, 503)
+    assert (error["code"], answer.headers["retry-after"]) == ("gave_way", "1")
+    assert "Send it again" in (error["message"] or "")
+    assert http.get("/v1/webhook_endpoints").json()["data"] == []
+    assert http.post("/v1/webhook_endpoints", json=body).status_code == 200
+
+
 def test_a_path_begins_no_line_of_the_log(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
