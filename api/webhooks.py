@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
-from api.auth import CallerOf, JobsWriter
+from api.auth import Caller, CallerOf, JobsWriter
 from api.json_body import JsonBody, OptionalJsonBody
 from api.lists import After, Item, Limit, ListOf, list_of
 from api.repeats import RepeatsOf
@@ -171,7 +171,7 @@ def rotate_secret(
 async def test_endpoint(endpoint_id: str, caller: JobsWriter, body: JsonBody, services: ServicesOf) -> WebhookTested:
     """A worker sends it, once; its `data.id` is `ftjob-test`. 400 where nothing answers, with the reason."""
     asked = validated(TestRequest, json_object(body))
-    sent = await _tested(services, caller.project_id, endpoint_id, asked.event_type)
+    sent = await _tested(services, caller, endpoint_id, asked.event_type)
     if sent.state == "waiting":
         raise Conflict(
             f"No worker sent the sample within {LONGEST_TEST:g} s; is one running? "
@@ -202,20 +202,22 @@ def redeliver(endpoint_id: str, delivery_id: str, services: ServicesOf, caller: 
         return _delivery(deliveries.redeliver(session, caller.project_id, endpoint_id, delivery_id))
 
 
-async def _tested(services: Services, project_id: str, endpoint_id: str, kind: EventType) -> WebhookDelivery:
+async def _tested(services: Services, caller: Caller, endpoint_id: str, kind: EventType) -> WebhookDelivery:
     """A sample, once it was tried, or as it is after LONGEST_TEST."""
 
-    def ask(delivery_id: str | None) -> WebhookDelivery:
-        with services.database.transaction() as session:
-            if delivery_id is None:
-                return deliveries.test(session, project_id, endpoint_id, kind)
-            return deliveries.get(session, project_id, endpoint_id, delivery_id)
+    def order() -> WebhookDelivery:
+        with services.database.transaction(actor=caller.actor) as session:
+            return deliveries.test(session, caller.project_id, endpoint_id, kind)
 
-    sent = await run_in_threadpool(ask, None)
+    def look(delivery_id: str) -> WebhookDelivery:
+        with services.database.transaction() as session:
+            return deliveries.get(session, caller.project_id, endpoint_id, delivery_id)
+
+    sent = await run_in_threadpool(order)
     until = anyio.current_time() + LONGEST_TEST
     while sent.state == "waiting" and anyio.current_time() < until:
         await anyio.sleep(POLL_SECONDS)
-        sent = await run_in_threadpool(ask, sent.id)
+        sent = await run_in_threadpool(look, sent.id)
     return sent
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 from sqlalchemy import delete, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
-from control_plane import events, fences, webhooks
+from control_plane import audit, events, fences, webhooks
 from control_plane.database import dpo_now
 from control_plane.errors import Conflict, NotFound
 from control_plane.ids import new_id
@@ -96,6 +96,7 @@ def test(session: Session, project_id: str, endpoint_id: str, kind: EventType) -
     now = session.scalars(select(dpo_now())).one()
     delivery = _row(endpoint, kind, "ftjob-test", event_id=new_id("evt"), now=now, job_id=None)
     session.add(delivery)
+    audit.record(session, project_id, "webhook.tested", endpoint_id)
     session.flush()
     return delivery
 
@@ -128,6 +129,7 @@ def redeliver(session: Session, project_id: str, endpoint_id: str, delivery_id: 
     delivery.state, delivery.next_try_at, delivery.ended_at = "waiting", now, None
     delivery.retry_until = now + PATIENCE
     delivery.tries_now = 0
+    audit.record(session, project_id, "webhook.redelivered", delivery_id)
     session.flush()
     return delivery
 

@@ -15,7 +15,7 @@ import pytest
 from openai import OpenAI
 from openai.types import FileObject
 
-from control_plane import models
+from control_plane import audit, models
 from control_plane.database import Database
 from control_plane.settings import Settings
 from tests.api.conftest import Api
@@ -146,7 +146,7 @@ def test_a_registration_that_is_sent_again_makes_no_second_endpoint(client: Open
     assert create(**{"Idempotency-Key": "one"}) not in (first, second, third), "what is deleted is made anew"
 
 
-def test_a_sample(client: OpenAI, receiver: Receiver) -> None:
+def test_a_sample(client: OpenAI, receiver: Receiver, database: Database) -> None:
     endpoint = register(client, url=receiver.url)
     receiver.answers = [418]
     path, body = f"{ENDPOINTS}/{endpoint['id']}/test", {"event_type": TYPES[0]}
@@ -157,6 +157,9 @@ def test_a_sample(client: OpenAI, receiver: Receiver) -> None:
         client.webhooks.unwrap(receiver.got[0].body, receiver.got[0].headers, secret=endpoint["signing_secret"]).type
         == TYPES[0]
     )
+    with database.transaction() as session:
+        told = [it for it in audit.entries(session, None).items if it.action == "webhook.tested"]
+    assert [(it.target, it.actor.partition("-")[0]) for it in told] == [(endpoint["id"], "key")]
     nowhere = register(client, url="http://127.0.0.1:1/x")
     with pytest.raises(openai.BadRequestError, match=r"gave no answer.*refused") as refused:
         client.post(f"{ENDPOINTS}/{nowhere['id']}/test", body=body, cast_to=object)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from control_plane import audit, files, jobs, keys, models, pauses, projects, sweeps, webhooks
+from control_plane import audit, deliveries, files, jobs, keys, models, pauses, projects, sweeps, webhooks
 from control_plane.audit import Actor
 from control_plane.database import Database
 from control_plane.job_requests import read_request
@@ -69,10 +69,14 @@ def test_webhooks(stocked: Database, settings: Settings) -> None:
         webhooks.change(session, PROJECT, endpoint.id, {"url": "https://hooks.example/b"}, settings)
         webhooks.change(session, PROJECT, endpoint.id, {"url": "https://hooks.example/b"}, settings)  # changes nothing
         secrets.append(webhooks.rotate_secret(session, PROJECT, endpoint.id, {}).secret)
+        sample = deliveries.test(session, PROJECT, endpoint.id, "fine_tuning.job.failed").id
+        deliveries.redeliver(session, PROJECT, endpoint.id, sample)
         webhooks.remove(session, PROJECT, endpoint.id)
         found = audit.entries(session, PROJECT, limit=100).items
-    assert [(entry.action, entry.target) for entry in reversed(found)] == [
-        (f"webhook.{what}", endpoint.id) for what in ("created", "changed", "secret_rotated", "deleted")
+    told = [(entry.action, entry.target) for entry in reversed(found)]
+    assert told.pop(4) == ("webhook.redelivered", sample)
+    assert told == [
+        (f"webhook.{what}", endpoint.id) for what in ("created", "changed", "secret_rotated", "tested", "deleted")
     ]
     assert {(entry.actor, entry.request_id) for entry in found} == {("key-7", "req-9")}
     text = repr([vars(entry) for entry in found])
