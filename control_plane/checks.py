@@ -150,7 +150,7 @@ def claim(session: Session, *, worker_id: str, lease_seconds: float, kinds: Sequ
     if check is None:
         return None
     check.state = State.running.value
-    fences.take(session, check, worker_id, lease_seconds)
+    fences.take(check, worker_id, lease_seconds)
     return Claim(check.id, check.project_id, cast(Kind, check.kind), check.fence, lease_seconds)
 
 

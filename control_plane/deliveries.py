@@ -161,7 +161,7 @@ def claim(session: Session, worker_id: str) -> Claim | None:
     delivery.attempts += 1
     delivery.tries_now += 1
     delivery.tried_at = now
-    fences.take(session, delivery, worker_id, LEASE_SECONDS)
+    fences.take(delivery, worker_id, LEASE_SECONDS)
     keys = webhooks.signing_secrets(endpoint, now)
     return Claim(delivery.id, delivery.fence, delivery.event_id, endpoint.url, keys, delivery.payload)
 

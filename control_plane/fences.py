@@ -20,12 +20,11 @@ from control_plane.tables import Leased
 L = TypeVar("L", bound=Leased)
 
 
-def take(session: Session, row: Leased, worker_id: str, lease_seconds: float) -> None:
-    """Makes the row, which the caller has locked, the worker's for `lease_seconds`."""
+def take(row: Leased, worker_id: str, lease_seconds: float) -> None:
+    """Makes the row, which the caller has locked, the worker's for `lease_seconds` from when the session writes it."""
     row.fence += 1
     row.worker_id = worker_id
-    row.lease_until = session.scalar(select(dpo_now() + timedelta(seconds=lease_seconds)))
-    session.flush()
+    row.lease_until = dpo_now() + timedelta(seconds=lease_seconds)
 
 
 def renew(session: Session, table: type[Leased], row_id: str, fence: int, lease_seconds: float) -> None:

@@ -74,11 +74,10 @@ def move(
     if to not in LEGAL_MOVES[origin]:
         raise Conflict(f"Job {job.id} is {origin}; it can't become {to}. {_ways_out(origin)}", code="illegal_move")
     job.state = to.value
-    now = session.scalar(dpo_now().select())
     if to is State.running and job.started_at is None:
-        job.started_at = now
+        job.started_at = dpo_now()  # filled in as the row is written: one question less for each claim
     if to in FINAL:
-        job.finished_at = now
+        job.finished_at = session.scalar(dpo_now().select())
         for checkpoint in session.scalars(select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.state_kept)):
             removals.note_state(session, checkpoint)
     events.add(session, job, code=code, message=message, level=level, data=data)

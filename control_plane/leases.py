@@ -100,18 +100,11 @@ def waiting(session: Session) -> bool:
 
 def _take(session: Session, job: Job, worker_id: str, lease_seconds: float) -> Claim:
     kind: Kind = "validate" if job.state == State.validating else "train"
-    fences.take(session, job, worker_id, lease_seconds)
+    fences.take(job, worker_id, lease_seconds)
     job.not_before = None
     session.add(Attempt(job_id=job.id, fence=job.fence, project_id=job.project_id, worker_id=worker_id, kind=kind))
-    session.flush()
     if kind == "train":
-        session.refresh(job, ["training_attempts"])
-        move(
-            session,
-            job,
-            State.running,
-            code="job_started",
-            message="Fine-tuning job started.",
-            data={"attempt": job.training_attempts},
-        )
+        number = job.training_attempts + 1
+        message = "Fine-tuning job started."
+        move(session, job, State.running, code="job_started", message=message, data={"attempt": number})
     return Claim(job.id, job.project_id, job.fence, kind, job.gpus if kind == "train" else 0, lease_seconds)

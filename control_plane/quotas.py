@@ -16,6 +16,8 @@ ON_GPUS = (State.running, State.pausing)
 WAITING = (State.validating, State.queued, State.paused)
 UNANSWERED = ("waiting", "running")
 """States of a check."""
+Number = int | ColumnElement[int]
+"""One that is known, or SQL for it."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def require_places(session: Session, project_id: str, more: int, gpus: int, defa
         )
 
 
-def gpus_left(default: int | None, project_id: ColumnElement[str], gpus: ColumnElement[int]) -> ColumnElement[bool]:
+def gpus_left(default: Number | None, project_id: ColumnElement[str], gpus: ColumnElement[int]) -> ColumnElement[bool]:
     """SQL: the project may have so many GPUs beside those that it uses now."""
     rooms = _rooms(default)
     return ~exists(select(rooms.c.room).where(rooms.c.project_id == project_id, rooms.c.room < gpus))
@@ -141,7 +143,7 @@ def _room(session: Session, project: Project, defaults: Limits) -> Room | None:
     return None if limit is None else Room(project.name, limit, _bytes(session, project.id))
 
 
-def _rooms(default: int | None) -> CTE:
+def _rooms(default: Number | None) -> CTE:
     """The GPUs that each project with a limit may still take."""
     limit = func.coalesce(Project.max_gpus, default)
     used = (
