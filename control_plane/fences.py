@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from control_plane.database import dpo_now
 from control_plane.errors import StaleFence
+from control_plane.settings import LONGEST_LEASE
 from control_plane.tables import Leased
 
 L = TypeVar("L", bound=Leased)
@@ -49,8 +50,15 @@ def held(session: Session, table: type[L], row_id: str, fence: int) -> L:
 
 
 def lapsed(session: Session, table: type[L]) -> Sequence[L]:
-    """The rows whose lease ran out, locked; those that somebody else is looking after are left to them."""
+    """The rows whose lease ran out, locked; those that somebody else is looking after are left to them.
+
+    A lease that ends later than any may was written while PostgreSQL's clock was ahead, which has come back since. It
+    is shortened to the longest one: by its own clock whoever holds it has no longer than that, and renews it meanwhile.
+    """
     now = select(dpo_now()).scalar_subquery()  # read once, so that the index is searched by it
+    latest = now + timedelta(seconds=LONGEST_LEASE)
+    too_late = select(table.id).where(table.lease_until > latest).with_for_update(skip_locked=True)
+    session.execute(update(table).where(table.id.in_(too_late)).values(lease_until=latest))
     query = select(table).where(table.lease_until < now).order_by(table.id).with_for_update(skip_locked=True)
     return session.scalars(query).all()
 

@@ -9,6 +9,9 @@ from typing import Annotated, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+LONGEST_LEASE = 600.0
+"""Seconds. A lease that ends later than that from now can't be right: control_plane/fences.py."""
+
 
 class ClientSettings(BaseSettings):
     """What commands need that speak to the service over HTTP: the openai client's own two variables."""
@@ -62,8 +65,8 @@ class Settings(DatabaseSettings):
     cpu_slots: Annotated[int, Field(ge=0)] = os.cpu_count() or 1
     """Training processes this worker may run at once where it has no GPU; one stands for one GPU."""
 
-    lease_seconds: Annotated[float, Field(gt=0)] = 30.0
-    """How long a claim is valid without a heartbeat."""
+    lease_seconds: Annotated[float, Field(gt=0, le=LONGEST_LEASE)] = 30.0
+    """How long a claim is valid without a heartbeat; at most 600."""
 
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 2.0
     """How often a worker renews its leases and relays metrics."""

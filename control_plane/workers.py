@@ -73,6 +73,9 @@ def beat(session: Session, worker_id: str, condition: Condition | None = None) -
             "draining": condition.draining,
         }
     session.execute(update(Worker).where(Worker.id == worker_id).values(last_seen=dpo_now(), left_at=None, **said))
+    # Seen later than now, while PostgreSQL's clock was ahead: who dies then would be there for as long as it was.
+    later = select(Worker.id).where(Worker.last_seen > dpo_now()).with_for_update(skip_locked=True)
+    session.execute(update(Worker).where(Worker.id.in_(later)).values(last_seen=dpo_now()))
     if condition is None or not condition.gpus:
         return {}
     older = select(Worker.id, Worker.gpus).where(

@@ -11,6 +11,7 @@ from control_plane.database import Database
 from control_plane.errors import StaleFence
 from control_plane.job_states import State
 from control_plane.leases import Claim
+from control_plane.settings import LONGEST_LEASE
 from control_plane.tables import Attempt
 from dpo_core.run_directory import Manifest
 from tests.control_plane.rows import (
@@ -172,6 +173,20 @@ def test_lapsed_training_is_queued_again_under_a_higher_fence(stocked: Database)
     assert claim_one(stocked).fence == 2
 
 
+def test_a_lease_of_a_time_when_the_clock_was_ahead_keeps_no_job_for_so_long(stocked: Database) -> None:
+    lapse(stocked, 3600)
+    alive, dead = started(stocked), started(stocked)
+    lapse(stocked, 0)
+    assert reconcile(stocked) == [], "they may be at work"
+    with stocked.transaction() as session:
+        leases.renew(session, alive)
+    until_alive, until_dead = (read_job(stocked, taken.job_id).lease_until for taken in (alive, dead))
+    assert until_alive is not None and until_dead is not None
+    assert 0 < (until_dead - until_alive).total_seconds() <= LONGEST_LEASE - 30
+    lapse(stocked, LONGEST_LEASE + 1)
+    assert reconcile(stocked) == sorted([alive.job_id, dead.job_id])
+
+
 def test_lapsed_validation_is_free_again(stocked: Database) -> None:
     with stocked.transaction() as session:
         create(session)
@@ -195,7 +210,9 @@ def test_too_many_fruitless_attempts_fail_and_fruitful_ones_do_not_count(stocked
     ]:
         if fruitful:
             with stocked.transaction() as session:
-                results.publish_checkpoint(session, taken, Manifest(step=attempt, kind="full", files=[]), f"p{attempt}")
+                results.publish_checkpoint(
+                    session, taken, Manifest(step=attempt, kind="full", files=[]), f"p{attempt}"
+                )
         lapse(stocked, 31 * attempt)
         assert reconcile(stocked, max_attempts=2) == ([taken.job_id] if outcome == "queued" else [])
         assert read_job(stocked, taken.job_id).state == outcome

@@ -46,6 +46,17 @@ def test_it_goes_to_the_other_one_when_the_older_says_goodbye_or_is_silent(datab
     assert beat(database, "worker-3", gpus=GPUS) == {}
 
 
+def test_it_is_not_kept_for_as_long_as_a_clock_was_ahead(database: Database) -> None:
+    """PostgreSQL's clock was an hour ahead when the older one was heard of last, and was set right then."""
+    register(database, "worker-1", "worker-2")
+    for seconds, kept in ((3600, GPUS), (0, GPUS), (16, ())):
+        with database.transaction() as session:
+            set_clock_ahead(session, seconds)
+        if seconds == 3600:
+            beat(database, "worker-1", gpus=GPUS)
+        assert beat(database, "worker-2", gpus=GPUS) == dict.fromkeys(kept, "worker-1")
+
+
 def test_room_counts_what_runs_what_is_out_and_who_stops(stocked: Database) -> None:
     register(stocked, "worker-1", slots=4)
     assert room(stocked) == 4
