@@ -9,11 +9,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -26,12 +23,11 @@ import psutil
 from sqlalchemy import text
 
 from benchmarks.report import machine, print_table
-from cli.servers import postgres, redis_server
+from benchmarks.servers import dpo, servers
 from control_plane import keys, projects
 from control_plane.database import Database
 from control_plane.tables import File, Model
 from dpo_core.spec import TrainingSpec
-from migrations.run import upgrade
 
 GOAL_MS = 50.0
 SEED = 0
@@ -85,33 +81,18 @@ def seed(database: Database, count: int) -> tuple[str, str]:
 @contextmanager
 def serving(count: int) -> Iterator[tuple[str, str, psutil.Process]]:
     """`dpo api` in a process of its own, over a PostgreSQL and a Redis of its own. Yields its URL and a key, too."""
-    with tempfile.TemporaryDirectory(prefix="dpo-bench-api-") as folder, socket.create_server(("127.0.0.1", 0)) as port:
-        database_part, database_url = postgres(Path(folder), lambda _: None)
-        redis_part, redis_url = redis_server(Path(folder))
-        for part in (database_part, redis_part):
-            part.start()
-            part.wait_ready()
-        api = None
-        try:
-            upgrade(database_url)
-            database = Database(database_url)
-            began = time.monotonic()
-            key, _ = seed(database, count)
-            print(f"{count:,} jobs put into the table in {time.monotonic() - began:.0f} s", flush=True)
-            database.dispose()
-            storage = Path(folder) / "storage"
-            storage.mkdir()
-            environment = os.environ | {"DPO_DATABASE_URL": database_url, "DPO_REDIS_URL": redis_url}
-            environment |= {"DPO_STORAGE_URL": storage.as_uri()}
-            command = [sys.executable, "-m", "cli", "api", "--fd", str(port.fileno())]
-            api = subprocess.Popen(command, env=environment, pass_fds=(port.fileno(),))
-            yield f"http://127.0.0.1:{port.getsockname()[1]}", key, psutil.Process(api.pid)
-        finally:
-            if api is not None:
-                api.terminate()
-                api.wait()
-            redis_part.stop()
-            database_part.stop()
+    with (
+        tempfile.TemporaryDirectory(prefix="dpo-bench-api-") as folder,
+        servers(Path(folder)) as under,
+        socket.create_server(("127.0.0.1", 0)) as port,
+    ):
+        database = Database(under.database_url)
+        began = time.monotonic()
+        key, _ = seed(database, count)
+        print(f"{count:,} jobs put into the table in {time.monotonic() - began:.0f} s", flush=True)
+        database.dispose()
+        with dpo(under, "api", "--fd", str(port.fileno()), keep_open=(port.fileno(),)) as api:
+            yield f"http://127.0.0.1:{port.getsockname()[1]}", key, api
 
 
 def requests(client: httpx2.AsyncClient, count: int) -> dict[str, Callable[[], Awaitable[httpx2.Response]]]:

@@ -7,6 +7,7 @@ worker has claimed it ends at once, outside the time that is counted, so that th
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from benchmarks.api import summary
 from control_plane import leases, projects, results
 from control_plane.database import Database
 from control_plane.tables import File, Model
+from dpo_core.process import die_with
 from dpo_core.run_directory import Failure
 from dpo_core.spec import TrainingSpec
 
@@ -151,7 +153,8 @@ def measure(url: str, queue: Queue, *, jobs: int, workers: int, seconds: float) 
     """Latencies at the workers' own pace, then how many claims a second they reach together without a pause."""
     database = Database(url)
     fill(database, queue, jobs)
-    with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as processes:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(PROCESSES, spawn, initializer=die_with, initargs=(os.getpid(),)) as processes:
         list(processes.map(time.sleep, [0.2] * PROCESSES))  # they have imported everything
         looks = [
             look for share in processes.map(at_their_pace, _shares(url, queue, workers, seconds)) for look in share

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import claims
 from benchmarks.lengths import like_hh_rlhf
 from benchmarks.report import machine, print_table
+from benchmarks.servers import running
 from benchmarks.shape import Shape
 from benchmarks.supervised import RANKS, Run, alone, service, under_the_worker
 from benchmarks.timeline import own_share, timeline
@@ -92,17 +93,13 @@ def from_post_to_step(folder: Path, rounds: int) -> dict[str, Any]:
 def claims_in_a_queue(folder: Path, jobs: int, workers: int, seconds: float, *, show_plans: bool) -> dict[str, Any]:
     part, url = postgres(folder, lambda _: None)
     part.argv += ["-c", f"max_connections={claims.CONNECTIONS}"]
-    part.start()
-    part.wait_ready()
-    try:
+    with running(part):
         upgrade(url)
         found = {}
         for queue in claims.QUEUES:
             found[queue.name] = claims.measure(url, queue, jobs=jobs, workers=workers, seconds=seconds)
             if show_plans:
                 print(f"\n{queue.name}\n{claims.plans(url, queue)}", flush=True)
-    finally:
-        part.stop()
     return {"jobs": jobs, "workers": workers, "poll_seconds": claims.POLL_SECONDS, "queues": found}
 
 

@@ -22,11 +22,10 @@ from typing import Any, TypeVar
 import httpx2
 import psutil
 
-from cli.servers import postgres, redis_server
+from benchmarks.servers import dpo, servers
 from control_plane import keys, models, projects
 from control_plane.database import Database
 from dpo_core.run_directory import RunDirectory
-from migrations.run import upgrade
 from worker.launch import trainer_environment
 
 T = TypeVar("T")
@@ -72,44 +71,21 @@ class Service:
 @contextmanager
 def service(folder: Path, model: Path) -> Iterator[Service]:
     """PostgreSQL, Redis, API and worker in processes of their own, with `model` registered as base/bench."""
-    parts = [postgres(folder, lambda _: None), redis_server(folder)]
-    database_url, redis_url = (url for _, url in parts)
-    started: list[subprocess.Popen[bytes]] = []
-    for part, _ in parts:
-        part.start()
-        part.wait_ready()
-    database = Database(database_url)
-    try:
-        upgrade(database_url)
+    with servers(folder) as under, socket.create_server(("127.0.0.1", 0)) as port:
+        database = Database(under.database_url)
         with database.transaction() as session:
             models.register_base(session, model, "bench")
             _, key = keys.create(session, projects.ensure(session, "default").id, "bench", requests_per_minute=0)
-        (folder / "storage").mkdir()
-        environment = os.environ | {
-            "DPO_DATABASE_URL": database_url,
-            "DPO_REDIS_URL": redis_url,
-            "DPO_STORAGE_URL": (folder / "storage").as_uri(),
-            "DPO_RUNS_DIR": str(folder / "runs"),
-            "DPO_CPU_SLOTS": str(RANKS),
-            "CUDA_VISIBLE_DEVICES": "",
-        }
-        with socket.create_server(("127.0.0.1", 0)) as port, open(folder / "service.log", "wb") as log:
-            for arguments in (["api", "--fd", str(port.fileno())], ["worker"]):
-                command = [sys.executable, "-m", "cli", *arguments]
-                keep = {"pass_fds": (port.fileno(),), "stdout": log, "stderr": subprocess.STDOUT}
-                started.append(subprocess.Popen(command, env=environment, **keep))  # type: ignore[call-overload]
-            url, headers = f"http://127.0.0.1:{port.getsockname()[1]}", {"Authorization": f"Bearer {key}"}
-            with httpx2.Client(base_url=url, headers=headers, timeout=60) as http:
-                wait_for(lambda: http.get("/readyz").status_code == 200)
-                pids = [part.process.pid for part, _ in parts if part.process] + [process.pid for process in started]
-                yield Service(http, folder / "runs", database, [psutil.Process(pid) for pid in pids])
-    finally:
-        for process in reversed(started):
-            process.terminate()
-            process.wait()
+        own = {"DPO_CPU_SLOTS": str(RANKS), "CUDA_VISIBLE_DEVICES": ""}
+        url, headers = f"http://127.0.0.1:{port.getsockname()[1]}", {"Authorization": f"Bearer {key}"}
+        with (
+            dpo(under, "api", "--fd", str(port.fileno()), keep_open=(port.fileno(),), more=own) as api,
+            dpo(under, "worker", more=own) as worker,
+            httpx2.Client(base_url=url, headers=headers, timeout=60) as http,
+        ):
+            wait_for(lambda: http.get("/readyz").status_code == 200)
+            yield Service(http, folder / "runs", database, [*under.processes, api, worker])
         database.dispose()
-        for part, _ in reversed(parts):
-            part.stop()
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ import re
 import shutil
 import socket
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,10 +21,10 @@ from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cli.servers import postgres, redis_server
+from benchmarks.servers import dpo, running, servers
+from cli.parts import Part
 from control_plane import keys, projects
 from control_plane.database import Database
-from migrations.run import upgrade
 
 MIB = 1024**2
 BOUNDARY = b"--x\r\n"
@@ -70,35 +68,15 @@ class Api:
 @contextmanager
 def running_api(folder: Path) -> Iterator[Api]:
     """`dpo api` over a PostgreSQL and Redis of its own, with all its data in `folder`."""
-    database, database_url = postgres(folder, print)
-    broker, redis_url = redis_server(folder)
-    storage = folder / "storage"
-    storage.mkdir()
-    listener = socket.create_server(("127.0.0.1", 0))
-    environment = os.environ | {
-        "DPO_DATABASE_URL": database_url,
-        "DPO_REDIS_URL": redis_url,
-        "DPO_STORAGE_URL": storage.as_uri(),
-    }
-    for part in (database, broker):
-        part.start()
-    try:
-        for part in (database, broker):
-            part.wait_ready()
-        key = prepare(database_url)
-        argv = [sys.executable, "-m", "cli", "api", "--fd", str(listener.fileno())]
-        with subprocess.Popen(argv, env=environment, pass_fds=[listener.fileno()]) as process:
+    with servers(folder) as under, socket.create_server(("127.0.0.1", 0)) as listener:
+        key = make_key(under.database_url)
+        with dpo(under, "api", "--fd", str(listener.fileno()), keep_open=(listener.fileno(),)) as process:
             port = listener.getsockname()[1]
             wait_for(port, "/readyz")
-            yield Api(port, key, process.pid, storage)
-            process.terminate()
-    finally:
-        broker.stop()
-        database.stop()
+            yield Api(port, key, process.pid, folder / "storage")
 
 
-def prepare(database_url: str) -> str:
-    upgrade(database_url)
+def make_key(database_url: str) -> str:
     database = Database(database_url)
     with database.transaction() as session:
         _, secret = keys.create(session, projects.ensure(session, "default").id, "benchmark")
@@ -198,12 +176,10 @@ def nginx(program: str | None, folder: Path, root: Path) -> Iterator[int | None]
         f"events {{}}\nhttp {{ sendfile on; tcp_nopush on; access_log off; client_body_temp_path {folder}/body;\n"
         f"server {{ listen 127.0.0.1:{port}; root {root}; }} }}\n"
     )
-    with subprocess.Popen([program, "-c", str(folder / "nginx.conf"), "-p", str(folder)]) as process:
-        try:
-            wait_for(port, "/")
-            yield port
-        finally:
-            process.terminate()
+    argv = [program, "-c", str(folder / "nginx.conf"), "-p", str(folder)]
+    with running(Part("nginx", argv, folder / "logs" / "nginx.log", ready=lambda: True)):
+        wait_for(port, "/")
+        yield port
 
 
 def receive(port: int, path: str, key: str) -> None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from benchmarks.lengths import PairLengths
 from benchmarks.shape import Shape, write_model
+from dpo_core.process import die_with
 
 if TYPE_CHECKING:
     from dpo_core.data.records import TokenItem
@@ -91,7 +92,7 @@ def build_drawn(workload: Workload, lengths: list[PairLengths], *, device: str =
 
 def apart(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
     """Calls `function` in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=die_with, initargs=(os.getpid(),)) as process:
         return process.submit(function, *arguments, **options).result()
 
 
