@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -18,24 +17,22 @@ from psycopg.errors import UndefinedColumn, UndefinedFunction, UndefinedTable
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
-from control_plane import checks, deliveries, files, leases, preemption, removals, results, room, uploads, workers
+from control_plane import checks, leases, preemption, results
 from control_plane.database import Database
-from control_plane.hints import Hints
-from control_plane.ids import new_id
 from control_plane.line import Kind
 from control_plane.questions import Kind as CheckKind
 from control_plane.settings import Settings
 from control_plane.storage import open_storage
-from dpo_core.run_directory import Failure, RunDirectory
+from dpo_core.run_directory import Failure
+from worker import leftovers
 from worker.attempt import Attempt
 from worker.checking import Checking
 from worker.folders import RunFolders
+from worker.housekeeping import Housekeeping
 from worker.launch import Programs
 from worker.merging import Merging
 from worker.room import LEAST, Room
-from worker.run_log import RunLog
 from worker.slots import GpuWatch, find_slots
-from worker.sweep import sweep
 from worker.verdict import failure_of
 from worker.work import DATABASE_AWAY, Tools, Work
 
@@ -64,7 +61,6 @@ class Supervisor:
         storage = open_storage(settings.storage_url)
         self._settings = settings
         self._database = Database(settings.database_url.get_secret_value())
-        self._hints = Hints(settings.redis_url.get_secret_value())
         folders = RunFolders(settings.runs_dir or storage.folder.parent / "runs")
         self._tools = Tools(
             settings=settings,
@@ -76,22 +72,15 @@ class Supervisor:
             programs=programs,
             pool=ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="files"),
         )
-        self._facts = workers.Facts(
-            id=new_id("worker"),
-            hostname=socket.gethostname(),
-            pid=os.getpid(),
-            device=self._tools.slots.device,
-            slots=len(self._tools.slots.ids),
-        )
+        self._housekeeping = Housekeeping(self._tools)
+        self._id = self._housekeeping.worker_id
         self._gpus = GpuWatch(self._tools.slots, self._tools.pool)
         self._work: list[Work] = []
-        self._removals: Future[None] | None = None
         # SimpleQueue.put is reentrant: a signal handler may interrupt the very thread that waits.
         self._waker: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stops_asked = 0
         self._stops_obeyed = 0
         self._give_up_at = self._leave_at = float("inf")
-        self._registered = False
         self._full = False
         self._next_beat = self._next_look = self._next_reconcile = 0.0
 
@@ -108,12 +97,12 @@ class Supervisor:
     def run(self) -> bool:
         """Works until it was told to stop and its work is over; False where something hung and was left behind."""
         slots = self._tools.slots
-        logger.info("worker %s: %d %s slots", self._facts.id, slots.total, slots.device)
-        self._clear_leftovers()
+        logger.info("worker %s: %d %s slots", self._id, slots.total, slots.device)
+        leftovers.clear_away(self._tools.folders, self._tools.storage)
         while (self._work or not self._stops_asked) and time.monotonic() < self._leave_at:
             self._round()
             self._wait()
-        self._say_goodbye()
+        self._housekeeping.say_goodbye()
         in_order = not self._work and self._all_done()
         self._tools.pool.shutdown(wait=in_order, cancel_futures=True)
         self._database.dispose()
@@ -161,45 +150,13 @@ class Supervisor:
     def _look_after_the_queue(self, now: float) -> None:
         if now >= self._next_reconcile:
             self._next_reconcile = now + RECONCILE_SECONDS
-            self._beat_and_reconcile()
+            self._housekeeping.go_round(draining=self._stops_asked > 0)
         self._gpus.poll()
         if now >= self._next_look:
             self._next_look = now + self._settings.poll_seconds
             if self._has_room():
                 while not self._stops_asked and (self._claim_job() or self._claim_check()):
                     continue
-
-    def _beat_and_reconcile(self) -> None:
-        slots = self._tools.slots
-        with self._database.transaction() as session:
-            if not self._registered:
-                workers.register(session, self._facts)
-            owners = workers.beat(session, self._facts.id, self._condition())
-        slots.leave_to_others(owners)
-        self._registered = True
-        with self._database.transaction() as session:
-            requeued = leases.reconcile(
-                session, max_attempts=self._settings.max_attempts, retry_seconds=self._settings.retry_seconds
-            )
-            requeued += checks.reconcile(session, max_attempts=self._settings.max_attempts)
-        with self._database.transaction() as session:
-            room.release(session, self._tools.room.free)
-        with self._database.transaction() as session:
-            files.remove_expired(session)
-            uploads.end_expired(session)
-            deliveries.forget_old(session)
-        with self._database.transaction() as session:
-            waiting = leases.waiting(session) or checks.waiting(session)
-        self._carry_out_removals()
-        if requeued:
-            logger.warning("lost by their workers, waiting again: %s", ", ".join(requeued))
-        if waiting:
-            self._hints.send()
-
-    def _condition(self) -> workers.Condition:
-        slots = self._tools.slots
-        gpus = slots.ids if slots.device == "cuda" else ()
-        return workers.Condition(usable=slots.total, gpus=gpus, out=slots.out, draining=self._stops_asked > 0)
 
     def _has_room(self) -> bool:
         """Whether any work can be begun at all; what runs goes on as long as it can."""
@@ -209,19 +166,6 @@ class Supervisor:
         self._full = full
         return not full
 
-    def _carry_out_removals(self) -> None:
-        """On the pool, one round at a time: a slow storage must not fill the pool that publishes checkpoints."""
-        if self._removals is not None:
-            if not self._removals.done():
-                return
-            if error := self._removals.exception():
-                logger.warning("removals from storage failed, trying again: %s", error)
-        self._removals = self._tools.pool.submit(self._remove_from_storage)
-
-    def _remove_from_storage(self) -> None:
-        removals.carry_out(self._database, self._tools.storage)
-        self._tools.storage.remove_abandoned()
-
     def _claim_job(self) -> bool:
         """Takes one more job, if one fits."""
         has_room = self._count("validate") < VALIDATIONS_AT_ONCE
@@ -230,7 +174,7 @@ class Supervisor:
         with self._database.transaction() as session:
             claim = leases.claim(
                 session,
-                worker_id=self._facts.id,
+                worker_id=self._id,
                 free=self._tools.slots.free,
                 total=self._tools.slots.total,
                 lease_seconds=self._settings.lease_seconds,
@@ -255,7 +199,7 @@ class Supervisor:
         with self._database.transaction() as session:
             told = preemption.make_room(
                 session,
-                worker_id=self._facts.id,
+                worker_id=self._id,
                 free=slots.free,
                 total=slots.total,
                 project_gpus=self._settings.project_gpus,
@@ -272,7 +216,7 @@ class Supervisor:
             return False
         sent, lease = time.monotonic(), self._settings.lease_seconds
         with self._database.transaction() as session:
-            claim = checks.claim(session, worker_id=self._facts.id, lease_seconds=lease, kinds=[*questions, *orders])
+            claim = checks.claim(session, worker_id=self._id, lease_seconds=lease, kinds=[*questions, *orders])
         if claim is None:
             return False
         work = Merging if claim.kind == "merge" else Checking
@@ -296,22 +240,7 @@ class Supervisor:
             return False
         return True
 
-    # -- beginning and end -------------------------------------------------------------------------------
-
-    def _clear_leftovers(self) -> None:
-        """What a worker that died left here: nothing of it may run on, and nothing of it is needed."""
-        for run in self._tools.folders.leftovers():
-            while not sweep(run, None):
-                time.sleep(CHILD_POLL_SECONDS)
-            logger.info("cleared away %s, left by a worker that died", run.path)
-            self._keep_log(run)
-            self._tools.folders.remove(run)
-
-    def _keep_log(self, run: RunDirectory) -> None:
-        """What the last words were of an attempt whose worker died is most worth knowing."""
-        log = RunLog(self._tools.storage, run.path.parent.name, int(run.path.name), run)
-        log.bound()
-        log.keep()
+    # -- the end -------------------------------------------------------------------------------------------
 
     def _obey_stops(self) -> None:
         if self._stops_asked == self._stops_obeyed:
@@ -335,15 +264,6 @@ class Supervisor:
 
     def _all_done(self) -> bool:
         """Whether what runs beside the work is over, or soon is."""
-        running: tuple[Future[Any] | None, ...] = (self._removals, self._gpus.pending)
+        running: tuple[Future[Any] | None, ...] = (self._housekeeping.removals, self._gpus.pending)
         pending = [future for future in running if future is not None]
         return not wait(pending, timeout=LEAVE_SECONDS).not_done
-
-    def _say_goodbye(self) -> None:
-        if not self._registered:
-            return
-        try:
-            with self._database.transaction() as session:
-                workers.forget(session, self._facts.id)
-        except DATABASE_AWAY as error:
-            logger.warning("PostgreSQL doesn't answer; it will notice by itself that this worker is gone: %s", error)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
 import psutil
@@ -142,10 +143,7 @@ class World:
         eventually(lambda: not self.run_directories(), "no run directory is left")
 
     def run_directories(self) -> list[str]:
-        try:
-            return [run for job in self.runs.glob("*") if job.is_dir() for run in os.listdir(job)]
-        except FileNotFoundError:  # one that goes meanwhile
-            return ["going"]
+        return glob("*/*/", root_dir=self.runs)  # noqa: PTH207 - Path.glob fails where one goes meanwhile
 
     def held(self, job_id: str, step: int) -> None:
         """Waits until the trainer is held at `step` and everything before it was reported."""

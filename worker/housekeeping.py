@@ -1,0 +1,92 @@
+"""What a worker does every few seconds beside its work: says that it is there, and what any worker does for all.
+
+Jobs that others lost wait again, what is out of date goes, storage is cleared, and a hint says that work waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from concurrent.futures import Future
+
+from control_plane import checks, deliveries, files, leases, removals, room, uploads, workers
+from control_plane.hints import Hints
+from control_plane.ids import new_id
+from worker.work import DATABASE_AWAY, Tools
+
+logger = logging.getLogger(__name__)
+
+
+class Housekeeping:
+    def __init__(self, tools: Tools) -> None:
+        slots = tools.slots
+        self.worker_id = new_id("worker")
+        self.removals: Future[None] | None = None
+        """Those that are under way, or were last."""
+        self._tools = tools
+        self._hints = Hints(tools.settings.redis_url.get_secret_value())
+        self._facts = workers.Facts(
+            id=self.worker_id,
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            device=slots.device,
+            slots=len(slots.ids),
+        )
+        self._registered = False
+
+    def go_round(self, *, draining: bool) -> None:
+        """Once through everything. Waits for PostgreSQL alone."""
+        self._beat(draining)
+        database, settings = self._tools.database, self._tools.settings
+        with database.transaction() as session:
+            requeued = leases.reconcile(
+                session, max_attempts=settings.max_attempts, retry_seconds=settings.retry_seconds
+            )
+            requeued += checks.reconcile(session, max_attempts=settings.max_attempts)
+        with database.transaction() as session:
+            room.release(session, self._tools.room.free)
+        with database.transaction() as session:
+            files.remove_expired(session)
+            uploads.end_expired(session)
+            deliveries.forget_old(session)
+        with database.transaction() as session:
+            waiting = leases.waiting(session) or checks.waiting(session)
+        self._carry_out_removals()
+        if requeued:
+            logger.warning("lost by their workers, waiting again: %s", ", ".join(requeued))
+        if waiting:
+            self._hints.send()
+
+    def say_goodbye(self) -> None:
+        if not self._registered:
+            return
+        try:
+            with self._tools.database.transaction() as session:
+                workers.forget(session, self.worker_id)
+        except DATABASE_AWAY as error:
+            logger.warning("PostgreSQL doesn't answer; it will notice by itself that this worker is gone: %s", error)
+
+    def _beat(self, draining: bool) -> None:
+        slots = self._tools.slots
+        gpus = slots.ids if slots.device == "cuda" else ()
+        condition = workers.Condition(usable=slots.total, gpus=gpus, out=slots.out, draining=draining)
+        with self._tools.database.transaction() as session:
+            if not self._registered:
+                workers.register(session, self._facts)
+            owners = workers.beat(session, self.worker_id, condition)
+        slots.leave_to_others(owners)
+        self._registered = True
+
+    def _carry_out_removals(self) -> None:
+        """On the pool, one round at a time: a slow storage must not fill the pool that publishes checkpoints."""
+        if self.removals is not None:
+            if not self.removals.done():
+                return
+            if error := self.removals.exception():
+                logger.warning("removals from storage failed, trying again: %s", error)
+        self.removals = self._tools.pool.submit(self._remove_from_storage)
+
+    def _remove_from_storage(self) -> None:
+        removals.carry_out(self._tools.database, self._tools.storage)
+        self._tools.storage.remove_abandoned()

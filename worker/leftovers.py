@@ -1,0 +1,33 @@
+"""What a worker that died left on this host: nothing of it may run on, and only its log is needed."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from control_plane.storage import Storage
+from dpo_core.run_directory import RunDirectory
+from worker.folders import RunFolders
+from worker.run_log import RunLog
+from worker.sweep import sweep
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.1
+
+
+def clear_away(folders: RunFolders, storage: Storage) -> None:
+    """Returns when no process of it is left, and no run directory. The logs are in storage then."""
+    for run in folders.leftovers():
+        while not sweep(run, None):
+            time.sleep(LOOK_SECONDS)
+        logger.info("cleared away %s, left by a worker that died", run.path)
+        _keep_log(storage, run)
+        folders.remove(run)
+
+
+def _keep_log(storage: Storage, run: RunDirectory) -> None:
+    """What the last words were of an attempt whose worker died is most worth knowing."""
+    log = RunLog(storage, run.path.parent.name, int(run.path.name), run)
+    log.bound()
+    log.keep()
