@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from control_plane import leases, model_card, results
+from control_plane import leases, model_card, publication, results
 from control_plane.database import Database
 from control_plane.leases import Claim
 from control_plane.model_files import CARD
@@ -56,7 +56,7 @@ def publish(
     manifest = manifest.model_copy(update={"files": [*listed, _listed(CARD, stored)]})
     put(settings, f"{prefix}/model/{CHECKSUMS}", manifest.checksums().encode())
     with database.transaction() as session:
-        results.publish_checkpoint(session, held, manifest, prefix)
+        publication.publish_checkpoint(session, held, manifest, prefix)
 
 
 def succeed(database: Database, held: Claim) -> None:

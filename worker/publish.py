@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from control_plane import model_card, removals, results
+from control_plane import model_card, publication, removals
 from control_plane.database import Database
 from control_plane.errors import StaleFence, StorageFull
 from control_plane.leases import Claim
@@ -147,7 +147,7 @@ class Publisher:
     def _forget_old(self) -> None:
         """First the rows say that they are gone, then they go: nobody resumes from half a state."""
         with self._database.transaction() as session:
-            results.forget_old(session, self._claim, states=STATES_KEPT)
+            publication.forget_old(session, self._claim, states=STATES_KEPT)
         removals.carry_out(self._database, self._storage)
 
     def _remove_old_copies(self, newest: int) -> None:
@@ -168,7 +168,7 @@ def publish_stored(
     try:
         with database.transaction() as session:
             removals.keep(session, public, private)
-            results.publish_checkpoint(session, claim, manifest, public)
+            publication.publish_checkpoint(session, claim, manifest, public)
     except StaleFence:
         with database.transaction() as session:
             known = removals.is_known(session, public)

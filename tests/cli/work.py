@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from control_plane import leases, results
+from control_plane import leases, publication, results
 from control_plane.database import Database
 from control_plane.leases import Claim
 from control_plane.settings import Settings
@@ -63,7 +63,7 @@ def published(database: Database, settings: Settings, held: Claim) -> None:
         with storage.writer(f"{prefix}/model/{name}") as sink:
             sink.write(content)
     with database.transaction() as session:
-        results.publish_checkpoint(session, held, manifest, prefix)
+        publication.publish_checkpoint(session, held, manifest, prefix)
         results.succeed(session, held)
 
 

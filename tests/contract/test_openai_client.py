@@ -14,7 +14,7 @@ from openai.types import FileObject, Model
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 
-from control_plane import leases, models, results
+from control_plane import leases, models, publication, results
 from control_plane.database import Database
 from control_plane.leases import Claim
 from control_plane.settings import Settings
@@ -77,7 +77,7 @@ def work(database: Database, settings: Settings) -> None:
                 best=Best(step=2, metric="rewards/margins", value=0.75),
             )
             with database.transaction() as session:
-                results.publish_checkpoint(session, claim, manifest, prefix)
+                publication.publish_checkpoint(session, claim, manifest, prefix)
     with database.transaction() as session:
         results.succeed(session, claim)
 

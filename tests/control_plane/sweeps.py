@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
-from control_plane import leases, reference_cache, results, sweeps
+from control_plane import leases, publication, reference_cache, results, sweeps
 from control_plane.database import Database
 from control_plane.leases import Claim
 from control_plane.sweep_requests import read_sweep
@@ -77,7 +77,7 @@ def publish(database: Database, claim: Claim, step: int, *, final: bool, best: i
     judged = None if best is None else Best(step=best, metric="loss", value=0.5)
     manifest = Manifest(step=step, kind="full", files=[], final=final, best=judged)
     with database.transaction() as session:
-        results.publish_checkpoint(session, claim, manifest, f"bytes/{claim.job_id}/{step}")
+        publication.publish_checkpoint(session, claim, manifest, f"bytes/{claim.job_id}/{step}")
 
 
 def succeed(database: Database, claim: Claim) -> None:

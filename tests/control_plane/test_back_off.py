@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from control_plane import leases, pauses, results
+from control_plane import leases, pauses, publication, results
 from control_plane.attempts import GROWTH, LONGEST_WAIT
 from control_plane.database import Database, dpo_now
 from control_plane.job_states import State
@@ -75,7 +75,7 @@ def test_the_event_says_for_how_long_and_until_when(stocked: Database) -> None:
 def test_no_wait_after_an_attempt_with_a_new_checkpoint(stocked: Database) -> None:
     claim = started(stocked)
     with stocked.transaction() as session:
-        results.publish_checkpoint(session, claim, Manifest(step=4, kind="full", files=[]), "p")
+        publication.publish_checkpoint(session, claim, Manifest(step=4, kind="full", files=[]), "p")
     assert fail(stocked, claim).not_before is None
     assert free(stocked)
 

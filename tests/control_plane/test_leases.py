@@ -6,7 +6,7 @@ from threading import Barrier, Thread
 
 import pytest
 
-from control_plane import jobs, leases, results
+from control_plane import jobs, leases, publication, results
 from control_plane.database import Database
 from control_plane.errors import StaleFence
 from control_plane.job_states import State
@@ -210,7 +210,7 @@ def test_too_many_fruitless_attempts_fail_and_fruitful_ones_do_not_count(stocked
     ]:
         if fruitful:
             with stocked.transaction() as session:
-                results.publish_checkpoint(
+                publication.publish_checkpoint(
                     session, taken, Manifest(step=attempt, kind="full", files=[]), f"p{attempt}"
                 )
         lapse(stocked, 31 * attempt)
@@ -232,7 +232,7 @@ def test_a_checkpoint_published_once_more_is_no_progress(stocked: Database) -> N
     taken = started(stocked)
     for attempt, state in [(1, "queued"), (2, "failed")]:
         with stocked.transaction() as session:
-            results.publish_checkpoint(session, taken, Manifest(step=1, kind="full", files=[]), f"p{attempt}")
+            publication.publish_checkpoint(session, taken, Manifest(step=1, kind="full", files=[]), f"p{attempt}")
         lapse(stocked, 31 * attempt)
         reconcile(stocked, max_attempts=1)
         assert read_job(stocked, taken.job_id).state == state

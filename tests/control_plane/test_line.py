@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from control_plane import jobs, leases, results
+from control_plane import jobs, leases, publication, results
 from control_plane.database import Database
 from control_plane.job_requests import read_request
 from control_plane.job_states import State
@@ -56,7 +56,7 @@ def end(database: Database, claim: Claim) -> None:
         if claim.kind == "validate":
             results.finish_validation(session, claim, {})
             return
-        results.publish_checkpoint(session, claim, Manifest(step=1, kind="full", files=[], final=True), "p")
+        publication.publish_checkpoint(session, claim, Manifest(step=1, kind="full", files=[], final=True), "p")
         results.succeed(session, claim)
 
 

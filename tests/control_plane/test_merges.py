@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import select
 
-from control_plane import checks, hub, merges, models, quotas, results
+from control_plane import checks, hub, merges, models, publication, quotas, results
 from control_plane.checks import Claim, State
 from control_plane.database import Database
 from control_plane.errors import Conflict, InvalidRequest, NotFound, QuotaExceeded, StaleFence
@@ -28,7 +28,7 @@ def publish(database: Database, claim: JobClaim, step: int, *, final: bool = Fal
     manifest = Manifest.model_validate({**facts, "best": best_step})
     with database.transaction() as session:
         prefix = f"checkpoints/{claim.job_id}/{claim.fence}/step-{step}"
-        return results.publish_checkpoint(session, claim, manifest, prefix).id
+        return publication.publish_checkpoint(session, claim, manifest, prefix).id
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_what_was_trained_from_merged_weights_is_not_taken_for_them(stocked: Dat
     files = [{"path": "model/model.safetensors", "bytes": 7, "sha256": "t"}]
     manifest = Manifest.model_validate({"step": 1, "kind": "full", "files": files, "final": True})
     with stocked.transaction() as session:
-        trained = results.publish_checkpoint(session, claim, manifest, "checkpoints/trained").id
+        trained = publication.publish_checkpoint(session, claim, manifest, "checkpoints/trained").id
         results.succeed(session, claim)
         assert session.get_one(Model, trained).facts == BASE_FACTS
         models.delete(session, PROJECT, merged)

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from control_plane import checks, jobs, leases, models, results
+from control_plane import checks, jobs, leases, models, publication, results
 from control_plane.database import Database
 from control_plane.errors import Conflict, InvalidRequest, NotFound
 from control_plane.job_states import State
@@ -135,7 +135,7 @@ def publish(database: Database, claim: Claim, step: int, *, final: bool = False,
     prefix = f"checkpoints/{claim.job_id}/{claim.fence}/step-{step}"
     manifest = Manifest.model_validate({"step": step, "kind": kind, "files": [], "final": final})
     with database.transaction() as session:
-        return results.publish_checkpoint(session, claim, manifest, prefix).id
+        return publication.publish_checkpoint(session, claim, manifest, prefix).id
 
 
 def finished(database: Database, claim: Claim) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy.orm import Session
 
-from control_plane import jobs, leases, pauses, results
+from control_plane import jobs, leases, pauses, publication, results
 from control_plane.database import Database
 from control_plane.errors import Conflict, NotFound
 from control_plane.job_states import FINAL, State
@@ -91,7 +91,7 @@ def test_the_order_comes_with_the_renewal_and_the_job_goes_on_where_it_stopped(s
         assert not leases.renew(session, claim)
         pauses.pause(session, PROJECT, claim.job_id)
         assert leases.renew(session, claim)
-        results.publish_checkpoint(session, claim, Manifest(step=7, kind="full", files=[]), "checkpoints/x")
+        publication.publish_checkpoint(session, claim, Manifest(step=7, kind="full", files=[]), "checkpoints/x")
         results.hand_back(session, claim)
     assert read_job(stocked, claim.job_id).state == State.paused
     with stocked.transaction() as session:

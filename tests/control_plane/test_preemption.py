@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from control_plane import jobs, leases, pauses, preemption, results, workers
+from control_plane import jobs, leases, pauses, preemption, publication, results, workers
 from control_plane.database import Database
 from control_plane.job_states import State
 from control_plane.leases import Claim
@@ -55,7 +55,7 @@ def test_a_preemptible_job_yields_and_goes_on_later_from_its_checkpoint(stocked:
     assert (told(stocked, low), told(stocked, kept)) == (True, False)
     assert make_room(stocked, total=2) == [], "it is under way"
     with stocked.transaction() as session:
-        results.publish_checkpoint(session, low, Manifest(step=7, kind="full", files=[]), "p")
+        publication.publish_checkpoint(session, low, Manifest(step=7, kind="full", files=[]), "p")
         results.hand_back(session, low)
     job = read_job(stocked, low.job_id)
     assert (job.state, job.yields_to, job.not_before, job.fruitless_attempts) == ("queued", None, None, 0)

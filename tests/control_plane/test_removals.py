@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane import removals, results
+from control_plane import publication, removals
 from control_plane.database import Database
 from control_plane.errors import Conflict
 from control_plane.storage import DirectoryStorage, file_key
@@ -117,7 +117,7 @@ def test_what_is_known_and_expected_once_more_stays(stocked: Database, storage: 
     names = (f"checkpoints/{claim.job_id}/1/step-2", f"private/{claim.job_id}/1/step-2", file_key("file-1"))
     manifest = Manifest(step=2, kind="full", files=[])
     with stocked.transaction() as session:
-        results.publish_checkpoint(session, claim, manifest, names[0])
+        publication.publish_checkpoint(session, claim, manifest, names[0])
         removals.expect(session, *names)
         set_clock_ahead(session, 86_401)
     for name in names[:2]:

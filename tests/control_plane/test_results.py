@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Table, select
 from sqlalchemy.orm import Session
 
-from control_plane import jobs, leases, models, results
+from control_plane import jobs, leases, models, publication, results
 from control_plane.database import Database
 from control_plane.errors import Conflict, StaleFence
 from control_plane.job_states import State, move
@@ -62,8 +62,8 @@ REPORTS: dict[str, Callable[[Session, Claim], object]] = {
     "record": lambda session, claim: results.record(
         session, claim, metrics=[metric(1, 0.1)], events=[({"code": "c", "message": "m"}, 9)], step=1, total_steps=2
     ),
-    "publish_checkpoint": lambda session, claim: results.publish_checkpoint(session, claim, manifest(4), "prefix"),
-    "forget_old": lambda session, claim: results.forget_old(session, claim, states=0),
+    "publish_checkpoint": lambda session, claim: publication.publish_checkpoint(session, claim, manifest(4), "prefix"),
+    "forget_old": lambda session, claim: publication.forget_old(session, claim, states=0),
     "finish_validation": lambda session, claim: results.finish_validation(session, claim, {"pairs": 3}),
     "succeed": results.succeed,
     "hand_back": results.hand_back,
@@ -106,7 +106,7 @@ def ended(database: Database, claim: Claim) -> None:
 def test_a_stale_fence_changes_nothing(stocked: Database, overtaken: Callable[[Database, Claim], None]) -> None:
     claim = started(stocked)
     with stocked.transaction() as session:
-        results.publish_checkpoint(session, claim, manifest(2, final=True), "earlier")
+        publication.publish_checkpoint(session, claim, manifest(2, final=True), "earlier")
     overtaken(stocked, claim)
     before = everything(stocked)
     for report in REPORTS.values():
@@ -118,12 +118,13 @@ def test_a_stale_fence_changes_nothing(stocked: Database, overtaken: Callable[[D
     assert everything(stocked) == before
 
 
-def test_every_function_of_the_module_is_in_the_stale_test() -> None:
+def test_every_report_is_in_the_stale_test() -> None:
     public = {
         name
-        for name, item in vars(results).items()
+        for module in (results, publication)
+        for name, item in vars(module).items()
         if callable(item)
-        and getattr(item, "__module__", "") == results.__name__
+        and getattr(item, "__module__", "") == module.__name__
         and name[0].islower()
         and name[0] != "_"
     }
@@ -189,8 +190,8 @@ def test_the_finish_is_estimated_from_the_attempts_own_speed(stocked: Database) 
 def test_checkpoints_become_models(stocked: Database) -> None:
     claim = started(stocked)
     with stocked.transaction() as session:
-        model = results.publish_checkpoint(session, claim, manifest(3), "checkpoints/a")
-        results.publish_checkpoint(session, claim, manifest(6, final=True), "checkpoints/b")
+        model = publication.publish_checkpoint(session, claim, manifest(3), "checkpoints/a")
+        publication.publish_checkpoint(session, claim, manifest(6, final=True), "checkpoints/b")
     job = read_job(stocked, claim.job_id)
     assert model.id == f"{job.result_name}-step-3"
     assert job.trained_tokens == 42
@@ -210,11 +211,11 @@ def test_checkpoints_become_models(stocked: Database) -> None:
 def test_a_later_attempt_publishes_the_same_step_again(stocked: Database) -> None:
     first = started(stocked)
     with stocked.transaction() as session:
-        results.publish_checkpoint(session, first, manifest(3), "old")
+        publication.publish_checkpoint(session, first, manifest(3), "old")
         results.hand_back(session, first)
     second = claim_one(stocked)
     with stocked.transaction() as session:
-        model = results.publish_checkpoint(session, second, manifest(3), "new")
+        model = publication.publish_checkpoint(session, second, manifest(3), "new")
         page = jobs.list_checkpoints(session, PROJECT, second.job_id)
         assert [(row.fence, row.storage_prefix) for row in page.items] == [(2, "new")]
         assert model.storage_prefix == "new"
@@ -226,8 +227,8 @@ def test_the_best_checkpoint_has_a_name_of_its_own(stocked: Database) -> None:
     claim = started(stocked)
     first = Best(step=3, metric="loss", value=0.625)
     with stocked.transaction() as session:
-        results.publish_checkpoint(session, claim, manifest(3, best=first), "p3")
-        results.publish_checkpoint(session, claim, manifest(6, best=first), "p6")
+        publication.publish_checkpoint(session, claim, manifest(3, best=first), "p3")
+        publication.publish_checkpoint(session, claim, manifest(6, best=first), "p6")
     job = read_job(stocked, claim.job_id)
     with stocked.transaction() as session:
         best = models.get(session, PROJECT, f"{job.result_name}-best")
@@ -242,7 +243,7 @@ def test_the_best_checkpoint_has_a_name_of_its_own(stocked: Database) -> None:
     assert started_from_it.model_id == best.id
     with stocked.transaction() as session:
         better = Best(step=9, metric="loss", value=0.5)
-        results.publish_checkpoint(session, claim, manifest(9, final=True, best=better), "p9")
+        publication.publish_checkpoint(session, claim, manifest(9, final=True, best=better), "p9")
         assert models.get(session, PROJECT, best.id).storage_prefix == "p9"
 
 
@@ -250,13 +251,13 @@ def test_the_best_never_points_to_files_that_were_replaced(stocked: Database) ->
     """Another attempt may measure a little differently, on another GPU: then another step is the best."""
     first = started(stocked)
     with stocked.transaction() as session:
-        results.publish_checkpoint(session, first, manifest(3, best=Best(step=3, metric="loss", value=0.6)), "old3")
-        results.publish_checkpoint(session, first, manifest(6, best=Best(step=6, metric="loss", value=0.5)), "old6")
+        publication.publish_checkpoint(session, first, manifest(3, best=Best(step=3, metric="loss", value=0.6)), "old3")
+        publication.publish_checkpoint(session, first, manifest(6, best=Best(step=6, metric="loss", value=0.5)), "old6")
         results.hand_back(session, first)
     second = claim_one(stocked)
     with stocked.transaction() as session:
         seen = Best(step=3, metric="loss", value=0.6)
-        results.publish_checkpoint(session, second, manifest(6, final=True, best=seen), "new6")
+        publication.publish_checkpoint(session, second, manifest(6, final=True, best=seen), "new6")
         results.succeed(session, second)
         assert "old6" in noted(session)
     job = read_job(stocked, second.job_id)
@@ -273,8 +274,8 @@ def test_only_the_newest_states_are_kept(stocked: Database) -> None:
     claim = started(stocked)
     with stocked.transaction() as session:
         for step in (1, 2, 3):
-            results.publish_checkpoint(session, claim, manifest(step), f"p{step}")
-        results.forget_old(session, claim, states=1)
+            publication.publish_checkpoint(session, claim, manifest(step), f"p{step}")
+        publication.forget_old(session, claim, states=1)
         page = jobs.list_checkpoints(session, PROJECT, claim.job_id)
         assert [(row.step, row.state_kept) for row in page.items] == [(3, True), (2, False), (1, False)]
         assert noted(session) == [f"private/{claim.job_id}/1/step-{step}" for step in (1, 2)]
@@ -287,8 +288,8 @@ def test_a_damaged_state_is_gone_round_by_the_checkpoint_before(stocked: Databas
     for expected in (1, None):
         with stocked.transaction() as session:
             if expected:
-                results.publish_checkpoint(session, claim, manifest(1), "p1")
-                results.publish_checkpoint(session, claim, manifest(2), "p2")
+                publication.publish_checkpoint(session, claim, manifest(1), "p1")
+                publication.publish_checkpoint(session, claim, manifest(2), "p2")
             damaged = Failure(kind="infrastructure", code=CHECKPOINT_CORRUPT, message="It differs.")
             results.fail(session, claim, damaged, max_attempts=3)
         claim = claim_one(stocked)
@@ -303,7 +304,7 @@ def test_a_damaged_state_is_gone_round_by_the_checkpoint_before(stocked: Databas
 def test_an_adapter_names_its_full_model(stocked: Database) -> None:
     first = started(stocked)
     with stocked.transaction() as session:
-        model = results.publish_checkpoint(session, first, manifest(1, kind="adapter"), "a")
+        model = publication.publish_checkpoint(session, first, manifest(1, kind="adapter"), "a")
         assert (model.form, model.base_id) == ("adapter", MODEL)
         results.hand_back(session, first)
         jobs.cancel(session, PROJECT, first.job_id)
@@ -312,8 +313,8 @@ def test_an_adapter_names_its_full_model(stocked: Database) -> None:
         order = results.work_order(session, second)
         assert order.start_base is not None
         assert (order.start.id, order.start_base.id) == (model.id, MODEL)
-        adapter = results.publish_checkpoint(session, second, manifest(1, kind="adapter"), "b")
-        full = results.publish_checkpoint(session, second, manifest(2), "c")
+        adapter = publication.publish_checkpoint(session, second, manifest(1, kind="adapter"), "b")
+        full = publication.publish_checkpoint(session, second, manifest(2), "c")
         assert (adapter.base_id, full.base_id) == (MODEL, None)
 
 
@@ -326,7 +327,7 @@ def test_the_work_order_holds_all_that_a_worker_needs(stocked: Database) -> None
         order = results.work_order(session, claim)
         assert order.checkpoint is None
         for step in (10, 2):
-            results.publish_checkpoint(session, claim, manifest(step), f"p{step}")
+            publication.publish_checkpoint(session, claim, manifest(step), f"p{step}")
         order = results.work_order(session, claim)
     assert order.job.training["reference"] == "base/other"
     assert ([file.id for file in order.training_files], order.validation_file and order.validation_file.id) == (
@@ -350,7 +351,7 @@ def test_from_validation_to_success(stocked: Database) -> None:
         results.succeed(session, trainer)
     with stocked.transaction() as session:
         results.record(session, trainer, step=4, total_steps=5)
-        results.publish_checkpoint(session, trainer, manifest(5, final=True), "p")
+        publication.publish_checkpoint(session, trainer, manifest(5, final=True), "p")
         results.succeed(session, trainer)
         outcomes = [session.get_one(Attempt, (job_id, claim.fence)).outcome for claim in (reader, trainer)]
     job = read_job(stocked, job_id)
@@ -373,7 +374,7 @@ def test_what_follows_a_lost_rank_is_told_in_one_sentence_and_the_log_stands_bes
         results.fail(session, claim, lost_rank, max_attempts=3)
     claim = claim_one(stocked)
     with stocked.transaction() as session:
-        results.publish_checkpoint(session, claim, manifest(100), "p")
+        publication.publish_checkpoint(session, claim, manifest(100), "p")
         results.fail(session, claim, lost_rank, max_attempts=3)
         newest = jobs.list_events(session, PROJECT, claim.job_id, limit=100).items
     told = [(event.message, event.data) for event in newest if event.code == "rank_lost"]

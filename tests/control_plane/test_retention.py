@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from control_plane import jobs, models, results
+from control_plane import jobs, models, publication, results
 from control_plane.database import Database
 from control_plane.errors import InvalidRequest
 from control_plane.job_requests import read_request, training_spec
@@ -26,9 +26,9 @@ def publish(database: Database, claim: Claim, step: int, *, best: int | None = N
     found = Best(step=best, metric="loss", value=0.5) if best is not None else None
     with database.transaction() as session:
         made = manifest(step, final=final, best=found)
-        results.publish_checkpoint(session, claim, made, checkpoint_prefix(claim.job_id, claim.fence, step))
+        publication.publish_checkpoint(session, claim, made, checkpoint_prefix(claim.job_id, claim.fence, step))
     with database.transaction() as session:
-        results.forget_old(session, claim, states=STATES_KEPT)
+        publication.forget_old(session, claim, states=STATES_KEPT)
 
 
 def steps(database: Database, claim: Claim) -> list[int]:

@@ -14,7 +14,7 @@ from api import jobs as routes
 from api.auth import Caller
 from api.job_shapes import JobObject, job_object
 from api.services import Services
-from control_plane import events, fences, jobs, results
+from control_plane import events, fences, jobs, publication
 from control_plane.errors import StaleFence
 from control_plane.job_requests import JobRequest
 from control_plane.repetition import Repeatable
@@ -72,7 +72,7 @@ def _hint_before_commit(patch: pytest.MonkeyPatch) -> None:
 
 
 def _double_publication(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(results, "_published", lambda *_: None)
+    patch.setattr(publication, "_published", lambda *_: None)
 
 
 BUGS = (

@@ -15,7 +15,7 @@ from fastapi import BackgroundTasks
 from api import jobs as routes
 from api.auth import Caller
 from api.services import Services
-from control_plane import leases, removals, results
+from control_plane import leases, publication, removals, results
 from control_plane.job_requests import read_request
 from control_plane.leases import Claim
 from control_plane.repetition import Repeatable
@@ -219,5 +219,5 @@ class Worker(Named):
         publish_stored(self.pool.database, storage, claim, manifest, public=public, private=private)
         held.published.add(step)
         with self.pool.database.transaction() as session:
-            results.forget_old(session, claim, states=STATES_KEPT)
+            publication.forget_old(session, claim, states=STATES_KEPT)
         removals.carry_out(self.pool.database, storage)
