@@ -15,8 +15,9 @@ import json
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
+from typing import cast
 
-from sqlalchemy import func, select
+from sqlalchemy import Table, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -78,11 +79,10 @@ def remember(session: Session, project_id: str, body: Json, repeatable: Repeatab
         return
     ids = {COLUMNS[kind]: made.id if isinstance(made, kind) else None for kind in COLUMNS}
     row = {"project_id": project_id, "key": key, "request_hash": _body_hash(body), **ids}
-    statement = insert(IdempotencyKey).values(row)
+    table = cast(Table, IdempotencyKey.__table__)  # past the ORM, which takes four times as long over it
     latest = {**ids, "created_at": dpo_now()}
-    session.execute(
-        statement.on_conflict_do_update(index_elements=[IdempotencyKey.project_id, IdempotencyKey.key], set_=latest)
-    )
+    statement = insert(table).values(row)
+    session.execute(statement.on_conflict_do_update(index_elements=[table.c.project_id, table.c.key], set_=latest))
 
 
 def _key(body: Json, repeatable: Repeatable) -> str | None:
