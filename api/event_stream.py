@@ -23,8 +23,9 @@ from control_plane.tables import Event
 POLL_SECONDS = 0.5
 HEARTBEAT_SECONDS = 15.0
 """A comment so often, that no proxy takes the connection for dead, and that a client that is gone is noticed."""
-RETRY = "retry: 2000\n\n"
-"""How many milliseconds a browser waits before it connects again."""
+RETRY = "retry: 2000\n"
+"""How many milliseconds a browser waits before it connects again. Here and behind a comment stands no empty line, at
+which the openai client would look for an event's data."""
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ async def stream(feed: Feed, job_id: str, sequence: int) -> AsyncIterator[str]:
             async with asyncio.timeout(HEARTBEAT_SECONDS):
                 news = await feed.after(job_id, sequence)
         except TimeoutError:
-            yield ":\n\n"
+            yield ":\n"
             continue
         for event in news.events:
             yield _message(event)

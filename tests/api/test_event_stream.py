@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from openai import OpenAI
+from openai import OpenAI, Stream
 from sqlalchemy import text
 
 from api import event_stream
@@ -77,6 +77,23 @@ def test_events_arrive_in_order_while_they_happen_until_the_last_one(
     assert [data["data"]["code"] for _, data in rest] == ["job_cancelled"]
     listed = http.get(f"{JOBS}/{job['id']}/events").json()["data"]
     assert [first[0], first[1]] == [(event["id"], event) for event in listed[::-1][:2]], "the list's own objects"
+
+
+def test_the_clients_own_stream_reads_it(
+    client: OpenAI, job: dict[str, Any], database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its first line on, and past the comments that keep a silent connection alive."""
+    monkeypatch.setattr(event_stream, "HEARTBEAT_SECONDS", 0.05)
+    path = f"/fine_tuning/jobs/{job['id']}/events?stream=true"
+    with client.get(path, cast_to=object, stream=True, stream_cls=Stream[Any]) as heard:
+        codes = [next(heard)["data"]["code"] for _ in CREATED]
+        silent = threading.Timer(0.3, tell, (database, job["id"], "after a silence"))
+        silent.start()
+        assert next(heard)["message"] == "after a silence"
+        silent.join()
+        client.fine_tuning.jobs.cancel(job["id"])
+        codes += [event["data"]["code"] for event in heard]
+    assert codes == [*CREATED, "job_cancelled"]
 
 
 def test_a_listener_that_was_cut_off_goes_on_behind_what_it_heard(
