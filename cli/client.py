@@ -35,8 +35,9 @@ def connected() -> Iterator[OpenAI]:
         with OpenAI(base_url=settings.base_url, api_key=settings.api_key.get_secret_value(), timeout=timeout) as client:
             yield client
     except AuthenticationError as error:
-        parts = [f"{settings.base_url} refuses OPENAI_API_KEY", reason(error), _what_to_export()]
-        raise CommandFailed(": ".join(part for part in parts if part)) from None
+        refusal = f"{settings.base_url} refuses OPENAI_API_KEY: {reason(error)}"
+        way_in = _what_to_export()
+        raise CommandFailed(f"{refusal.removesuffix('.')}; {way_in}" if way_in else refusal) from None
     except APIStatusError as error:
         raise CommandFailed(reason(error)) from None
     except APIConnectionError as error:
