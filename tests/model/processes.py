@@ -14,6 +14,7 @@ from fastapi import BackgroundTasks
 
 from api import jobs as routes
 from api.auth import Caller
+from api.repeats import Repeats
 from api.services import Services
 from control_plane import leases, publication, removals, results
 from control_plane.job_requests import read_request
@@ -31,6 +32,7 @@ from worker.publish import publish_stored
 from worker.work import LEASE_MARGIN
 
 CALLER = Caller(PROJECT, "key-1", "test", frozenset(), "req-1")
+ONCE = Repeats(None, 0)
 LEASE_SECONDS = 30.0
 SLOTS = 2
 """Of each worker."""
@@ -96,14 +98,14 @@ class Client(Named):
         return job.id
 
     def cancel(self, job_id: str) -> None:
-        routes.cancel_job(job_id, self._services, CALLER)
+        routes.cancel_job(job_id, self._services, CALLER, ONCE)
 
     def pause(self, job_id: str) -> None:
-        routes.pause_job(job_id, self._services, CALLER)
+        routes.pause_job(job_id, self._services, CALLER, ONCE)
 
     def resume(self, job_id: str) -> None:
         background = BackgroundTasks()
-        routes.resume_job(job_id, self._services, CALLER, background)
+        routes.resume_job(job_id, self._services, CALLER, ONCE, background)
         for task in background.tasks:  # after the answer
             task.func(*task.args, **task.kwargs)
 
