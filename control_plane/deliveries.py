@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from random import SystemRandom
 from typing import Literal
 
-from sqlalchemy import delete, exists, or_, select, update
+from sqlalchemy import ColumnElement, delete, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from control_plane import audit, events, fences, webhooks
@@ -129,16 +129,21 @@ def redeliver(session: Session, project_id: str, endpoint_id: str, delivery_id: 
     delivery.state, delivery.next_try_at, delivery.ended_at = "waiting", now, None
     delivery.retry_until = now + PATIENCE
     delivery.tries_now = 0
-    audit.record(session, project_id, "webhook.redelivered", delivery_id)
+    audit.record(session, project_id, "webhook.redelivered", endpoint_id)
     session.flush()
     return delivery
+
+
+def _held(delivery: type[WebhookDelivery]) -> ColumnElement[bool]:
+    """SQL: a worker sends it. A lease that ends later than any may was written by a clock that was ahead."""
+    return delivery.lease_until.between(dpo_now(), dpo_now() + timedelta(seconds=LEASE_SECONDS))
 
 
 def claim(session: Session, worker_id: str) -> Claim | None:
     """Takes the next delivery that is due, or None. An endpoint gets one at a time: a slow one holds up no other."""
     other = aliased(WebhookDelivery)
-    being_sent = exists().where(other.endpoint_id == WebhookDelivery.endpoint_id, other.lease_until > dpo_now())
-    free = or_(WebhookDelivery.lease_until.is_(None), WebhookDelivery.lease_until < dpo_now())
+    being_sent = exists().where(other.endpoint_id == WebhookDelivery.endpoint_id, _held(other))
+    free = or_(WebhookDelivery.lease_until.is_(None), ~_held(WebhookDelivery))
     due = (
         select(WebhookDelivery)
         .where(WebhookDelivery.state == "waiting", WebhookDelivery.next_try_at <= dpo_now(), free, ~being_sent)

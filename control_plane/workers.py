@@ -63,7 +63,7 @@ def register(session: Session, facts: Facts) -> None:
 
 def beat(session: Session, worker_id: str, condition: Condition | None = None) -> dict[str, str]:
     """The worker is there, in this condition. Returns those of its GPUs that an older worker has, and which one: it
-    must leave them to that."""
+    must leave them to that. Whoever was seen later than now is seen now: PostgreSQL's clock has been set back."""
     said: dict[str, object] = {}
     if condition is not None:
         said = {

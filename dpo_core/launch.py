@@ -7,6 +7,7 @@ itself was killed. SIGTERM is passed to the ranks, which get SHUTDOWN_SECONDS fo
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import sys
 from contextlib import suppress
@@ -59,10 +60,15 @@ def rank_environment(run: RunSpec) -> dict[str, str]:
         "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "lo",
     }
-    if run.device == "cpu":
+    if run.device == "cpu" and _has_glibc(2, 35):  # older ones refuse such a threshold, and then never raise theirs
         # What a step frees the next one takes again: given back to the kernel, its pages would be zeroed each time.
         wishes |= dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**32))
     return {name: os.environ.get(name, value) for name, value in wishes.items()} | {"DS_ACCELERATOR": run.device}
+
+
+def _has_glibc(*oldest: int) -> bool:
+    name, version = platform.libc_ver()
+    return name == "glibc" and tuple(map(int, version.split("."))) >= oldest
 
 
 def run_ranks(path: Path, ranks: int) -> tuple[int, str | None]:

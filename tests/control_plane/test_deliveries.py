@@ -128,6 +128,19 @@ def test_an_endpoint_gets_one_at_a_time_and_a_lease_runs_out(stocked: Database) 
     assert {row.id: row.state for row in all_rows(stocked)}[again.delivery_id] == "delivered"
 
 
+def test_a_lease_that_a_clock_ahead_wrote_is_none(stocked: Database) -> None:
+    """Its worker died while PostgreSQL's clock was an hour ahead, which has been set right."""
+    with stocked.transaction() as session:
+        endpoint(session)
+        end_a_job(session)
+    held = claimed(stocked)
+    with stocked.transaction() as session:
+        delivery = session.get_one(WebhookDelivery, held.delivery_id)
+        assert delivery.lease_until is not None
+        delivery.lease_until += timedelta(hours=1)
+    assert claimed(stocked).fence == held.fence + 1
+
+
 def test_waits_double_up_to_two_hours_with_a_random_part() -> None:
     for tries in range(1, 40):
         longest = min(FIRST_WAIT * 2 ** (tries - 1), LONGEST_WAIT)

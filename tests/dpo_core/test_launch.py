@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from dpo_core.launch import rank_environment
 from dpo_core.run_directory import RunDirectory, Status
 from dpo_core.spec import ModelSource
 from tests.dpo_core.runs import Workshop, all_gone, final_weights, launch, lines, losses, tail, train_all
@@ -37,6 +39,21 @@ def a_failed_test_leaves_no_training(workshop: Workshop) -> Iterator[None]:
         with suppress(psutil.NoSuchProcess):
             if any(str(workshop.folder) in argument for argument in child.cmdline()):
                 child.kill()
+
+
+def test_what_the_ranks_inherit(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CPUs malloc keeps what a step frees; what the operator has set stays, but for the device."""
+    run = workshop.make("inherit").spec()
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    found = rank_environment(run)
+    assert (found["OMP_WAIT_POLICY"], found["DS_ACCELERATOR"]) == ("ACTIVE", "cpu")
+    assert {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} <= found.keys()
+    assert not [name for name in rank_environment(run.model_copy(update={"device": "cuda"})) if "MALLOC" in name]
+    for name, version in (("glibc", "2.34"), ("", "")):
+        monkeypatch.setattr(platform, "libc_ver", lambda libc=(name, version): libc)
+        assert not [wish for wish in rank_environment(run) if "MALLOC" in wish]
 
 
 def wait_for(what: Callable[[], object], process: subprocess.Popen[bytes], run: RunDirectory) -> None:
