@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dpo_core.process import PARENT_PID
@@ -15,6 +17,10 @@ from dpo_core.spec import Device
 from worker.sweep import MARK
 
 Kind = Literal["validate", "train", "check", "merge"]
+
+GOES_FIRST = 500
+"""Whom Linux kills when memory is used up (proc(5), oom_score_adj): an attempt and what it starts, sooner than the
+worker, which can say what happened and go on."""
 
 INHERITED = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "SHELL", "VIRTUAL_ENV"}
@@ -71,7 +77,7 @@ def launch(command: list[str], environment: dict[str, str], run: RunDirectory) -
     Call it from a thread that outlives the run: the child's death signal is tied to the thread that forked.
     """
     with open(run.log_file, "ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
             cwd=run.path,
             env=environment,
@@ -80,3 +86,6 @@ def launch(command: list[str], environment: dict[str, str], run: RunDirectory) -
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a Ctrl-C on the worker's terminal is the worker's to handle
         )
+    with suppress(OSError):
+        Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(GOES_FIRST))
+    return process

@@ -16,7 +16,7 @@ from dpo_core.run_directory import RunDirectory
 from tests.worker.nvidia_smi import answer, gpu
 from tests.worker.stubs import DEADLINE_SECONDS, eventually
 from worker.folders import RunFolders
-from worker.launch import launch, trainer_environment
+from worker.launch import GOES_FIRST, launch, trainer_environment
 from worker.slots import Slots, find_slots
 from worker.sweep import living, sweep
 
@@ -42,6 +42,14 @@ def test_no_secret_reaches_a_trainer(run: RunDirectory) -> None:
     assert (theirs["PATH"], theirs["NCCL_DEBUG"], theirs["CUDA_VISIBLE_DEVICES"]) == ("/bin", "INFO", "GPU-a,GPU-b")
     assert theirs["DPO_PARENT_PID"] == str(os.getpid())
     assert trainer_environment(ours | {"CUDA_VISIBLE_DEVICES": "0"}, run, "cpu", ["0"])["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_linux_ends_it_before_its_worker(run: RunDirectory) -> None:
+    process = launch([sys.executable, "-c", SLEEPER], trainer_environment(os.environ, run, "cpu", ["0"]), run)
+    scores = [int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (process.pid, os.getpid())]
+    process.kill()
+    process.wait(timeout=DEADLINE_SECONDS)
+    assert scores[0] == GOES_FIRST > scores[1]
 
 
 def test_sweep_finds_what_left_the_family(run: RunDirectory) -> None:
