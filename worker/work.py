@@ -224,6 +224,7 @@ class Work(ABC):
             self._process.poll()
             if not sweep(self._run, self._process.pid if self._process.returncode is None else None):
                 return
+            self._process.poll()  # it may have died in the sweep
         self._tools.slots.give_back(self._slot_ids)
         self._slot_ids = []
         self._step = self._publishing_rest if self._holding else self._leaving
