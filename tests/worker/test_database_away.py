@@ -12,6 +12,7 @@ from sqlalchemy import make_url, select, text
 
 from control_plane.tables import Event, Removal
 from dpo_core.run_directory import read_lines
+from tests.cli.running import alive
 from tests.conftest import Servers
 from tests.stub_trainer import chain
 from tests.worker.stubs import World, eventually, stub_programs, supervisor
@@ -133,7 +134,7 @@ def test_ranks_stop_by_themselves_when_their_worker_waits_for_a_lock(world: Worl
         rank = world.rank()
         with world.database.transaction() as session:
             session.execute(text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": job_id})
-            eventually(lambda: not rank.is_running() or rank.status() == "zombie", "the rank is gone")
+            eventually(lambda: not alive(rank), "the rank is gone")
         world.go.touch()
         world.reaches(job_id, "succeeded", "failed")
     assert [outcome for _, outcome in world.outcomes(job_id)[-1:]] == ["succeeded"]

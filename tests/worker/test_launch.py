@@ -9,10 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from dpo_core.run_directory import RunDirectory
+from tests.cli.running import alive
 from tests.worker.nvidia_smi import answer, gpu
 from tests.worker.stubs import DEADLINE_SECONDS, eventually
 from worker.folders import RunFolders
@@ -60,7 +60,7 @@ def test_sweep_finds_what_left_the_family(run: RunDirectory) -> None:
     assert process.wait(timeout=DEADLINE_SECONDS) == 0
     (orphan,) = living(run, None)
     eventually(lambda: sweep(run, None), "the sweep is empty")
-    assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
+    assert not alive(orphan)
 
 
 def test_sweep_spares_a_process_that_only_got_a_recorded_pid(run: RunDirectory) -> None:

@@ -14,6 +14,7 @@ from control_plane import leases
 from control_plane.hints import Hints
 from control_plane.storage import DirectoryStorage
 from control_plane.tables import Worker
+from tests.cli.running import alive
 from tests.stub_trainer import chain
 from tests.worker.stubs import DEADLINE_SECONDS, World, eventually, stub_programs, supervisor, worker_process
 from worker import supervisor as worker_supervisor
@@ -115,7 +116,7 @@ def test_a_frozen_worker_loses_the_job_and_changes_nothing_when_it_thaws(world: 
         world.held(job_id, step=2)
         rank = world.rank()
         frozen.send_signal(signal.SIGSTOP)
-        eventually(lambda: not rank.is_running() or rank.status() == "zombie", "its rank stopped by itself")
+        eventually(lambda: not alive(rank), "its rank stopped by itself")
         world.go.touch()
         with supervisor(world.settings.model_copy(update={"runs_dir": world.runs / "other"}), stub_programs()):
             world.reaches(job_id, "succeeded", "failed")
