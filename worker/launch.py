@@ -19,8 +19,8 @@ from worker.sweep import MARK
 Kind = Literal["validate", "train", "check", "merge"]
 
 GOES_FIRST = 500
-"""Whom Linux kills when memory is used up (proc(5), oom_score_adj): an attempt and what it starts, sooner than the
-worker, which can say what happened and go on."""
+"""Whom Linux kills when memory is used up (proc(5), oom_score_adj): an attempt and what it starts, by so much sooner
+than the worker, which can say what happened and go on."""
 
 INHERITED = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "SHELL", "VIRTUAL_ENV"}
@@ -87,5 +87,6 @@ def launch(command: list[str], environment: dict[str, str], run: RunDirectory) -
             start_new_session=True,  # a Ctrl-C on the worker's terminal is the worker's to handle
         )
     with suppress(OSError):
-        Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(GOES_FIRST))
+        inherited = Path(f"/proc/{process.pid}/oom_score_adj")
+        inherited.write_text(str(min(1000, int(inherited.read_text()) + GOES_FIRST)))
     return process

@@ -49,7 +49,7 @@ def test_linux_ends_it_before_its_worker(run: RunDirectory) -> None:
     scores = [int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (process.pid, os.getpid())]
     process.kill()
     process.wait(timeout=DEADLINE_SECONDS)
-    assert scores[0] == GOES_FIRST > scores[1]
+    assert scores[0] == min(1000, scores[1] + GOES_FIRST)
 
 
 def test_sweep_finds_what_left_the_family(run: RunDirectory) -> None:
