@@ -74,12 +74,13 @@ def create(
     session: Session, project_id: str, body: object, settings: Settings, *, repeatable: Repeatable | None = None
 ) -> WebhookEndpoint:
     """A new endpoint, with a secret that only this answer and a rotation show; or the one that this same request made
-    before."""
+    before, with its present secret: the audit log says that it was shown."""
     repeatable = repeatable or Repeatable()
     request = validated(EndpointRequest, json_object(body))
     described: Json = {"webhook_endpoint": request.model_dump()}
     earlier = find_earlier(session, project_id, described, repeatable)
     if earlier is not None:
+        audit.record(session, project_id, "webhook.secret_shown", earlier)
         return get(session, project_id, earlier)
     target = _target(request.url, settings)
     count = session.scalar(select(func.count()).where(WebhookEndpoint.project_id == project_id)) or 0

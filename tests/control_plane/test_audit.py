@@ -9,6 +9,7 @@ from control_plane.job_requests import read_request
 from control_plane.job_states import State
 from control_plane.project_removal import delete_project
 from control_plane.quotas import Limits
+from control_plane.repetition import Repeatable
 from control_plane.settings import Settings
 from control_plane.sweep_requests import read_sweep
 from control_plane.tables import Project
@@ -79,6 +80,18 @@ def test_webhooks(stocked: Database, settings: Settings) -> None:
     assert {(entry.actor, entry.request_id) for entry in found} == {("key-7", "req-9")}
     text = repr([vars(entry) for entry in found])
     assert not [word for word in (*secrets, "hooks.example") if word in text]
+
+
+def test_a_secret_that_is_shown_again(stocked: Database, settings: Settings) -> None:
+    """To whoever repeats the request that made the endpoint, also after a rotation."""
+    body = {"url": "https://hooks.example/a"}
+    with stocked.transaction(actor=Actor("key-7", "req-9")) as session:
+        asked = Repeatable("an-idempotency-key", "key-7")
+        endpoint = webhooks.create(session, PROJECT, body, settings, repeatable=asked)
+        secret = webhooks.rotate_secret(session, PROJECT, endpoint.id, {}).secret
+        assert webhooks.create(session, PROJECT, body, settings, repeatable=asked).secret == secret
+        newest = audit.entries(session, PROJECT, limit=1).items[0]
+    assert (newest.action, newest.target, newest.actor) == ("webhook.secret_shown", endpoint.id, "key-7")
 
 
 def test_a_change_that_is_rolled_back_leaves_none(stocked: Database) -> None:
