@@ -147,6 +147,7 @@ def main() -> None:
     summary: dict[str, Any] = {
         "ratio_default": final["trl_default"].seconds / warm.seconds,
         "ratio_best": final["trl_best"].seconds / warm.seconds,
+        "ratio_best_of_medians": final["trl_best"].median_seconds / warm.median_seconds,
         "ratio_best_auto": final["trl_best"].seconds / final["ours, warm"].seconds,
         "memory_ratio": ratios[max(ratios)],
         "share_of_flop_bound": share_of_flop_bound(options.shape),
