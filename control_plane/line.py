@@ -5,7 +5,7 @@
    then the one whose last start was longest ago. So a project with a thousand jobs takes turns with one that has one.
 3. Within a project the oldest goes first.
 
-Large jobs don't starve in it: see `_barrier`.
+Large jobs don't starve in it: see `_barrier`. Jobs that may be what ends their workers don't share one: see SUSPECT.
 
 Jobs that wait are looked at by groups of equal priority, project and need, through one index (`ix_jobs_line`). So the
 line's length costs nothing, and jobs that don't fit are passed over as one.
@@ -50,6 +50,10 @@ Kind = Literal["validate", "train"]
 
 PATIENCE = timedelta(minutes=2)
 """A job that waited longer than this keeps room free for itself."""
+SUSPECT = 2
+"""Attempts in a row without a new checkpoint that make a job suspect. When a worker dies nobody knows which of its jobs
+it was; but no worker takes two suspects, so that one which ends its workers takes no other one along until that fails.
+"""
 
 
 def now() -> ColumnElement[Any]:
@@ -86,14 +90,16 @@ def next_job(
 def _next_one() -> Select[tuple[str]]:
     """SQL: the id of that job. Put together once: that takes several times as long as PostgreSQL's answer."""
     free, least, most = (bindparam(name, type_=BigInteger) for name in ("free", "least", "most"))
+    worker_id = bindparam("worker_id", type_=Text)
     heads = first_ones(bindparam("project_gpus", type_=BigInteger), least, most)
-    barrier = _barrier(heads, bindparam("worker_id", type_=Text), free)
+    barrier = _barrier(heads, worker_id, free)
     line = _in_order(heads, barrier).where(heads.c.needs <= free).subquery("line")
     age = tuple_(-Job.priority, Job.created_at, Job.id)
     old_enough = age < tuple_(-line.c.barrier_priority, line.c.barrier_created_at, line.c.barrier_id)
     passes = or_(line.c.needs == 0, line.c.barrier_id.is_(None), old_enough)
+    apart = or_(Job.fruitless_attempts < SUSPECT, ~_has_a_suspect(worker_id))
     # Group by group, until one has a job that nobody else is claiming: nothing else is locked.
-    free_one = _first_of(line).where(passes).with_for_update(skip_locked=True).lateral("free_one")
+    free_one = _first_of(line).where(passes, apart).with_for_update(skip_locked=True).lateral("free_one")
     return select(free_one.c.id).select_from(line.join(free_one, true())).limit(1)
 
 
@@ -144,6 +150,13 @@ def _barrier(heads: CTE, worker_id: BindParameter[str], free: BindParameter[int]
         .limit(1)
         .subquery("barrier")
     )
+
+
+def _has_a_suspect(worker_id: BindParameter[str]) -> ColumnElement[bool]:
+    """SQL: whether one of the worker's jobs is suspect."""
+    other = aliased(Job)
+    theirs = and_(other.lease_until.is_not(None), other.worker_id == worker_id)
+    return exists().where(theirs, other.fruitless_attempts >= SUSPECT)
 
 
 def _in_order(heads: CTE, barrier: Subquery) -> Select[Any]:

@@ -37,6 +37,7 @@ class Reason(StrEnum):
     project_limit = "project_limit"
     room_is_made = "room_is_made"
     no_slots_free = "no_slots_free"
+    kept_apart = "kept_apart"
     behind_a_large_job = "behind_a_large_job"
     next = "next"
 
@@ -153,6 +154,12 @@ class _Scene:
     def _of_the_line(self, job: Job) -> Iterator[tuple[Reason, str, datetime | None]]:
         place = (-job.priority, job.created_at, job.id)
         room = [it for it in self._taking if it.free >= job.gpus]
+        if _suspect(job) and all(any(map(_suspect, it.running)) for it in room):
+            message = (
+                f"Its last {job.fruitless_attempts} attempts brought it no further, nor did those of a job that runs "
+                "where there is room: two such jobs don't share a worker, as one may be what ends the other's attempts."
+            )
+            yield Reason.kept_apart, message, None
         kept = [it.kept_for for it in room if it.kept_for is not None and _age(it.kept_for) < place]
         if len(kept) == len(room):
             large = min(kept, key=_age)
@@ -173,6 +180,10 @@ class _Scene:
             if free < head.needs <= usable and (head.created_at < long_ago or head.id in yielding)
         ]
         return Place(worker, usable, free, here, min(starving, key=_age, default=None))
+
+
+def _suspect(job: Job) -> bool:
+    return job.fruitless_attempts >= line.SUSPECT
 
 
 def _age(head: Row[Any]) -> tuple[int, datetime, str]:

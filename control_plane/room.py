@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from datetime import timedelta
+
+from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from control_plane import attempts, events
+from control_plane.database import dpo_now
 from control_plane.job_states import State, move
-from control_plane.tables import Checkpoint, Job, Json
+from control_plane.tables import Attempt, Checkpoint, Job, Json
 from dpo_core.footprint import in_bytes
 from dpo_core.prepare_report import Disk
 from dpo_core.run_directory import Failure, Manifest
+
+AGAIN = timedelta(minutes=2)
+"""After which a job that waits for more than it should need is tried again all the same: see `release`."""
 
 
 def still_to_write(session: Session, job: Job) -> int:
@@ -49,12 +55,20 @@ def wait(session: Session, job: Job, failure: Failure, needed: int) -> None:
 
 
 def release(session: Session, free: int) -> list[str]:
-    """Lets those go on that wait for no more than `free` bytes, which a worker has; returns their ids."""
-    waiting = select(Job).where(Job.needs_bytes <= free, Job.state.in_((State.queued, State.validating)))
-    jobs = session.scalars(waiting.order_by(Job.id).with_for_update(skip_locked=True)).all()
-    for job in jobs:
+    """Lets those go on that a worker with `free` bytes has room for; returns their ids.
+
+    That is who waits for no more than that. What a run needs that a full disk ended is a guess, though, and too high
+    where room was made before the worker could look: after a while its job's own estimate is enough.
+    """
+    tried_long_ago = Attempt.ended_at < dpo_now() - AGAIN
+    last = and_(Attempt.job_id == Job.id, Attempt.fence == Job.fence)
+    waiting = select(Job).join(Attempt, last).where(Job.state.in_((State.queued, State.validating)))
+    waiting = waiting.where(or_(Job.needs_bytes <= free, and_(Job.needs_bytes.is_not(None), tried_long_ago)))
+    jobs = session.scalars(waiting.order_by(Job.id).with_for_update(skip_locked=True, of=Job)).all()
+    released = [job for job in jobs if min(job.needs_bytes or 0, still_to_write(session, job)) <= free]
+    for job in released:
         message = f"There is room again: {in_bytes(free)}."
         events.add(session, job, code="room_again", message=message, data={"needs_bytes": job.needs_bytes})
         job.needs_bytes = None
     session.flush()
-    return [job.id for job in jobs]
+    return [job.id for job in released]

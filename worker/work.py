@@ -42,6 +42,8 @@ DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
 LEASE_MARGIN = 0.2
 """The share of a lease that is left for killing the processes before somebody else may start."""
 RETRY_SECONDS = 1.0
+PUBLISH_SECONDS = 0.5
+"""How soon it is seen that a running program left something to publish: that reads folders."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Work(ABC):
         self._holding = True
         self._stopping = False
         self._kill_at = float("inf")
-        self._not_before = 0.0
+        self._not_before = self._next_publish = 0.0
         self._lease_seconds = lease_seconds
         try:
             self._hold_until(claimed_at + lease_seconds)
@@ -215,8 +217,8 @@ class Work(ABC):
             self._step = self._sweeping
         elif self._watch is not None and (hung := self._watch.look()) is not None:
             self._hung, self._step = hung, self._sweeping
-        else:
-            self._publish()
+        elif time.monotonic() >= self._next_publish and not self._publish():
+            self._next_publish = time.monotonic() + PUBLISH_SECONDS
 
     def _sweeping(self) -> None:
         """Slots come back as soon as no process is left."""

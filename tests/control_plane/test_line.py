@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
 from control_plane import jobs, leases, publication, results
@@ -11,6 +11,7 @@ from control_plane.database import Database
 from control_plane.job_requests import read_request
 from control_plane.job_states import State
 from control_plane.leases import Claim
+from control_plane.line import SUSPECT
 from control_plane.tables import Job
 from dpo_core.run_directory import Manifest
 from tests.control_plane.rows import FILE, PROJECT, add_file, add_project, body, create, set_clock_ahead
@@ -141,6 +142,31 @@ def test_no_job_rests_for_as_long_as_a_clock_was_ahead(shared: Database) -> None
     rest(shared, first, "61 minutes")
     claim = take(shared)
     assert claim is not None and claim.job_id == first
+
+
+def suspect(database: Database, *job_ids: str) -> None:
+    """As if their last attempts had been in vain, so often that they may be what ended their workers."""
+    with database.transaction() as session:
+        session.execute(update(Job).where(Job.id.in_(job_ids)).values(fruitless_attempts=SUSPECT))
+
+
+def test_no_worker_takes_two_suspects(shared: Database) -> None:
+    first, second, third = queue(shared, PROJECT, 3)
+    suspect(shared, first, second)
+    claims = [take(shared, free=8) for _ in range(3)]
+    assert [claim and claim.job_id for claim in claims] == [first, third, None]
+    elsewhere = take(shared, free=8, worker_id="w2")
+    assert elsewhere is not None and elsewhere.job_id == second, "another worker takes it"
+
+
+def test_a_suspect_waits_until_the_other_one_got_on_or_is_over(shared: Database) -> None:
+    first, second = queue(shared, PROJECT, 2)
+    suspect(shared, first, second)
+    claim = take(shared, free=8)
+    assert claim is not None and claim.job_id == first and take(shared, free=8) is None
+    end(shared, claim)
+    following = take(shared, free=8)
+    assert following is not None and following.job_id == second
 
 
 def test_the_line_s_length_costs_nothing(shared: Database) -> None:

@@ -11,6 +11,7 @@ from control_plane import leases, pauses, preemption, queue, results, workers
 from control_plane.database import Database, dpo_now
 from control_plane.job_states import State
 from control_plane.leases import Claim
+from control_plane.line import SUSPECT
 from control_plane.queue import Queue, Reason, Waiting
 from control_plane.tables import Job, Project
 from control_plane.workers import Condition, Facts
@@ -184,6 +185,17 @@ def test_behind_a_large_job(manned: Database) -> None:
     with manned.transaction() as session:
         workers.register(session, Facts("w2", "host", 1, "cpu", 2))
     assert why(manned, small).reason is Reason.next, "the other worker is too small for that"
+
+
+def test_suspects_are_kept_apart(manned: Database) -> None:
+    first, second = run(manned).job_id, add(manned)
+    with manned.transaction() as session:
+        session.execute(update(Job).where(Job.id.in_((first, second))).values(fruitless_attempts=SUSPECT))
+    found = why(manned, second)
+    assert found.reason is Reason.kept_apart and found.message.startswith("Its last 2 attempts brought it no further")
+    with manned.transaction() as session:
+        workers.register(session, Facts("w2", "host", 2, "cpu", 4))
+    assert why(manned, second).reason is Reason.next, "there is room on another worker"
 
 
 def test_another_project_s_jobs_are_neither_listed_nor_named(manned: Database) -> None:
