@@ -30,7 +30,6 @@ from worker.launch import trainer_environment
 
 T = TypeVar("T")
 JOBS = "/v1/fine_tuning/jobs"
-RANKS = 2
 PATIENCE_SECONDS = 600.0
 ATTEMPT_OF_TRAINING = 2
 """The fence: validation is the first attempt."""
@@ -38,7 +37,21 @@ MADE_BY_THE_RUN = ("processes", "checkpoints", "*.jsonl", "log.txt", "status.jso
 
 
 @dataclass(frozen=True)
+class Load:
+    """What of a host's cores the trainers use."""
+
+    ranks: int
+    threads: int | None = None
+    """Of each rank; None shares all cores out among them."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
+
+
+@dataclass(frozen=True)
 class Service:
+    load: Load
     http: httpx2.Client
     runs: Path
     database: Database
@@ -69,14 +82,14 @@ class Service:
 
 
 @contextmanager
-def service(folder: Path, model: Path) -> Iterator[Service]:
+def service(folder: Path, model: Path, load: Load) -> Iterator[Service]:
     """PostgreSQL, Redis, API and worker in processes of their own, with `model` registered as base/bench."""
     with servers(folder) as under, socket.create_server(("127.0.0.1", 0)) as port:
         database = Database(under.database_url)
         with database.transaction() as session:
             models.register_base(session, model, "bench")
             _, key = keys.create(session, projects.ensure(session, "default").id, "bench", requests_per_minute=0)
-        own = {"DPO_CPU_SLOTS": str(RANKS), "CUDA_VISIBLE_DEVICES": ""}
+        own = {"DPO_CPU_SLOTS": str(load.ranks), "CUDA_VISIBLE_DEVICES": ""} | load.environment
         url, headers = f"http://127.0.0.1:{port.getsockname()[1]}", {"Authorization": f"Bearer {key}"}
         with (
             dpo(under, "api", "--fd", str(port.fileno()), keep_open=(port.fileno(),), more=own) as api,
@@ -84,7 +97,7 @@ def service(folder: Path, model: Path) -> Iterator[Service]:
             httpx2.Client(base_url=url, headers=headers, timeout=60) as http,
         ):
             wait_for(lambda: http.get("/readyz").status_code == 200)
-            yield Service(http, folder / "runs", database, [*under.processes, api, worker])
+            yield Service(load, http, folder / "runs", database, [*under.processes, api, worker])
         database.dispose()
 
 
@@ -120,7 +133,7 @@ def under_the_worker(served: Service, request: dict[str, Any], template: Path | 
         return Run(_step_ends(metrics.read()), spent)
 
 
-def alone(template: Path, folder: Path) -> Run:
+def alone(template: Path, folder: Path, load: Load) -> Run:
     """The trainer that the worker starts, on the same spec and inputs, in the same environment."""
     shutil.copytree(template, folder, copy_function=os.link)
     run = RunDirectory(folder)
@@ -131,7 +144,7 @@ def alone(template: Path, folder: Path) -> Run:
     run.spec_file.write_text(text)
     with open(run.log_file, "wb") as log:
         command = [sys.executable, "-m", "dpo_core.launch", str(folder)]
-        environment = trainer_environment(os.environ, run, "cpu", [])
+        environment = trainer_environment(os.environ | load.environment, run, "cpu", [])
         subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
     return Run(_step_ends(run.metrics_file.read_text()), 0.0)
 

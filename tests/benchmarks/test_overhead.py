@@ -48,9 +48,8 @@ def test_the_services_own_share() -> None:
 def test_a_goal_is_reached_by_all_of_its_figures() -> None:
     queues = {"short": {"since_due_ms": {"p99": 9.0}}, "long": {"since_due_ms": {"p99": 11.0}}}
     facts = {
-        "training": {"cost": 0.004},
+        "training": {"busy": {"cost": 0.014}, "a core left": {"cost": 0.004}},
         "timeline": {"own_share_seconds": {"post_to_spawn": 0.2, "validated_to_spawn": 0.9}},
         "claims": {"queues": queues},
     }
-    assert overhead.reached(facts) == {"training": True, "timeline": True, "claims": False}
-    assert overhead.reached({"training": {"cost": 0.011}}) == {"training": False}
+    assert overhead.reached(facts) == {"busy": False, "a core left": True, "timeline": True, "claims": False}
