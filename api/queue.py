@@ -63,9 +63,9 @@ class QueueObject(ListOf[WaitingJob]):
 @router.get("", summary="Why jobs wait, and until when; and what the workers have free")
 def read_queue(services: ServicesOf, caller: CallerOf, after: After = None, limit: Limit = 20) -> QueueObject:
     """The project's jobs that are validated, queued or paused, in the order in which they are taken."""
-    default = services.limits.gpus
+    rules = {"project_gpus": services.limits.gpus, "max_attempts": services.settings.max_attempts}
     with services.database.transaction() as session:
-        found = queue.read(session, caller.project_id, project_gpus=default, after=after, limit=limit)
+        found = queue.read(session, caller.project_id, **rules, after=after, limit=limit)
         jobs = list_of([_waiting_job(waiting) for waiting in found.waiting], found.has_more)
         return QueueObject(**jobs.model_dump(), workers=[_worker(place) for place in found.places])
 

@@ -43,13 +43,23 @@ def claim(
     lease_seconds: float,
     kinds: Collection[Kind] = ("validate", "train"),
     project_gpus: int | None = None,
+    max_attempts: int | None = None,
 ) -> Claim | None:
     """Takes the first work in the line (control_plane/line.py) that fits, or None. `free` and `total`: the worker's
-    slots; `kinds`: what it has room for; `project_gpus`: what a project may use at once that has no limit of its own.
+    slots; `kinds`: what it has room for; `project_gpus`: what a project may use at once that has no limit of its own;
+    `max_attempts`: as for `reconcile`, so that no worker has two jobs with one attempt left.
 
     One compare-and-set: rows that another worker is claiming are skipped, never waited for.
     """
-    job = line.next_job(session, worker_id=worker_id, free=free, total=total, kinds=kinds, project_gpus=project_gpus)
+    job = line.next_job(
+        session,
+        worker_id=worker_id,
+        free=free,
+        total=total,
+        kinds=kinds,
+        project_gpus=project_gpus,
+        max_attempts=max_attempts,
+    )
     if job is None or (job.state == State.queued and not quotas.take_gpus(session, job, project_gpus)):
         return None
     return _take(session, job, worker_id, lease_seconds)

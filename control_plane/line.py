@@ -5,7 +5,8 @@
    then the one whose last start was longest ago. So a project with a thousand jobs takes turns with one that has one.
 3. Within a project the oldest goes first.
 
-Large jobs don't starve in it: see `_barrier`. Jobs that may be what ends their workers don't share one: see SUSPECT.
+Large jobs don't starve in it: see `_barrier`. Jobs of whose attempts the last one is left don't share a worker: see
+`last_chance`.
 
 Jobs that wait are looked at by groups of equal priority, project and need, through one index (`ix_jobs_line`). So the
 line's length costs nothing, and jobs that don't fit are passed over as one.
@@ -50,10 +51,17 @@ Kind = Literal["validate", "train"]
 
 PATIENCE = timedelta(minutes=2)
 """A job that waited longer than this keeps room free for itself."""
-SUSPECT = 2
-"""Attempts in a row without a new checkpoint that make a job suspect. When a worker dies nobody knows which of its jobs
-it was; but no worker takes two suspects, so that one which ends its workers takes no other one along until that fails.
-"""
+NEVER = 2**31 - 1
+
+
+def last_chance(max_attempts: int | None) -> int:
+    """After how many attempts in vain a job's next one is its last.
+
+    When a worker dies nobody knows which of its jobs it was, and the attempts of all count. So that a job which ends
+    its workers doesn't take others along until they fail too, no worker has two jobs with one attempt left. Whichever
+    publishes a checkpoint has all of them again.
+    """
+    return NEVER if max_attempts is None else max(1, max_attempts - 1)
 
 
 def now() -> ColumnElement[Any]:
@@ -71,17 +79,26 @@ def ready() -> ColumnElement[bool]:
 
 
 def next_job(
-    session: Session, *, worker_id: str, free: int, total: int, kinds: Collection[Kind], project_gpus: int | None
+    session: Session,
+    *,
+    worker_id: str,
+    free: int,
+    total: int,
+    kinds: Collection[Kind],
+    project_gpus: int | None,
+    max_attempts: int | None,
 ) -> Job | None:
     """The first job in the line that the worker has room for, locked; those that others are claiming are skipped.
 
     `free` and `total`: the worker's slots. `project_gpus`: what a project may use at once without a limit of its own.
+    `max_attempts`: how many in vain end a job; None is no end.
     """
     trains = "train" in kinds and free > 0
     if not trains and "validate" not in kinds:
         return None
     least, most = (0 if "validate" in kinds else 1), (total if trains else 0)
     given = {"worker_id": worker_id, "free": free, "least": least, "most": most, "project_gpus": project_gpus}
+    given["last"] = last_chance(max_attempts)
     job_id = session.scalar(_next_one(), given)
     return session.get_one(Job, job_id, populate_existing=True) if job_id is not None else None
 
@@ -89,18 +106,26 @@ def next_job(
 @cache
 def _next_one() -> Select[tuple[str]]:
     """SQL: the id of that job. Put together once: that takes several times as long as PostgreSQL's answer."""
-    free, least, most = (bindparam(name, type_=BigInteger) for name in ("free", "least", "most"))
+    free, least, most, last = (bindparam(name, type_=BigInteger) for name in ("free", "least", "most", "last"))
     worker_id = bindparam("worker_id", type_=Text)
     heads = first_ones(bindparam("project_gpus", type_=BigInteger), least, most)
-    barrier = _barrier(heads, worker_id, free)
+    taken = has_last_chance(worker_id, last)
+    barrier = _barrier(heads.select().where(or_(heads.c.fruitless_attempts < last, ~taken)).subquery(), worker_id, free)
     line = _in_order(heads, barrier).where(heads.c.needs <= free).subquery("line")
     age = tuple_(-Job.priority, Job.created_at, Job.id)
     old_enough = age < tuple_(-line.c.barrier_priority, line.c.barrier_created_at, line.c.barrier_id)
     passes = or_(line.c.needs == 0, line.c.barrier_id.is_(None), old_enough)
-    apart = or_(Job.fruitless_attempts < SUSPECT, ~_has_a_suspect(worker_id))
+    apart = or_(Job.fruitless_attempts < last, ~taken)
     # Group by group, until one has a job that nobody else is claiming: nothing else is locked.
     free_one = _first_of(line).where(passes, apart).with_for_update(skip_locked=True).lateral("free_one")
     return select(free_one.c.id).select_from(line.join(free_one, true())).limit(1)
+
+
+def has_last_chance(worker_id: str | BindParameter[str], last: Number) -> ColumnElement[bool]:
+    """SQL: whether the worker has a job with `last` attempts in vain or more."""
+    other = aliased(Job)
+    theirs = and_(other.lease_until.is_not(None), other.worker_id == worker_id)
+    return exists().where(theirs, other.fruitless_attempts >= last)
 
 
 def first_ones(project_gpus: Number | None, least: Number = 0, most: Number | None = None) -> CTE:
@@ -109,9 +134,10 @@ def first_ones(project_gpus: Number | None, least: Number = 0, most: Number | No
     Of groups that need from `least` to `most` slots.
     """
     groups = _groups()
-    head = _first_of(groups, Job.created_at).lateral("head")
+    head = _first_of(groups, Job.created_at, Job.fruitless_attempts).lateral("head")
     may_start = or_(groups.c.needs == 0, quotas.gpus_left(project_gpus, groups.c.project_id, groups.c.needs))
-    query = select(groups, head.c.id, head.c.created_at).select_from(groups.join(head, true()))
+    columns = (groups, head.c.id, head.c.created_at, head.c.fruitless_attempts)
+    query = select(*columns).select_from(groups.join(head, true()))
     wanted = groups.c.needs >= least if most is None else groups.c.needs.between(least, most)
     return query.where(wanted, may_start).cte("heads")
 
@@ -132,7 +158,7 @@ def _first_of(group: FromClause, *columns: Any) -> Select[Any]:
     return select(Job.id, *columns).where(same, ready()).order_by(Job.created_at, Job.id).limit(1)
 
 
-def _barrier(heads: CTE, worker_id: BindParameter[str], free: BindParameter[int]) -> Subquery:
+def _barrier(heads: FromClause, worker_id: BindParameter[str], free: BindParameter[int]) -> Subquery:
     """SQL: the job behind which this worker takes nothing to train, so that slots come free for it; at most one row.
 
     It is the first, by priority and age, of those that don't fit now (all of `heads` would fit the whole worker), and
@@ -150,13 +176,6 @@ def _barrier(heads: CTE, worker_id: BindParameter[str], free: BindParameter[int]
         .limit(1)
         .subquery("barrier")
     )
-
-
-def _has_a_suspect(worker_id: BindParameter[str]) -> ColumnElement[bool]:
-    """SQL: whether one of the worker's jobs is suspect."""
-    other = aliased(Job)
-    theirs = and_(other.lease_until.is_not(None), other.worker_id == worker_id)
-    return exists().where(theirs, other.fruitless_attempts >= SUSPECT)
 
 
 def _in_order(heads: CTE, barrier: Subquery) -> Select[Any]:

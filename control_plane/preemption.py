@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import exists, select
+from sqlalchemy import Subquery, exists, or_, select
 from sqlalchemy.orm import Session
 
 from control_plane import events, line, workers
@@ -21,7 +21,15 @@ HIGH = PRIORITIES["high"]
 """Only jobs of this priority, or a higher one, preempt."""
 
 
-def make_room(session: Session, *, worker_id: str, free: int, total: int, project_gpus: int | None) -> list[str]:
+def make_room(
+    session: Session,
+    *,
+    worker_id: str,
+    free: int,
+    total: int,
+    project_gpus: int | None,
+    max_attempts: int | None = None,
+) -> list[str]:
     """Tells jobs of this worker to yield to the first one of high priority that waits for want of room; returns which.
 
     None where that can wait for another worker, where it would not be enough, and while others yield already.
@@ -29,7 +37,10 @@ def make_room(session: Session, *, worker_id: str, free: int, total: int, projec
     mine = _preemptible(session, worker_id)
     if not mine:
         return []
-    urgent = _urgent(session, free, total, project_gpus)
+    heads = line.first_ones(project_gpus, free + 1, total)
+    last = line.last_chance(max_attempts)
+    takes = or_(heads.c.fruitless_attempts < last, ~line.has_last_chance(worker_id, last))
+    urgent = _urgent(session, select(heads).where(takes).subquery())
     if urgent is None or workers.room(session, other_than=worker_id) >= urgent.gpus:
         return []
     chosen = _fewest(mine, urgent.gpus - free)
@@ -56,12 +67,10 @@ def _preemptible(session: Session, worker_id: str) -> Sequence[Job]:
     return session.scalars(lowest_first.with_for_update(skip_locked=True)).all()
 
 
-def _urgent(session: Session, free: int, total: int, project_gpus: int | None) -> Job | None:
-    """The first job of high priority that this worker lacks the room for now, and to which nobody yields; locked.
-
-    Another worker that looks for room for it at the same time leaves it to us.
+def _urgent(session: Session, heads: Subquery) -> Job | None:
+    """The first job of high priority of those that this worker would take and lacks the room for, and to which nobody
+    yields; locked. Another worker that looks for room for it at the same time leaves it to us.
     """
-    heads = line.first_ones(project_gpus, free + 1, total)
     waits = select(heads.c.id).where(heads.c.priority >= HIGH)
     oldest = session.scalar(waits.order_by(-heads.c.priority, heads.c.created_at, heads.c.id).limit(1))
     if oldest is None or session.scalar(select(exists().where(Job.lease_until.is_not(None), Job.yields_to == oldest))):

@@ -31,6 +31,7 @@ def publish_checkpoint(session: Session, claim: Claim, manifest: Manifest, stora
     name = f"{job.result_name}-step-{manifest.step}"
     if session.get(Model, name) is None:  # one that was made before, and not kept, is no progress
         session.get_one(Attempt, (job.id, job.fence)).made_progress = True
+        job.fruitless_attempts = 0
     model = _put_model(session, job, name, manifest, step=manifest.step, storage_prefix=storage_prefix)
     if manifest.final:
         _put_model(session, job, job.result_name, manifest, step=manifest.step, storage_prefix=storage_prefix)

@@ -74,23 +74,33 @@ class Queue:
 
 
 def read(
-    session: Session, project_id: str, *, project_gpus: int | None, after: str | None = None, limit: int = 20
+    session: Session,
+    project_id: str,
+    *,
+    project_gpus: int | None,
+    max_attempts: int | None = None,
+    after: str | None = None,
+    limit: int = 20,
 ) -> Queue:
-    """The project's waiting jobs, with reasons. `project_gpus`: as for leases.claim."""
+    """The project's waiting jobs, with reasons. `project_gpus` and `max_attempts`: as for leases.claim."""
     states = (State.validating, State.queued, State.paused)
     query = select(Job).where(Job.project_id == project_id, Job.state.in_(states))
     order = (-Job.priority, Job.created_at, Job.id)
     page = paginate(session, query, item_id=Job.id, order=order, after=after, limit=limit, newest_first=False)
-    scene = _Scene(session, project_id, project_gpus)
+    scene = _Scene(session, project_id, project_gpus, line.last_chance(max_attempts))
     return Queue([scene.why(job) for job in page.items], page.has_more, scene.places)
 
 
 class _Scene:
     """What all the reasons of an answer are made from, read once."""
 
-    def __init__(self, session: Session, project_id: str, project_gpus: int | None) -> None:
+    def __init__(self, session: Session, project_id: str, project_gpus: int | None, last_chance: int) -> None:
         self._now = session.scalars(dpo_now().select()).one()
         self._project_id = project_id
+        self._last_chance = last_chance
+        on_last = select(Job.worker_id).where(Job.lease_until.is_not(None), Job.fruitless_attempts >= last_chance)
+        self._with_last_chance = set(session.scalars(on_last))
+        """Ids of workers."""
         self._running = session.scalars(
             select(Job).where(Job.lease_until.is_not(None), Job.state.in_(quotas.ON_GPUS))
         ).all()
@@ -108,6 +118,13 @@ class _Scene:
         yield from self._of_its_own(job)
         if not self._taking:
             yield Reason.no_worker, "There is no worker that takes work.", None
+        if not any(self._takes(place.worker, job) for place in self._taking):
+            count = f"{job.fruitless_attempts} attempts" if job.fruitless_attempts > 1 else "attempt"
+            message = (
+                f"Its last {count} brought it no further and it has one left, and so it is with a job on every worker: "
+                "none takes two of them, as one may be what ends the other's attempts."
+            )
+            yield Reason.kept_apart, message, None
         if job.state == State.validating:
             yield Reason.readers_busy, "A worker will read its data; other jobs' data is read first.", None
         yield from self._of_room(job)
@@ -144,22 +161,17 @@ class _Scene:
             yield Reason.project_limit, message, _comes_free(mine, self._limit - held, job.gpus)
         if any(one.yields_to == job.id for one in self._running):
             yield Reason.room_is_made, "Preemptible jobs make their checkpoints, and then room for it.", None
-        free = max((place.free for place in self._taking), default=0)
+        taking = [place for place in self._taking if self._takes(place.worker, job)]
+        free = max((place.free for place in taking), default=0)
         if job.gpus > free:
-            times = [moment for place in self._taking if (moment := _comes_free(place.running, place.free, job.gpus))]
+            times = [moment for place in taking if (moment := _comes_free(place.running, place.free, job.gpus))]
             needs = "a free slot" if job.gpus == 1 else f"{job.gpus} free slots on one worker"
             there = "none is" if free == 0 else f"{free} are"
             yield Reason.no_slots_free, f"It needs {needs}, and {there} free.", min(times, default=None)
 
     def _of_the_line(self, job: Job) -> Iterator[tuple[Reason, str, datetime | None]]:
         place = (-job.priority, job.created_at, job.id)
-        room = [it for it in self._taking if it.free >= job.gpus]
-        if _suspect(job) and all(any(map(_suspect, it.running)) for it in room):
-            message = (
-                f"Its last {job.fruitless_attempts} attempts brought it no further, nor did those of a job that runs "
-                "where there is room: two such jobs don't share a worker, as one may be what ends the other's attempts."
-            )
-            yield Reason.kept_apart, message, None
+        room = [it for it in self._taking if it.free >= job.gpus and self._takes(it.worker, job)]
         kept = [it.kept_for for it in room if it.kept_for is not None and _age(it.kept_for) < place]
         if len(kept) == len(room):
             large = min(kept, key=_age)
@@ -167,6 +179,10 @@ class _Scene:
             message = f"{name} needs {large.needs} slots and goes first; those that are free are kept for it."
             yield Reason.behind_a_large_job, message, None
         yield Reason.next, "There is room: a worker takes it, or one before it, within seconds.", None
+
+    def _takes(self, worker: Worker, job: Job | Row[Any]) -> bool:
+        """Where it has room."""
+        return job.fruitless_attempts < self._last_chance or worker.id not in self._with_last_chance
 
     def _place(self, worker: Worker) -> Place:
         here = [job for job in self._running if job.worker_id == worker.id]
@@ -177,13 +193,10 @@ class _Scene:
         starving = [
             head
             for head in self._heads
-            if free < head.needs <= usable and (head.created_at < long_ago or head.id in yielding)
+            if free < head.needs <= usable and self._takes(worker, head)
+            if head.created_at < long_ago or head.id in yielding
         ]
         return Place(worker, usable, free, here, min(starving, key=_age, default=None))
-
-
-def _suspect(job: Job) -> bool:
-    return job.fruitless_attempts >= line.SUSPECT
 
 
 def _age(head: Row[Any]) -> tuple[int, datetime, str]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from control_plane import attempts, events
 from control_plane.database import dpo_now
 from control_plane.job_states import State, move
-from control_plane.tables import Attempt, Checkpoint, Job, Json
+from control_plane.tables import Attempt, Checkpoint, Event, Job, Json
 from dpo_core.footprint import in_bytes
 from dpo_core.prepare_report import Disk
 from dpo_core.run_directory import Failure, Manifest
 
-AGAIN = timedelta(minutes=2)
-"""After which a job that waits for more than it should need is tried again all the same: see `release`."""
+ROOM_AGAIN = "room_again"
+RETRY_AFTER, LONGEST = timedelta(minutes=2), timedelta(hours=4)
+"""How long a job waits for more room than its estimate: at first, and at most. See `release`."""
 
 
 def still_to_write(session: Session, job: Job) -> int:
@@ -58,17 +59,25 @@ def release(session: Session, free: int) -> list[str]:
     """Lets those go on that a worker with `free` bytes has room for; returns their ids.
 
     That is who waits for no more than that. What a run needs that a full disk ended is a guess, though, and too high
-    where room was made before the worker could look: after a while its job's own estimate is enough.
+    where room was made before its worker could look: after a while its job's own estimate is enough.
     """
-    tried_long_ago = Attempt.ended_at < dpo_now() - AGAIN
     last = and_(Attempt.job_id == Job.id, Attempt.fence == Job.fence)
-    waiting = select(Job).join(Attempt, last).where(Job.state.in_((State.queued, State.validating)))
-    waiting = waiting.where(or_(Job.needs_bytes <= free, and_(Job.needs_bytes.is_not(None), tried_long_ago)))
-    jobs = session.scalars(waiting.order_by(Job.id).with_for_update(skip_locked=True, of=Job)).all()
-    released = [job for job in jobs if min(job.needs_bytes or 0, still_to_write(session, job)) <= free]
+    waiting = select(Job, Attempt.ended_at).join(Attempt, last)
+    waiting = waiting.where(Job.needs_bytes.is_not(None), Job.state.in_((State.queued, State.validating)))
+    waiting = waiting.where(or_(Job.needs_bytes <= free, Attempt.ended_at < dpo_now() - RETRY_AFTER))
+    found = session.execute(waiting.order_by(Job.id).with_for_update(skip_locked=True, of=Job)).all()
+    released = [job for job, ended in found if (job.needs_bytes or 0) <= free or _may_retry(session, job, ended, free)]
     for job in released:
         message = f"There is room again: {in_bytes(free)}."
-        events.add(session, job, code="room_again", message=message, data={"needs_bytes": job.needs_bytes})
+        events.add(session, job, code=ROOM_AGAIN, message=message, data={"needs_bytes": job.needs_bytes})
         job.needs_bytes = None
     session.flush()
     return [job.id for job in released]
+
+
+def _may_retry(session: Session, job: Job, ended_at: datetime | None, free: int) -> bool:
+    """Whether it waited for long enough by now that its estimate decides; four times as long after each try."""
+    tries = select(func.count()).where(Event.job_id == job.id, Event.code == ROOM_AGAIN)
+    wait = min(LONGEST, RETRY_AFTER * attempts.GROWTH ** min(session.scalar(tries) or 0, 10))
+    waited = session.scalar(select(dpo_now() - ended_at))
+    return waited is not None and waited > wait and still_to_write(session, job) <= free

@@ -44,8 +44,9 @@ class Housekeeping:
                 session, max_attempts=settings.max_attempts, retry_seconds=settings.retry_seconds
             )
             requeued += checks.reconcile(session, max_attempts=settings.max_attempts)
-        with database.transaction() as session:
-            room.release(session, self._tools.room.free)
+        if not self._tools.room.too_little:
+            with database.transaction() as session:
+                room.release(session, self._tools.room.free)
         with database.transaction() as session:
             files.remove_expired(session)
             uploads.end_expired(session)

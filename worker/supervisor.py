@@ -180,6 +180,7 @@ class Supervisor:
                 lease_seconds=self._settings.lease_seconds,
                 kinds=kinds,
                 project_gpus=self._settings.project_gpus,
+                max_attempts=self._settings.max_attempts,
             )
         if claim is None:
             self._make_room()
@@ -203,6 +204,7 @@ class Supervisor:
                 free=slots.free,
                 total=slots.total,
                 project_gpus=self._settings.project_gpus,
+                max_attempts=self._settings.max_attempts,
             )
         if told:
             logger.info("told to yield to a job of high priority: %s", ", ".join(told))

@@ -11,10 +11,9 @@ from control_plane.database import Database
 from control_plane.job_requests import read_request
 from control_plane.job_states import State
 from control_plane.leases import Claim
-from control_plane.line import SUSPECT
 from control_plane.tables import Job
 from dpo_core.run_directory import Manifest
-from tests.control_plane.rows import FILE, PROJECT, add_file, add_project, body, create, set_clock_ahead
+from tests.control_plane.rows import FILE, PROJECT, add_file, add_project, body, create, read_job, set_clock_ahead
 
 OTHER = "proj-2"
 
@@ -42,9 +41,13 @@ def queue(database: Database, project_id: str, count: int = 1, **changes: object
         return [add(session, project_id, **changes) for _ in range(count)]  # type: ignore[arg-type]
 
 
-def take(database: Database, *, free: int = 1, total: int = 8, worker_id: str = "w1") -> Claim | None:
+def take(
+    database: Database, *, free: int = 1, total: int = 8, worker_id: str = "w1", max_attempts: int | None = None
+) -> Claim | None:
     with database.transaction() as session:
-        return leases.claim(session, worker_id=worker_id, free=free, total=total, lease_seconds=30)
+        return leases.claim(
+            session, worker_id=worker_id, free=free, total=total, lease_seconds=30, max_attempts=max_attempts
+        )
 
 
 def projects_taken(database: Database, count: int) -> list[str]:
@@ -144,29 +147,45 @@ def test_no_job_rests_for_as_long_as_a_clock_was_ahead(shared: Database) -> None
     assert claim is not None and claim.job_id == first
 
 
-def suspect(database: Database, *job_ids: str) -> None:
-    """As if their last attempts had been in vain, so often that they may be what ended their workers."""
+MOST = 5
+"""Attempts in vain that end a job."""
+
+
+def leave_one_attempt(database: Database, *job_ids: str) -> None:
     with database.transaction() as session:
-        session.execute(update(Job).where(Job.id.in_(job_ids)).values(fruitless_attempts=SUSPECT))
+        session.execute(update(Job).where(Job.id.in_(job_ids)).values(fruitless_attempts=MOST - 1))
 
 
-def test_no_worker_takes_two_suspects(shared: Database) -> None:
+def test_no_worker_has_two_jobs_with_one_attempt_left(shared: Database) -> None:
     first, second, third = queue(shared, PROJECT, 3)
-    suspect(shared, first, second)
-    claims = [take(shared, free=8) for _ in range(3)]
+    leave_one_attempt(shared, first, second)
+    claims = [take(shared, free=8, max_attempts=MOST) for _ in range(3)]
     assert [claim and claim.job_id for claim in claims] == [first, third, None]
-    elsewhere = take(shared, free=8, worker_id="w2")
+    elsewhere = take(shared, free=8, worker_id="w2", max_attempts=MOST)
     assert elsewhere is not None and elsewhere.job_id == second, "another worker takes it"
 
 
-def test_a_suspect_waits_until_the_other_one_got_on_or_is_over(shared: Database) -> None:
+def test_a_checkpoint_gives_a_job_its_attempts_back_and_others_their_place(shared: Database) -> None:
     first, second = queue(shared, PROJECT, 2)
-    suspect(shared, first, second)
-    claim = take(shared, free=8)
-    assert claim is not None and claim.job_id == first and take(shared, free=8) is None
-    end(shared, claim)
-    following = take(shared, free=8)
+    leave_one_attempt(shared, first, second)
+    claim = take(shared, free=8, max_attempts=MOST)
+    assert claim is not None and claim.job_id == first and take(shared, free=8, max_attempts=MOST) is None
+    with shared.transaction() as session:
+        publication.publish_checkpoint(session, claim, Manifest(step=1, kind="full", files=[]), "p")
+    following = take(shared, free=8, max_attempts=MOST)
     assert following is not None and following.job_id == second
+    assert read_job(shared, first).fruitless_attempts == 0
+
+
+def test_a_large_job_with_one_attempt_left_keeps_no_room_that_it_would_not_get(shared: Database) -> None:
+    small, large, young = (queue(shared, PROJECT, 1, gpus=gpus)[0] for gpus in (1, 8, 1))
+    leave_one_attempt(shared, small, large)
+    claim = take(shared, free=8, max_attempts=MOST)
+    assert claim is not None and claim.job_id == small
+    with shared.transaction() as session:
+        session.execute(text("UPDATE jobs SET created_at = created_at - interval '1 hour'"))
+    passing = take(shared, free=7, max_attempts=MOST)
+    assert passing is not None and passing.job_id == young
 
 
 def test_the_line_s_length_costs_nothing(shared: Database) -> None:

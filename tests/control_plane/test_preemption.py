@@ -27,9 +27,11 @@ def queue(database: Database, *, gpus: int = 1, priority: str = "high", preempti
         return job_in(session, State.queued, **changes).id
 
 
-def make_room(database: Database, *, free: int = 0, total: int = 8) -> list[str]:
+def make_room(database: Database, *, free: int = 0, total: int = 8, max_attempts: int | None = None) -> list[str]:
     with database.transaction() as session:
-        return preemption.make_room(session, worker_id=ME, free=free, total=total, project_gpus=None)
+        return preemption.make_room(
+            session, worker_id=ME, free=free, total=total, project_gpus=None, max_attempts=max_attempts
+        )
 
 
 def told(database: Database, claim: Claim) -> bool:
@@ -46,6 +48,17 @@ def take(database: Database, *, free: int, total: int = 8) -> str | None:
     with database.transaction() as session:
         claim = leases.claim(session, worker_id=ME, free=free, total=total, lease_seconds=30)
     return claim.job_id if claim else None
+
+
+def test_nobody_yields_to_a_job_that_this_worker_would_not_take(stocked: Database) -> None:
+    """Both have one attempt left, and no worker has two of those."""
+    kept, _ = run(stocked, preemptible=False), run(stocked)
+    urgent = queue(stocked)
+    with stocked.transaction() as session:
+        for job_id in (kept.job_id, urgent):
+            session.get_one(Job, job_id).fruitless_attempts = 4
+    assert make_room(stocked, total=2, max_attempts=5) == []
+    assert make_room(stocked, total=2, max_attempts=6) != []
 
 
 def test_a_preemptible_job_yields_and_goes_on_later_from_its_checkpoint(stocked: Database) -> None:

@@ -11,7 +11,6 @@ from control_plane import leases, pauses, preemption, queue, results, workers
 from control_plane.database import Database, dpo_now
 from control_plane.job_states import State
 from control_plane.leases import Claim
-from control_plane.line import SUSPECT
 from control_plane.queue import Queue, Reason, Waiting
 from control_plane.tables import Job, Project
 from control_plane.workers import Condition, Facts
@@ -31,13 +30,16 @@ def manned(stocked: Database) -> Database:
     return stocked
 
 
-def read(database: Database, *, project_gpus: int | None = None, **page: int | str) -> Queue:
+def read(database: Database, *, project_gpus: int | None = None, **page: int | str | None) -> Queue:
     with database.transaction() as session:
         return queue.read(session, PROJECT, project_gpus=project_gpus, **page)  # type: ignore[arg-type]
 
 
-def why(database: Database, job_id: str, *, project_gpus: int | None = None) -> Waiting:
-    (found,) = (it for it in read(database, project_gpus=project_gpus).waiting if it.job.id == job_id)
+def why(
+    database: Database, job_id: str, *, project_gpus: int | None = None, max_attempts: int | None = None
+) -> Waiting:
+    waiting = read(database, project_gpus=project_gpus, max_attempts=max_attempts).waiting
+    (found,) = (it for it in waiting if it.job.id == job_id)
     return found
 
 
@@ -187,15 +189,17 @@ def test_behind_a_large_job(manned: Database) -> None:
     assert why(manned, small).reason is Reason.next, "the other worker is too small for that"
 
 
-def test_suspects_are_kept_apart(manned: Database) -> None:
-    first, second = run(manned).job_id, add(manned)
+@pytest.mark.parametrize("state", [State.queued, State.validating])
+def test_no_worker_takes_two_jobs_with_one_attempt_left(manned: Database, state: State) -> None:
+    first, second = run(manned).job_id, add(manned, state=state)
     with manned.transaction() as session:
-        session.execute(update(Job).where(Job.id.in_((first, second))).values(fruitless_attempts=SUSPECT))
-    found = why(manned, second)
-    assert found.reason is Reason.kept_apart and found.message.startswith("Its last 2 attempts brought it no further")
+        session.execute(update(Job).where(Job.id.in_((first, second))).values(fruitless_attempts=4))
+    found = why(manned, second, max_attempts=5)
+    assert found.reason is Reason.kept_apart and found.message.startswith("Its last 4 attempts brought it no further")
     with manned.transaction() as session:
         workers.register(session, Facts("w2", "host", 2, "cpu", 4))
-    assert why(manned, second).reason is Reason.next, "there is room on another worker"
+    reason = Reason.next if state == State.queued else Reason.readers_busy
+    assert why(manned, second, max_attempts=5).reason is reason, "there is room on another worker"
 
 
 def test_another_project_s_jobs_are_neither_listed_nor_named(manned: Database) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import text
-from sqlalchemy.orm import Session
-
 from control_plane import results, room
 from control_plane.database import Database
 from control_plane.tables import Job
 from dpo_core.run_directory import DISK_FULL, Failure
-from tests.control_plane.rows import claim_one, event_codes, read_job, started
+from tests.control_plane.rows import claim_one, event_codes, read_job, set_clock_ahead, started
 
 GIGABYTE = 10**9
 FULL = Failure(kind="resource", code=DISK_FULL, message="The disk is full.")
@@ -30,8 +27,9 @@ def release(database: Database, free: int) -> list[str]:
         return room.release(session, free)
 
 
-def let_time_pass(session: Session) -> None:
-    session.execute(text("UPDATE attempts SET ended_at = ended_at - interval '3 minutes'"))
+def let_time_pass(database: Database, minutes: int) -> None:
+    with database.transaction() as session:
+        set_clock_ahead(session, 60.0 * minutes)
 
 
 def test_a_job_goes_on_once_there_is_as_much_room_as_it_waits_for(stocked: Database) -> None:
@@ -46,7 +44,19 @@ def test_room_that_was_made_before_anybody_measured_is_not_asked_for_twice(stock
     """It waits for more than was free then, which was plenty: its estimate decides after a while."""
     job_id = stopped(stocked, 21 * GIGABYTE, estimate=GIGABYTE)
     assert release(stocked, 20 * GIGABYTE) == []
-    with stocked.transaction() as session:
-        let_time_pass(session)
+    let_time_pass(stocked, 3)
     assert release(stocked, GIGABYTE // 2) == [], "the estimate doesn't fit"
+    assert release(stocked, 20 * GIGABYTE) == [job_id]
+
+
+def test_a_job_whose_estimate_is_too_low_is_tried_ever_less_often(stocked: Database) -> None:
+    job_id = stopped(stocked, 21 * GIGABYTE, estimate=GIGABYTE)
+    let_time_pass(stocked, 3)
+    assert release(stocked, 20 * GIGABYTE) == [job_id]
+    claim = claim_one(stocked)
+    with stocked.transaction() as session:
+        results.fail(session, claim, FULL, max_attempts=5, needs_bytes=21 * GIGABYTE)
+    let_time_pass(stocked, 6)
+    assert release(stocked, 20 * GIGABYTE) == [], "three minutes are not enough this time"
+    let_time_pass(stocked, 12)
     assert release(stocked, 20 * GIGABYTE) == [job_id]

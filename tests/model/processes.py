@@ -161,6 +161,7 @@ class Worker(Named):
                 lease_seconds=LEASE_SECONDS,
                 kinds=kinds,
                 project_gpus=PROJECT_GPUS,
+                max_attempts=MAX_ATTEMPTS,
             )
         if claim is None:
             return None
