@@ -15,6 +15,7 @@ from control_plane.checks import State
 from control_plane.errors import InvalidRequest
 from control_plane.job_requests import JobRequest
 from control_plane.tables import Check
+from dpo_core import prepare_events
 from dpo_core.prepare_report import Disk, MemoryReport, Prepared, Report, Value
 from dpo_core.spec import TrainingSpec
 
@@ -46,6 +47,8 @@ class Estimate(BaseModel):
     memory: MemoryReport
     disk: Disk
     time: TimeEstimate
+    warnings: list[str]
+    """What the job's events would warn of: rows that are left out, values that are unusual."""
 
 
 class EstimateObject(Answer):
@@ -78,4 +81,5 @@ def _estimate(services: Services, model_id: str, check: Check) -> Estimate:
         memory=prepared.memory,
         disk=prepared.disk,
         time=TimeEstimate(seconds=time.seconds, job=time.job, reason=time.reason),
+        warnings=prepare_events.warnings(prepared),
     )

@@ -32,7 +32,7 @@ def show_estimate(estimate: Json) -> None:
     )
     about = "" if time["seconds"] is None else f"about {duration(time['seconds'])}: "
     typer.echo(f"time: {about}{time['reason']}")
-    for warning in report["warnings"]:
+    for warning in estimate["warnings"]:
         typer.echo(f"warning: {warning}")
 
 

@@ -101,11 +101,12 @@ def run_ranks(path: Path, ranks: int) -> tuple[int, str | None]:
 
 
 def killed_rank(exit_codes: dict[int, int]) -> str | None:
-    """A sentence about the first rank that a signal ended, or None."""
-    for rank, code in sorted(exit_codes.items()):
-        if code < 0:
-            return f"Rank {rank} was killed ({signal.Signals(-code).name})."
-    return None
+    """A sentence about the first rank that a signal ended, or None. torchrun ends the others by SIGTERM."""
+    killed = [(code == -signal.SIGTERM, rank, code) for rank, code in exit_codes.items() if code < 0]
+    if not killed:
+        return None
+    _, rank, code = min(killed)
+    return f"Rank {rank} was killed ({signal.Signals(-code).name})."
 
 
 if __name__ == "__main__":

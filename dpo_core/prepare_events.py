@@ -24,6 +24,11 @@ def announce(directory: RunDirectory, prepared: Prepared, tables_found: int = 0)
         directory.append_event(event)
 
 
+def warnings(prepared: Prepared) -> list[str]:
+    """What the user would be warned of."""
+    return [event.message for event in _events(prepared, 0) if event.level == "warn"]
+
+
 def _events(prepared: Prepared, tables_found: int) -> Iterator[Event]:
     report = prepared.report
     if tables_found:

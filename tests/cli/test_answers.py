@@ -86,6 +86,7 @@ def test_a_dry_run_prints_tables_and_leaves_nothing(
     assert "* 0 none" in single_spaced(done.stdout)
     assert "disk: 6 checkpoints of" in done.stdout
     assert "time: unknown: no job of this project has trained all weights of base/trainable" in done.stdout
+    assert "warning: Nothing is held out to validate with" in done.stdout, "as the job's own event would say"
     assert client.fine_tuning.jobs.list().data == []
     assert client.files.list().data == []
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from dpo_core.launch import rank_environment
+from dpo_core.launch import killed_rank, rank_environment
 from dpo_core.run_directory import RunDirectory, Status
 from dpo_core.spec import ModelSource
 from tests.dpo_core.runs import Workshop, all_gone, final_weights, launch, lines, losses, tail, train_all
@@ -113,6 +113,12 @@ def test_a_killed_rank_fails_the_run_and_leaves_no_process(workshop: Workshop) -
     assert status.failure.message == f"Rank {killed} was killed (SIGKILL)."
     assert status.step >= 5
     assert run.complete_checkpoints()
+
+
+def test_the_killed_rank_is_not_one_that_torchrun_ended() -> None:
+    assert killed_rank({0: -signal.SIGTERM, 1: -signal.SIGKILL}) == "Rank 1 was killed (SIGKILL)."
+    assert killed_rank({0: 1, 1: -signal.SIGTERM}) == "Rank 1 was killed (SIGTERM)."
+    assert killed_rank({0: 1, 1: 1}) is None
 
 
 def test_training_listens_on_the_loopback_address_only(workshop: Workshop) -> None:
