@@ -79,12 +79,12 @@ class Entry:
     @property
     def seconds(self) -> float:
         """Of all timed steps, undisturbed."""
-        return fastest_seconds(self.rounds)
+        return fastest_seconds(outcome.seconds for outcome in self.rounds)
 
     @property
     def median_seconds(self) -> float:
         """Of all timed steps."""
-        return median_seconds(self.rounds)
+        return median_seconds(outcome.seconds for outcome in self.rounds)
 
     @property
     def reference_seconds(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -23,14 +23,14 @@ class Outcome:
     """Spent on the reference's log-probabilities of all pairs, before the first step."""
 
 
-def fastest_seconds(rounds: Sequence[Outcome]) -> float:
+def fastest_seconds(rounds: Iterable[Sequence[float]]) -> float:
     """Seconds of all steps, each the fastest of its rounds: whatever else a host does makes it slower, never faster."""
-    return math.fsum(map(min, zip(*(outcome.seconds for outcome in rounds), strict=True)))
+    return math.fsum(map(min, zip(*rounds, strict=True)))
 
 
-def median_seconds(rounds: Sequence[Outcome]) -> float:
+def median_seconds(rounds: Iterable[Sequence[float]]) -> float:
     """Seconds of all steps, each the median over rounds."""
-    return math.fsum(median(step) for step in zip(*(outcome.seconds for outcome in rounds), strict=True))
+    return math.fsum(map(median, zip(*rounds, strict=True)))
 
 
 def largest_difference(one: Sequence[float], other: Sequence[float]) -> float:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from benchmarks import claims
 from benchmarks.lengths import like_hh_rlhf
+from benchmarks.outcome import fastest_seconds
 from benchmarks.report import machine, print_table
 from benchmarks.servers import running
 from benchmarks.shape import Shape
@@ -61,7 +61,7 @@ def cost_of_supervision(folder: Path, load: Load, steps: int, rounds: int) -> di
             supervised.append(under_the_worker(served, asked, None if number else template))
             by_itself.append(alone(template, folder / f"alone-{number}", load))
             print(f"round {number + 1}: supervised {_words(supervised[-1])}, alone {_words(by_itself[-1])}", flush=True)
-    under, without = _per_step(supervised), _per_step(by_itself)
+    under, without = (fastest_seconds(run.seconds for run in runs) for runs in (supervised, by_itself))
     took = sum(run.step_ends[-1] - run.step_ends[0] for run in supervised)
     return {
         "steps": steps,
@@ -147,10 +147,6 @@ def reached(facts: dict[str, Any]) -> dict[str, bool]:
         queues = facts["claims"]["queues"].values()
         goals["claims"] = all(queue["since_due_ms"]["p99"] < MOST_CLAIM_MS for queue in queues)
     return goals
-
-
-def _per_step(runs: list[Run]) -> float:
-    return math.fsum(map(min, zip(*(run.seconds for run in runs), strict=True)))
 
 
 def _words(run: Run) -> str:

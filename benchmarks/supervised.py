@@ -51,7 +51,6 @@ class Load:
 
 @dataclass(frozen=True)
 class Service:
-    load: Load
     http: httpx2.Client
     runs: Path
     database: Database
@@ -97,7 +96,7 @@ def service(folder: Path, model: Path, load: Load) -> Iterator[Service]:
             httpx2.Client(base_url=url, headers=headers, timeout=60) as http,
         ):
             wait_for(lambda: http.get("/readyz").status_code == 200)
-            yield Service(load, http, folder / "runs", database, [*under.processes, api, worker])
+            yield Service(http, folder / "runs", database, [*under.processes, api, worker])
         database.dispose()
 
 

@@ -109,23 +109,26 @@ def _next_one() -> Select[tuple[str]]:
     free, least, most, last = (bindparam(name, type_=BigInteger) for name in ("free", "least", "most", "last"))
     worker_id = bindparam("worker_id", type_=Text)
     heads = first_ones(bindparam("project_gpus", type_=BigInteger), least, most)
-    taken = has_last_chance(worker_id, last)
-    barrier = _barrier(heads.select().where(or_(heads.c.fruitless_attempts < last, ~taken)).subquery(), worker_id, free)
+    barrier = _barrier(heads.select().where(may_join(heads.c, worker_id, last)).subquery(), worker_id, free)
     line = _in_order(heads, barrier).where(heads.c.needs <= free).subquery("line")
     age = tuple_(-Job.priority, Job.created_at, Job.id)
     old_enough = age < tuple_(-line.c.barrier_priority, line.c.barrier_created_at, line.c.barrier_id)
     passes = or_(line.c.needs == 0, line.c.barrier_id.is_(None), old_enough)
-    apart = or_(Job.fruitless_attempts < last, ~taken)
     # Group by group, until one has a job that nobody else is claiming: nothing else is locked.
-    free_one = _first_of(line).where(passes, apart).with_for_update(skip_locked=True).lateral("free_one")
+    free_one = (
+        _first_of(line)
+        .where(passes, may_join(Job, worker_id, last))
+        .with_for_update(skip_locked=True)
+        .lateral("free_one")
+    )
     return select(free_one.c.id).select_from(line.join(free_one, true())).limit(1)
 
 
-def has_last_chance(worker_id: str | BindParameter[str], last: Number) -> ColumnElement[bool]:
-    """SQL: whether the worker has a job with `last` attempts in vain or more."""
+def may_join(job: Any, worker_id: str | BindParameter[str], last: Number) -> ColumnElement[bool]:
+    """SQL: the job, a table or its columns, or else each of the worker's, had fewer than `last` attempts in vain."""
     other = aliased(Job)
     theirs = and_(other.lease_until.is_not(None), other.worker_id == worker_id)
-    return exists().where(theirs, other.fruitless_attempts >= last)
+    return or_(job.fruitless_attempts < last, ~exists().where(theirs, other.fruitless_attempts >= last))
 
 
 def first_ones(project_gpus: Number | None, least: Number = 0, most: Number | None = None) -> CTE:

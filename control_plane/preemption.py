@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Subquery, exists, or_, select
+from sqlalchemy import Subquery, exists, select
 from sqlalchemy.orm import Session
 
 from control_plane import events, line, workers
@@ -38,8 +38,7 @@ def make_room(
     if not mine:
         return []
     heads = line.first_ones(project_gpus, free + 1, total)
-    last = line.last_chance(max_attempts)
-    takes = or_(heads.c.fruitless_attempts < last, ~line.has_last_chance(worker_id, last))
+    takes = line.may_join(heads.c, worker_id, line.last_chance(max_attempts))
     urgent = _urgent(session, select(heads).where(takes).subquery())
     if urgent is None or workers.room(session, other_than=worker_id) >= urgent.gpus:
         return []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
+from typing import Any
 
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
@@ -62,11 +63,14 @@ def release(session: Session, free: int) -> list[str]:
     where room was made before its worker could look: after a while its job's own estimate is enough.
     """
     last = and_(Attempt.job_id == Job.id, Attempt.fence == Job.fence)
-    waiting = select(Job, Attempt.ended_at).join(Attempt, last)
+    since: Any = dpo_now() - Attempt.ended_at
+    waiting = select(Job, since).join(Attempt, last)
     waiting = waiting.where(Job.needs_bytes.is_not(None), Job.state.in_((State.queued, State.validating)))
-    waiting = waiting.where(or_(Job.needs_bytes <= free, Attempt.ended_at < dpo_now() - RETRY_AFTER))
+    waiting = waiting.where(or_(Job.needs_bytes <= free, since > RETRY_AFTER))
     found = session.execute(waiting.order_by(Job.id).with_for_update(skip_locked=True, of=Job)).all()
-    released = [job for job, ended in found if (job.needs_bytes or 0) <= free or _may_retry(session, job, ended, free)]
+    released = [
+        job for job, waited in found if (job.needs_bytes or 0) <= free or _may_retry(session, job, waited, free)
+    ]
     for job in released:
         message = f"There is room again: {in_bytes(free)}."
         events.add(session, job, code=ROOM_AGAIN, message=message, data={"needs_bytes": job.needs_bytes})
@@ -75,9 +79,8 @@ def release(session: Session, free: int) -> list[str]:
     return [job.id for job in released]
 
 
-def _may_retry(session: Session, job: Job, ended_at: datetime | None, free: int) -> bool:
+def _may_retry(session: Session, job: Job, waited: timedelta, free: int) -> bool:
     """Whether it waited for long enough by now that its estimate decides; four times as long after each try."""
     tries = select(func.count()).where(Event.job_id == job.id, Event.code == ROOM_AGAIN)
     wait = min(LONGEST, RETRY_AFTER * attempts.GROWTH ** min(session.scalar(tries) or 0, 10))
-    waited = session.scalar(select(dpo_now() - ended_at))
-    return waited is not None and waited > wait and still_to_write(session, job) <= free
+    return waited > wait and still_to_write(session, job) <= free

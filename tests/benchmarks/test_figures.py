@@ -66,7 +66,7 @@ def test_pairs_of_a_given_ratio() -> None:
 
 
 def test_each_step_counts_with_its_fastest_round_and_the_medians_stand_beside_it() -> None:
-    rounds = [Outcome(seconds, [], memory=0, reference_seconds=0) for seconds in ([1.0, 9.0], [2.0, 3.0], [8.0, 4.0])]
+    rounds = ([1.0, 9.0], [2.0, 3.0], [8.0, 4.0])
     assert fastest_seconds(rounds) == 1.0 + 3.0
     assert median_seconds(rounds) == 2.0 + 4.0
 
