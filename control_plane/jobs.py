@@ -158,7 +158,7 @@ def cancel(session: Session, project_id: str, job_id: str, *, repeated: bool = F
     if repeated and job.state == State.cancelled:
         return job
     if State(job.state) in FINAL:
-        raise Conflict(f"Job {job_id} is {job.state} already; there is nothing to cancel.", code="illegal_move")
+        raise Conflict(f"Job {job_id} is over ({job.state}); there is nothing to cancel.", code="illegal_move")
     if job.lease_until is not None:
         attempts.end(session, job, "cancelled")
     job.fence += 1

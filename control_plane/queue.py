@@ -111,7 +111,7 @@ class _Scene:
 
     def why(self, job: Job) -> Waiting:
         reason, message, until = next(self._reasons(job))
-        return Waiting(job, reason, message, until)
+        return Waiting(job, reason, message, max(until, self._now) if until is not None else None)
 
     def _reasons(self, job: Job) -> Iterator[tuple[Reason, str, datetime | None]]:
         """The first one is the one that holds the job up."""

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dpo_core import program
 from dpo_core.data.parallel import MEMORY_BYTES
-from dpo_core.data.run_data import Part, Source, divide, open_or_load
+from dpo_core.data.parts import Part
+from dpo_core.data.run_data import Source, divide, open_or_load
 from dpo_core.data.token_table import Selection, TokenTable
 from dpo_core.device_memory import host_memory, memory_of_a_rank
 from dpo_core.disk import disk

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dpo_core.data.facts import FileFacts
+from dpo_core.data.parts import Part
 from dpo_core.data.problems import TITLES, Finding
-from dpo_core.data.run_data import Part
 from dpo_core.data.splits import leaks
 from dpo_core.data.token_table import TokenTable
 from dpo_core.prepare_report import Lengths, Report, ReportFile, ReportFinding, ReportProblem

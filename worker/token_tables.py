@@ -16,7 +16,7 @@ from control_plane.leases import Claim
 from control_plane.results import WorkOrder
 from control_plane.storage import Storage
 from control_plane.tables import TokenTable
-from dpo_core.data.run_data import Part, table_path
+from dpo_core.data.parts import Part, table_path
 from dpo_core.data.table_key import table_keys
 from dpo_core.run_directory import RunDirectory, sha256_of
 from dpo_core.spec import RunSpec, TrainingSpec

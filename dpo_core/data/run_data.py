@@ -6,21 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from dpo_core.data.dataset import Limit, load
 from dpo_core.data.facts import FileFacts
 from dpo_core.data.options import ReadOptions
+from dpo_core.data.parts import Part, table_path
 from dpo_core.data.problems import problem_in_words, rows_in_words, share_for
 from dpo_core.data.render import Renderer
 from dpo_core.data.splits import Places, split, weigh
 from dpo_core.data.token_table import Selection, TokenTable
 from dpo_core.errors import user_error
 from dpo_core.spec import RunSpec, TrainingSpec, WeighedFile
-
-Part = Literal["training", "validation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +43,6 @@ class Source:
     def called(self, number: int) -> str:
         """A file in words."""
         return f"the {self.part} file {self.names[number]}".rstrip()
-
-
-def table_path(folder: Path, part: Part) -> Path:
-    return folder / f"{part}.safetensors"
 
 
 def open_or_load(run: RunSpec, source: Source, limit: Limit, folder: Path) -> TokenTable:

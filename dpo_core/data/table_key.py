@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from dpo_core.data.run_data import Part
+from dpo_core.data.parts import Part
 from dpo_core.data.tokenizer import tokenizer_folder
 from dpo_core.run_directory import sha256_of
 from dpo_core.spec import ModelSource, RunSpec

@@ -161,6 +161,13 @@ def test_no_free_slot_and_when_there_will_be_one(manned: Database) -> None:
     with manned.transaction() as session:
         seconds = (found.until - session.scalars(dpo_now().select()).one()).total_seconds()
     assert 60 < seconds <= 81, "80 steps at a step a second"
+    with manned.transaction() as session:
+        set_clock_ahead(session, 200)
+    beat(manned, usable=4)
+    later = why(manned, job_id).until
+    with manned.transaction() as session:
+        now = session.scalars(dpo_now().select()).one()
+    assert later is not None and (now - later).total_seconds() < 60, "a run that is late ends soon, not in the past"
 
 
 def test_room_is_made(manned: Database) -> None:

@@ -49,31 +49,40 @@ class Fault:
     """In one play, where it takes another number than others."""
 
 
-def struck(strike: Strike, *, another_attempt: bool, earliest: int = -2) -> Play:
-    """Plays a strike at random moments of a job; `another_attempt`: it ends the attempt that it comes upon."""
+def struck(strike: Strike, *, another_attempt: bool, earliest: int = -2, one_job: bool = False) -> Play:
+    """Plays a strike at random moments of a job; `another_attempt`: it ends the attempt that it comes upon.
+
+    A job may be over before it was struck so often; the next one takes the rest, or all of it where it has to be
+    `one_job`.
+    """
 
     def play(deployment: Deployment, draw: random.Random, times: int) -> Played:
-        for _ in range(MISSES):
-            moments = draw_moments(draw, deployment, times, earliest)
+        played, misses = Played([]), 0
+        while len(played.recoveries) < times:
+            before = len(played.recoveries)
             try:
-                return _play(deployment, draw, moments)
+                _strike_a_job(deployment, draw, draw_moments(draw, deployment, times - before, earliest), played)
             except Missed:
-                continue
-        raise Missed(f"{MISSES} jobs were over before the fault came: this machine is too busy for so quick a job")
+                misses = misses + 1 if one_job or len(played.recoveries) == before else 0
+                if misses == MISSES:
+                    raise Missed(f"{misses} jobs were over before the fault came: this machine is too busy") from None
+                if one_job:
+                    played = Played([])
+        return played
 
-    def _play(deployment: Deployment, draw: random.Random, moments: list[Moment]) -> Played:
-        played = Played([], jobs=[deployment.start_job()], moments=[str(moment) for moment in moments])
-        fence = 0
+    def _strike_a_job(deployment: Deployment, draw: random.Random, moments: list[Moment], played: Played) -> None:
+        fence, job_id = 0, deployment.start_job()
+        played.jobs.append(job_id)
         for moment in moments:
-            scene = Scene(deployment, draw, moment, played.jobs[0])
+            scene = Scene(deployment, draw, moment, job_id)
             scene.wait(behind=fence)
             strike(scene)
             scene.await_recovery(another_attempt=another_attempt)
             assert scene.recovery is not None
             deployment.look_after_workers()
             played.recoveries.append(scene.recovery)
+            played.moments.append(str(moment))
             played.jobs += scene.others
             fence = scene.fence if another_attempt else 0
-        return played
 
     return play

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from itertools import cycle
 
 import pytest
 
@@ -30,7 +31,7 @@ def deployment() -> Iterator[Deployment]:
 
 
 def test_a_rank_dies_and_then_the_worker(deployment: Deployment, seed: int, tell: Callable[[str], None]) -> None:
-    kinds = iter([kill_a_rank, kill_the_worker])
+    kinds = cycle([kill_a_rank, kill_the_worker])
 
     def strike(scene: Scene) -> None:
         next(kinds)(scene)

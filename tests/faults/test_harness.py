@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from control_plane.tables import Attempt, Checkpoint, Event, Job, Model
-from tests.faults import table
+from tests.faults import fault, table
 from tests.faults.invariants import Record, measured_once, one_owner, published_once, right_end, two_at_once
 from tests.faults.journal import Journal, Line, rows
+from tests.faults.scene import MISSES, Missed, Scene
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -72,6 +78,39 @@ def test_ranks_that_train_at_the_same_time_are_seen(tmp_path: Path) -> None:
     assert list(two_at_once(account)) == ["j: attempt 2 trained before the one before it had stopped"]
     account.write_text("j 1 0 10.0\nj 1 2 11.0\n")
     assert list(two_at_once(account)) == ["j: attempt 1 left a step out, or did one twice"]
+
+
+def short_jobs(monkeypatch: pytest.MonkeyPatch, *lasting: int) -> Any:
+    """A deployment whose first job is over after so many strikes, its second one after so many, and so on."""
+    left = {f"job-{number}": strikes for number, strikes in enumerate(lasting)}
+
+    class ShortScene(Scene):
+        def wait(self, behind: int) -> None:
+            del behind
+            if not left[self.job_id]:
+                raise Missed
+            left[self.job_id] -= 1
+
+        def await_recovery(self, *, another_attempt: bool) -> None:
+            del another_attempt
+            self.recovery = 0.5
+
+    monkeypatch.setattr(fault, "Scene", ShortScene)
+    size, names = SimpleNamespace(steps=60, pace=0.0), iter(left)
+    return SimpleNamespace(
+        size=size, start_job=lambda: next(names), look_after_workers=lambda: None, reached=lambda _: (1, 0)
+    )
+
+
+def test_strikes_that_a_short_job_leaves_over_are_another_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    play = fault.struck(lambda _: None, another_attempt=False)
+    played = play(short_jobs(monkeypatch, 0, 3, 0, 5), Random(1), 5)
+    assert (len(played.recoveries), len(played.moments)) == (5, 5)
+    assert played.jobs == ["job-0", "job-1", "job-2", "job-3"], "those that were missed must end well too"
+    whole = fault.struck(lambda _: None, another_attempt=True, one_job=True)
+    assert whole(short_jobs(monkeypatch, 4, 5), Random(1), 5).jobs == ["job-1"]
+    with pytest.raises(Missed, match="too busy"):
+        play(short_jobs(monkeypatch, *[0] * MISSES), Random(1), 5)
 
 
 def test_a_journal_goes_on_where_it_stopped_and_plays_a_loss_again(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from dpo_core.data.dataset import Limit, load
 from dpo_core.data.facts import FileFacts
 from dpo_core.data.options import ReadOptions
 from dpo_core.data.parallel import CHUNK_BYTES, CHUNKS_ALONE
+from dpo_core.data.parts import table_path
 from dpo_core.data.records import TokenExample, TokenItem, TokenPair
 from dpo_core.data.render import Renderer
-from dpo_core.data.run_data import Source, load_splits, open_or_load, table_path
+from dpo_core.data.run_data import Source, load_splits, open_or_load
 from dpo_core.data.token_table import TokenTable
 from dpo_core.errors import RunError
 from dpo_core.spec import Method, ModelSource, RunSpec, TrainingSpec, WeighedFile

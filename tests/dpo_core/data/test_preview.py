@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from dpo_core.data.dataset import load
 from dpo_core.data.options import ReadOptions
+from dpo_core.data.parts import table_path
 from dpo_core.data.preview import (
     MOST_TOKENS,
     ROWS,
@@ -28,7 +29,7 @@ from dpo_core.data.preview import (
 )
 from dpo_core.data.records import Example, Message, Pair, TokenItem, TokenPair
 from dpo_core.data.render import Renderer
-from dpo_core.data.run_data import make_tables, table_path
+from dpo_core.data.run_data import make_tables
 from dpo_core.data.token_table import TokenTable
 from dpo_core.packing import rows_of
 from dpo_core.spec import ModelSource, RunSpec, TrainingSpec

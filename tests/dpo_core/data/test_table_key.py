@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpo_core.data import table_key
-from dpo_core.data.run_data import Part
+from dpo_core.data.parts import Part
 from dpo_core.data.table_key import CODE, MODEL_FILES, SOFTWARE, table_keys
 from dpo_core.spec import ModelSource, RunSpec, TrainingSpec, WeighedFile
 

@@ -77,7 +77,7 @@ FAULTS = [
     Fault(
         "a job of 200 steps killed 20 times",
         "it ends in the same bytes",
-        struck(kill_something, another_attempt=True),
+        struck(kill_something, another_attempt=True, one_job=True),
         stage="long",
         trainers=("real",),
         once=True,
