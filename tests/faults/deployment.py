@@ -1,4 +1,4 @@
-"""A service under faults: a `dpo up` with short leases, perhaps more workers beside it, and a look at what runs.
+"""A service under faults: a `dpo up` with short leases, and perhaps more workers beside it.
 
 Its trainer is the stub (tests/stub_trainer.py) or the real one; a fault is written once and strikes both.
 """
@@ -7,40 +7,31 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal
 
-import httpx2
 import psutil
 import psycopg
 from psycopg.rows import TupleRow
 from pydantic import SecretStr
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from cli.parts import Part
 from cli.servers import postgres_url, socket_folder
 from control_plane import models
 from control_plane.database import Database
-from control_plane.job_states import FINAL
 from control_plane.settings import Settings
 from control_plane.storage import DirectoryStorage
-from control_plane.tables import Attempt, Job, Model, Worker
-from dpo_core.run_directory import RunDirectory, read_lines
+from control_plane.tables import Model
 from tests.cli.running import Running, alive
 from tests.faults.cables import Cable
+from tests.faults.seen import Seen
 from tests.faults.up import STUB_WORKER, program
 from tests.makers import make_tiny_model, write_preference_file
 from tests.service import Service, poll_until
-from worker.sweep import MARK
-from worker.work import DATABASE_AWAY
 
-T = TypeVar("T")
 Trainer = Literal["stub", "real"]
 REAL_WORKER = [sys.executable, "-P", "-m", "cli", "worker"]
 
@@ -66,18 +57,7 @@ MAX_ATTEMPTS = 4
 """Attempts without progress before a job fails."""
 
 
-class Result(NamedTuple):
-    """What a real job came to: the same bytes and numbers, whatever died on the way."""
-
-    weights: bytes
-    losses: dict[str, list[tuple[float, float]]]
-    """Step and loss of every measurement, by split."""
-
-    best: dict[str, Any]
-    """`run.best` without the model's id."""
-
-
-class Deployment:
+class Deployment(Seen):
     """One `dpo up`, with the model `base/tiny`, a file of pairs, and `workers` more workers beside its own."""
 
     def __init__(
@@ -97,6 +77,7 @@ class Deployment:
         """`slots`: of each worker beside; `own_slots`: of `dpo up`'s. `settings`: more variables for all parts, and
         `beside` for the workers beside. `cables`: how each of these reaches PostgreSQL."""
         self.trainer, self.size, self.folder, self.slots = trainer, size, folder, slots
+        self.patience = size.deadline
         self.cables = {f"beside-{number}": cable for number, cable in enumerate(cables)}
         self.data = folder / "data"
         self.account = folder / "account.txt"
@@ -208,103 +189,6 @@ class Deployment:
             }
         return self.service.start_job("base/tiny", file_id or self.pairs, "dpo", ranks=size.ranks, **spec)
 
-    def ask(self, question: Callable[[Session], T]) -> T:
-        """What the database says; asked again while PostgreSQL is away, which here is part of the plan."""
-        deadline = time.monotonic() + self.size.deadline
-        while True:
-            try:
-                with self.database.transaction() as session:
-                    return question(session)
-            except DATABASE_AWAY:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-
-    def job(self, job_id: str) -> Job:
-        return self.ask(lambda session: session.get_one(Job, job_id))
-
-    def is_ready(self) -> bool:
-        """Whether the API answers, and has all that it needs to."""
-        try:
-            return self.service.http.get("/readyz", timeout=2.0).status_code == HTTPStatus.OK
-        except httpx2.TransportError:
-            return False
-
-    def is_over(self, job_id: str) -> bool:
-        return self.job(job_id).state in FINAL
-
-    def over(self, job_id: str) -> Job:
-        """The job, once it is over."""
-        poll_until(lambda: self.is_over(job_id), f"{job_id} is over", seconds=self.size.deadline)
-        return self.job(job_id)
-
-    def attempts(self, job_id: str) -> list[Attempt]:
-        query = select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.fence)
-        return list(self.ask(lambda session: session.scalars(query).all()))
-
-    def result(self, job_id: str) -> Result:
-        """Of a real job that succeeded."""
-        model_id = self.service.succeeded(job_id)
-        losses = {
-            split: [(line["step"], line["loss"]) for line in self.service.metrics(job_id, split)]
-            for split in ("train", "validation")
-        }
-        best = (self.service.job(job_id).model_extra or {})["run"]["best"]
-        assert best.pop("model") == f"{model_id}-best"
-        return Result(self.service.download(model_id)["model.safetensors"], losses, best)
-
-    # -- what runs now -----------------------------------------------------------------------------------------
-
-    def attempt(self, job_id: str) -> RunDirectory | None:
-        """The newest attempt's run directory, if there is one."""
-        folders = (self.service.runs / job_id).glob("[0-9]*")
-        newest = max(folders, key=lambda folder: int(folder.name), default=None)
-        return RunDirectory(newest) if newest else None
-
-    def reached(self, job_id: str) -> tuple[int, int]:
-        """The newest attempt's fence, and the last step that it measured; -1 before its first."""
-        run = self.attempt(job_id)
-        try:
-            lines = list(read_lines(run.metrics_file, 0)) if run else []
-        except FileNotFoundError:  # cleared away meanwhile
-            lines = []
-        return int(run.path.name) if run else 0, max((line["step"] for line, _ in lines), default=-1)
-
-    def ranks(self, job_id: str) -> list[psutil.Process]:
-        """The processes of the newest attempt that wrote themselves down: ranks, or the one that validates."""
-        run = self.attempt(job_id)
-        return [process for process in run.recorded_processes() if alive(process)] if run else []
-
-    def launched(self, job_id: str) -> psutil.Process | None:
-        """The process of the newest attempt that its worker started: torchrun, or the one that validates."""
-        for process in self.ranks(job_id):
-            with suppress(psutil.NoSuchProcess):
-                for above in [process, *process.parents()]:
-                    parent = above.parent()
-                    if parent is not None and MARK not in parent.environ():
-                        return above
-        return None
-
-    def workers(self) -> list[psutil.Process]:
-        """All living workers, those beside too."""
-        return [process for process in map(self._process, self.ask(_registered)) if process is not None]
-
-    def worker_of(self, job_id: str) -> psutil.Process | None:
-        """The worker whose attempt is the job's newest, if it lives and the attempt is not over."""
-        attempts = self.attempts(job_id)
-        if not attempts or attempts[-1].ended_at is not None:
-            return None
-        worker = self.ask(lambda session: session.get(Worker, attempts[-1].worker_id))
-        return self._process(worker) if worker is not None else None
-
-    def _process(self, worker: Worker) -> psutil.Process | None:
-        """If it lives; another process may have its pid by now."""
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            process = psutil.Process(worker.pid)
-            ours = process.environ().get("DPO_RUNS_DIR") == str(self.service.runs)
-            return process if ours and alive(process) else None
-        return None
-
     def look_after_workers(self) -> None:
         """Starts the workers beside again that ended, as `dpo up` does with its own."""
         for worker in self.beside:
@@ -371,7 +255,3 @@ def deployment(folder: Path, trainer: Trainer, size: Size, **more: Any) -> Itera
             running.stop()
     finally:
         running.close()
-
-
-def _registered(session: Session) -> list[Worker]:
-    return list(session.scalars(select(Worker).where(Worker.left_at.is_(None))))

@@ -100,7 +100,7 @@ class Scene:
         follow, this one did."""
         if self.recovery is None:
             trains = self._another_trains if another_attempt else self._goes_on
-            what, seconds = f"{self.job_id} trains again after attempt {self.fence}", self.deployment.size.deadline
+            what, seconds = f"{self.job_id} trains again after attempt {self.fence}", self.deployment.patience
             poll_until(trains, what, seconds=seconds, every=0.02)
             poll_until(self.deployment.is_ready, "the API is ready", every=0.05)
             self.recovery = time.monotonic() - self._since

@@ -113,7 +113,7 @@ def poison(deployment: Deployment, draw: random.Random, times: int) -> Played:
         deployment.look_after_workers()
         return deployment.is_over(poisoned) and deployment.is_over(harmless)
 
-    poll_until(over, "the poison job has failed, and the other one is over", seconds=deployment.size.deadline)
+    poll_until(over, "the poison job has failed, and the other one is over", seconds=deployment.patience)
     lost = [attempt for attempt in deployment.attempts(poisoned) if attempt.outcome == "lost"]
     error = deployment.job(poisoned).error or {}
     assert len(lost) == MAX_ATTEMPTS, f"{len(lost)} attempts were lost where {MAX_ATTEMPTS} are allowed"
