@@ -20,7 +20,7 @@ from api.services import Services, ServicesOf
 from control_plane import keys
 from control_plane.audit import Actor
 from control_plane.errors import PermissionDenied, RateLimited, Unauthenticated
-from control_plane.keys import Scope
+from control_plane.scopes import Scope
 from control_plane.tables import ApiKey
 
 PUBLIC = frozenset({"/healthz", "/readyz", "/openapi.json"})

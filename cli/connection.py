@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
@@ -17,14 +15,6 @@ from cli.errors import CommandFailed
 from cli.servers import postgres_url
 from control_plane.database import Database
 from control_plane.settings import DatabaseSettings
-
-PROJECT = "default"
-"""The project of the embedded service, and of commands that name none."""
-
-DataOption = Annotated[
-    Path | None,
-    typer.Option("--data", help="The data folder of a running `dpo up`; without it DPO_DATABASE_URL, or the default."),
-]
 
 
 @contextmanager

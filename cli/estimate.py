@@ -6,8 +6,8 @@ from typing import Any
 
 import typer
 
-from cli.job_view import duration
 from cli.tables import show
+from cli.words import duration
 from dpo_core.footprint import amount
 from dpo_core.prepare_report import Disk, MemoryReport, Value
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from sqlalchemy.orm import Session
 
-from cli.connection import PROJECT, DataOption, transaction
+from cli.options import PROJECT, DataOption
 from cli.tables import show
-from control_plane import keys, projects
-from control_plane.keys import Scope
-from control_plane.tables import ApiKey
+from control_plane.scopes import USUAL, Scope
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from control_plane.tables import ApiKey
 
 ProjectOption = Annotated[str, typer.Option("--project", help="Whose key it is.")]
 app = typer.Typer(help="API keys: made here, shown once, stored hashed.", no_args_is_help=True)
@@ -48,12 +50,15 @@ def create(
     data: DataOption = None,
 ) -> None:
     """Make a key and print it: the only time it can be read."""
+    from cli.connection import transaction
+    from control_plane import keys
+
     with transaction(data) as session:
         _, secret = keys.create(
             session,
             _project_id(session, project),
             name,
-            scopes=scope or keys.USUAL,
+            scopes=scope or USUAL,
             expires_in=expires,
             requests_per_minute=requests_per_minute,
         )
@@ -63,6 +68,9 @@ def create(
 @app.command("list")
 def list_(project: ProjectOption = PROJECT, data: DataOption = None) -> None:
     """List the project's keys, revoked and expired ones too."""
+    from cli.connection import transaction
+    from control_plane import keys
+
     with transaction(data) as session:
         found = keys.list_keys(session, _project_id(session, project))
     show(
@@ -90,6 +98,9 @@ def revoke(
     data: DataOption = None,
 ) -> None:
     """Refuse a key from the next request on."""
+    from cli.connection import transaction
+    from control_plane import keys
+
     with transaction(data) as session:
         key = keys.revoke(session, _project_id(session, project), key_id)
     typer.echo(f"revoked {key.id} ({key.name})")
@@ -97,6 +108,8 @@ def revoke(
 
 def _project_id(session: Session, name: str) -> str:
     """Raises NotFound; the project of a new installation's first key is made."""
+    from control_plane import projects
+
     return (projects.ensure if name == PROJECT else projects.named)(session, name).id
 
 

@@ -8,10 +8,9 @@ from urllib.parse import quote
 
 import typer
 
-from cli.connection import PROJECT, DataOption, transaction
 from cli.errors import CommandFailed
+from cli.options import PROJECT, DataOption
 from cli.tables import show
-from control_plane import models, projects
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -28,6 +27,9 @@ def add(
     data: DataOption = None,
 ) -> None:
     """Register a local folder as a base model, without copying it."""
+    from cli.connection import transaction
+    from control_plane import models
+
     with transaction(data) as session:
         model = models.register_base(session, path, name)
     typer.echo(model.id)
@@ -41,6 +43,9 @@ def list_(
     data: DataOption = None,
 ) -> None:
     """List base models and the project's own checkpoints, newest first."""
+    from cli.connection import transaction
+    from control_plane import models, projects
+
     with transaction(data) as session:
         found = models.list_models(session, projects.ensure(session, project).id)
     show(
@@ -77,6 +82,9 @@ def remove(
     data: DataOption = None,
 ) -> None:
     """Take a base model out of the register; its folder stays as it is."""
+    from cli.connection import transaction
+    from control_plane import models
+
     with transaction(data) as session:
         model = models.unregister_base(session, model_id)
     typer.echo(f"removed {model.id}; {model.path} is untouched")

@@ -7,12 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cli.connection import DataOption, transaction
+from cli.options import DataOption
 from cli.tables import show
-from control_plane import audit as audit_log
-from control_plane import projects, quotas
-from control_plane.project_removal import delete_project
-from control_plane.quotas import Limits
 
 app = typer.Typer(help="Projects: what belongs to one is not seen from another.", no_args_is_help=True)
 
@@ -48,6 +44,10 @@ def create(
     data: DataOption = None,
 ) -> None:
     """Make a project; of one that is there already, change the limits."""
+    from cli.connection import transaction
+    from control_plane import projects
+    from control_plane.quotas import Limits
+
     with transaction(data) as session:
         project = projects.ensure(session, name)
         projects.set_limits(session, project, Limits(max_bytes, max_waiting_jobs, max_gpus))
@@ -57,6 +57,9 @@ def create(
 @app.command("list")
 def list_(data: DataOption = None) -> None:
     """List projects: what each has, and its own limits."""
+    from cli.connection import transaction
+    from control_plane import projects, quotas
+
     with transaction(data) as session:
         found = [(project, quotas.usage(session, project.id)) for project in projects.list_projects(session)]
     show(
@@ -85,6 +88,9 @@ def delete(
     data: DataOption = None,
 ) -> None:
     """Delete a project: its keys, files, jobs, models and all that was made of them. Nothing brings it back."""
+    from cli.connection import transaction
+    from control_plane.project_removal import delete_project
+
     if not yes:
         typer.confirm(f"Delete the project {name} with all of its files, jobs and models?", abort=True)
     with transaction(data) as session:
@@ -99,6 +105,10 @@ def audit(
     data: DataOption = None,
 ) -> None:
     """Show who changed what, newest first. A project may be named by its id, which outlives it."""
+    from cli.connection import transaction
+    from control_plane import audit as audit_log
+    from control_plane import projects
+
     with transaction(data) as session:
         project_id = project
         if project is not None and not project.startswith("proj-"):

@@ -7,8 +7,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from cli.job_view import duration
 from cli.tables import show
+from cli.words import duration
 
 Json = dict[str, Any]
 

@@ -13,9 +13,9 @@ from types import FrameType
 
 import typer
 
-from cli.connection import PROJECT
 from cli.data_folder import DataFolder, default_data
 from cli.errors import CommandFailed
+from cli.options import PROJECT
 from cli.service import Service
 from cli.words import command
 from control_plane import keys, projects

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from cli.client import connected, reason
 from cli.errors import CommandFailed
-from cli.job_view import NAMES, JobView, duration, job_view, progress
-from cli.words import command
+from cli.job_view import NAMES, JobView, job_view, progress
+from cli.words import command, duration
 
 T = TypeVar("T")
 

@@ -6,7 +6,6 @@ import hashlib
 import secrets
 from collections.abc import Collection, Sequence
 from datetime import timedelta
-from enum import StrEnum
 
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
@@ -15,6 +14,7 @@ from control_plane import audit
 from control_plane.database import dpo_now
 from control_plane.errors import InvalidRequest, NotFound, Unauthenticated
 from control_plane.ids import new_id
+from control_plane.scopes import USUAL, Scope
 from control_plane.tables import ApiKey, Project
 from control_plane.validation import nearest
 
@@ -22,23 +22,6 @@ PREFIX = "sk-dpo-"
 
 USE_NOTED = timedelta(minutes=1)
 """How exact `last_used_at` is: a key that is used all the time costs one write in so long."""
-
-
-class Scope(StrEnum):
-    """What a key may do beyond reading its project's files and jobs, which every key may."""
-
-    files_write = "files:write"
-    """Upload and delete files."""
-    jobs_write = "jobs:write"
-    """Create and steer jobs and sweeps, and delete the models that they made."""
-    models_read = "models:read"
-    """See models and download them."""
-    admin = "admin"
-    """All of the others, and the project's audit log."""
-
-
-USUAL = (Scope.files_write, Scope.jobs_write, Scope.models_read)
-"""What a key gets when nothing else is asked for: all that the openai client and the Hub's clients do."""
 
 
 def create(

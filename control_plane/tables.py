@@ -83,7 +83,7 @@ class ApiKey(Created, Base):
     """The first characters, to recognise a key by; the key itself is never stored."""
     hash: Mapped[str] = mapped_column(unique=True)
     scopes: Mapped[list[str]]
-    """`control_plane.keys.Scope`."""
+    """`control_plane.scopes.Scope`."""
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]

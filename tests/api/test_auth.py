@@ -14,7 +14,7 @@ from api import auth, main
 from api.auth import CallerOf, FilesWriter
 from control_plane import keys, projects
 from control_plane.database import Database
-from control_plane.keys import Scope
+from control_plane.scopes import Scope
 from control_plane.settings import Settings
 from tests.api.conftest import Api
 from tests.api.test_errors import error_of

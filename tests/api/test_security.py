@@ -15,7 +15,7 @@ from openai import OpenAI
 from api import auth, main
 from control_plane import deliveries, keys, projects, webhooks
 from control_plane.database import Database
-from control_plane.keys import Scope
+from control_plane.scopes import Scope
 from control_plane.settings import Settings
 from control_plane.tables import Model
 from tests.api.conftest import Api

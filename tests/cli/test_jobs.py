@@ -22,9 +22,10 @@ from api.main import create_app
 from cli.data_folder import DataFolder
 from cli.download import how_to_load, verify
 from cli.errors import CommandFailed
-from cli.job_view import describe, duration, job_view
+from cli.job_view import describe, job_view
 from cli.submit import Flags, request_body
 from cli.watch import follow, next_commands
+from cli.words import duration
 from control_plane.database import Database
 from control_plane.errors import InvalidRequest
 from control_plane.settings import Settings

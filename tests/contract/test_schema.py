@@ -24,8 +24,8 @@ from schemathesis.specs.openapi.checks import (
 
 from control_plane import keys, models, projects
 from control_plane.database import Database
-from control_plane.keys import Scope
 from control_plane.model_files import ModelFile, set_files
+from control_plane.scopes import Scope
 from control_plane.settings import Settings
 from control_plane.storage import open_storage
 from control_plane.tables import Model

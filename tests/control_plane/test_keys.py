@@ -10,7 +10,7 @@ from sqlalchemy import event
 from control_plane import keys, projects
 from control_plane.database import Database
 from control_plane.errors import InvalidRequest, NotFound, Unauthenticated
-from control_plane.keys import Scope
+from control_plane.scopes import Scope
 from control_plane.tables import ApiKey
 from tests.control_plane.rows import set_clock_ahead
 
