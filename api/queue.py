@@ -51,7 +51,7 @@ class WorkerObject(BaseModel):
     free: int
     """Those that nothing runs on."""
     draining: bool
-    """Whether it stops: its jobs make checkpoints and are handed back, and it takes no more."""
+    """Whether it takes no more work: it stops and hands its jobs back, or its disk is full, or its storage is away."""
     out: list[GpuOut]
     """GPUs that it must not use, and why."""
 

@@ -42,4 +42,4 @@ def _row(job: Json) -> tuple[str, ...]:
 
 def _worker(worker: Json) -> tuple[str, ...]:
     numbers = (str(worker[name]) for name in ("slots", "usable", "free"))
-    return (worker["id"], worker["device"], *numbers, "stops" if worker["draining"] else "")
+    return (worker["id"], worker["device"], *numbers, "takes no work" if worker["draining"] else "")

@@ -78,7 +78,7 @@ class Service:
             log=self.folder.logs / "worker.log",
             ready=lambda: True,  # jobs wait in PostgreSQL until it comes
             environment=environment,
-            stop_seconds=settings.stop_seconds + 15,
+            stop_seconds=settings.stop_seconds + settings.lease_seconds + 20,  # see worker/main.py
             # Without us PostgreSQL is going too, so a checkpoint could not be published any more.
             death_signal=signal.SIGKILL,
         )

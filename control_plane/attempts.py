@@ -7,7 +7,7 @@ from collections import Counter
 from datetime import timedelta
 from typing import Literal
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from control_plane import events, fences
@@ -22,6 +22,10 @@ LONGEST_WAIT = 300.0
 """Seconds between two attempts, at most."""
 GROWTH = 4
 """How much longer each wait is than the one before."""
+NOT_BEGUN = "not_begun"
+"""The code of an attempt, and of its event, that its worker could not even begin."""
+UNBEGUN = timedelta(hours=12)
+"""For how long a job waits for a worker that can begin it."""
 
 
 def end(session: Session, job: Job, outcome: Outcome, failure: Failure | None = None) -> Attempt:
@@ -55,13 +59,41 @@ def end_for_another(
     if job.fruitless_attempts >= max_attempts:
         give_up(session, job, failure.model_copy(update={"message": _in_vain(session, job, failure)}))
         return False
+    fruitless = job.fruitless_attempts
+    return _wait_again(session, job, failure, _back_off(retry_seconds, fruitless) if fruitless else 0.0)
+
+
+def end_unbegun(session: Session, job: Job, failure: Failure, *, retry_seconds: float) -> None:
+    """Ends an attempt whose worker could not even begin it, such as where its storage is away.
+
+    That tells of the worker and not of the job, so it doesn't count towards its attempts. The job waits ever longer,
+    and fails when nobody could begin it for UNBEGUN: what it needs may be gone for good.
+    """
+    failure = failure.model_copy(update={"code": NOT_BEGUN})
+    attempt = end(session, job, "failed", failure)
+    mine, begun = Attempt.job_id == job.id, func.coalesce(Attempt.error["code"].astext, "") != NOT_BEGUN
+    last_begun = session.scalar(select(func.max(Attempt.fence)).where(mine, begun)) or 0
+    tries = select(func.count(), func.min(Attempt.started_at)).where(mine, Attempt.fence > last_begun)
+    count, since = session.execute(tries).one()
+    if attempt.ended_at is not None and attempt.ended_at - since > UNBEGUN:
+        message = (
+            f"No worker could begin it in {count} tries since {since:%Y-%m-%d %H:%M} UTC; the last: {failure.message}"
+        )
+        give_up(session, job, failure.model_copy(update={"message": message}))
+        return
+    _wait_again(session, job, failure, _back_off(retry_seconds, count))
+
+
+def _wait_again(session: Session, job: Job, failure: Failure, seconds: float) -> bool:
+    """The job, whose attempt was ended, waits for another one, `seconds` at least; False where it is paused instead."""
     what = failure.message.rstrip(".")
     data: Json = {"kind": failure.kind} | ({"log": failure.log} if failure.log else {})
     if job.state == State.pausing:
         message = f"{what}. {paused(session, job)}"
         move(session, job, State.paused, code=failure.code, message=message, level="warn", data=data)
         return False
-    when = _put_off(session, job, retry_seconds)
+    job.not_before = session.scalar(select(dpo_now() + timedelta(seconds=seconds))) if seconds else None
+    when = f", in {max(1, round(seconds))} s at the earliest" if seconds else ""
     if job.not_before is not None:
         data["not_before"] = int(job.not_before.timestamp())
     if job.state == State.validating:
@@ -73,15 +105,10 @@ def end_for_another(
     return True
 
 
-def _put_off(session: Session, job: Job, retry_seconds: float) -> str:
-    """Sets how early the next attempt may begin, and says so in words; nothing where the last one made progress."""
-    wait = min(LONGEST_WAIT, retry_seconds * GROWTH ** (job.fruitless_attempts - 1)) if job.fruitless_attempts else 0.0
-    wait *= random.uniform(0.5, 1.0)  # noqa: S311 - so that jobs that fell together don't rise together
-    if not wait:
-        job.not_before = None
-        return ""
-    job.not_before = session.scalar(select(dpo_now() + timedelta(seconds=wait)))
-    return f", in {max(1, round(wait))} s at the earliest"
+def _back_off(retry_seconds: float, times: int) -> float:
+    """Seconds to wait after so many attempts in vain: `retry_seconds` at first, then ever longer."""
+    wait: float = min(LONGEST_WAIT, retry_seconds * GROWTH ** min(times - 1, 10))
+    return wait * random.uniform(0.5, 1.0)  # noqa: S311 - so that jobs that fell together don't rise together
 
 
 def _in_vain(session: Session, job: Job, last: Failure) -> str:

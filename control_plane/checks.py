@@ -23,7 +23,7 @@ from control_plane.ids import new_id
 from control_plane.questions import Kind, Question
 from control_plane.storable import storable
 from control_plane.tables import Check, File, Json, Model
-from dpo_core.run_directory import Failure
+from dpo_core.run_directory import DISK_FULL, HOST_OUT_OF_MEMORY, OUT_OF_MEMORY, READER_KILLED, Failure
 
 
 class State(StrEnum):
@@ -45,7 +45,7 @@ QUESTIONS: tuple[Kind, ...] = ("file", "file_columns", "model_file", "preview", 
 KEPT: dict[Kind, int] = {"file": 1, "file_columns": 8, "model_file": 16, "preview": 32, "estimate": 32, "merge": 1}
 """How many answers of a kind are kept about one file; with a new question the oldest go, and can be asked for again."""
 
-WORKERS_OWN = ("disk_full", "reader_killed", "out_of_memory")
+WORKERS_OWN = (DISK_FULL, READER_KILLED, OUT_OF_MEMORY, HOST_OUT_OF_MEMORY)
 """Codes of the kind `resource` that tell of the worker at that time; others of that kind answer the question."""
 
 

@@ -136,8 +136,7 @@ class _Scene:
         if job.lease_until is not None:
             yield Reason.being_read, "A worker reads its data.", None
         if job.not_before is not None and self._now < job.not_before <= self._now + timedelta(seconds=LONGEST_WAIT):
-            count = "Its last attempt" if job.fruitless_attempts == 1 else f"Its last {job.fruitless_attempts} attempts"
-            yield Reason.resting, f"{count} brought it no further; another one follows after a while.", job.not_before
+            yield Reason.resting, _at_rest(job), job.not_before
         if job.needs_bytes is not None:
             room = in_bytes(job.needs_bytes)
             yield Reason.disk_full, f"A disk was full; it goes on by itself once a worker has {room} of room.", None
@@ -201,6 +200,13 @@ class _Scene:
 
 def _age(head: Row[Any]) -> tuple[int, datetime, str]:
     return (-head.priority, head.created_at, head.id)
+
+
+def _at_rest(job: Job) -> str:
+    if not job.fruitless_attempts:
+        return "A worker could not begin it, through trouble of its own; another attempt follows after a while."
+    count = "Its last attempt" if job.fruitless_attempts == 1 else f"Its last {job.fruitless_attempts} attempts"
+    return f"{count} brought it no further; another one follows after a while."
 
 
 def _comes_free(running: Sequence[Job], free: int, gpus: int) -> datetime | None:

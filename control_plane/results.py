@@ -26,6 +26,7 @@ from dpo_core.run_directory import (
     DISK_FULL,
     HOST_OUT_OF_MEMORY,
     OUT_OF_MEMORY,
+    READER_KILLED,
     Event,
     Failure,
 )
@@ -150,8 +151,11 @@ def fail(
     max_attempts: int,
     retry_seconds: float = 0.0,
     needs_bytes: int = 0,
+    begun: bool = True,
 ) -> None:
     """The attempt failed. Through infrastructure: as a lost one, another follows. Otherwise the job fails.
+
+    One whose worker never came to start a process, through trouble of its own, is not `begun`.
 
     Where the state to resume from was damaged, the next attempt goes on from the checkpoint before. Where the host's
     memory was used up, another follows, too: what else used it may be gone. Out of memory comes with what would fit.
@@ -169,7 +173,10 @@ def fail(
         failure = failure.model_copy(
             update={"message": f"{failure.message.removesuffix(IN_GENERAL).rstrip()} {advice}"}
         )
-    if failure.kind == "infrastructure" or failure.code == HOST_OUT_OF_MEMORY:
+    if failure.kind == "infrastructure" and not begun:
+        attempts.end_unbegun(session, job, failure, retry_seconds=retry_seconds)
+        return
+    if failure.kind == "infrastructure" or failure.code in (HOST_OUT_OF_MEMORY, READER_KILLED):
         attempts.end_for_another(
             session, job, failure, outcome="failed", max_attempts=max_attempts, retry_seconds=retry_seconds
         )

@@ -23,6 +23,9 @@ def retire(session: Session, job: Job) -> None:
     checkpoints = session.scalars(query).all()
     kept = {checkpoint.step for checkpoint in checkpoints[: training.keep_last]}
     kept |= set(_best(session, job, training, checkpoints))
+    # An attempt that goes on from an older state publishes with the best that it knew: its files must be there.
+    standing = [it.manifest["best"] for it in checkpoints if it.state_kept]
+    kept |= {best["step"] for best in standing if best is not None}
     for checkpoint in reversed(checkpoints):
         if checkpoint.step in kept or checkpoint.state_kept:
             continue

@@ -526,7 +526,7 @@ class Worker(Created, Base):
     out: Mapped[Json] = mapped_column(server_default="{}")
     """Ids of GPUs that must not be used, and why."""
     draining: Mapped[bool] = mapped_column(server_default="false")
-    """Whether it stops: it takes no more work."""
+    """Whether it takes no more work."""
     last_seen: Mapped[datetime] = mapped_column(server_default=dpo_now())
     left_at: Mapped[datetime | None]
     """When it said goodbye. The row stays: it tells which sizes of job this installation has had room for."""

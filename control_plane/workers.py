@@ -43,6 +43,7 @@ class Condition:
     out: Mapping[str, str] = field(default_factory=dict)
     """Those of them that must not be used, and why."""
     draining: bool = False
+    """It takes no more work: it stops, or its disk is full, or its storage is away."""
 
 
 @dataclass(frozen=True)

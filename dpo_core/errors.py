@@ -6,7 +6,7 @@ RunError
 
 from __future__ import annotations
 
-from dpo_core.run_directory import Failure
+from dpo_core.run_directory import READER_KILLED, Failure
 
 
 class RunError(Exception):
@@ -31,4 +31,4 @@ def reader_killed() -> RunError:
         "A process that read the data was killed, probably because the host's memory was short. Run fewer jobs at "
         "once on this host, or give it more memory."
     )
-    return RunError(Failure(kind="resource", code="reader_killed", message=message))
+    return RunError(Failure(kind="resource", code=READER_KILLED, message=message))

@@ -17,7 +17,8 @@ from dpo_core.process import PARENT_PID, arm_parent_death
 from dpo_core.run_directory import RANK_LOST, Failure, RunDirectory
 from dpo_core.spec import RunSpec
 
-SHUTDOWN_SECONDS = 300
+SHUTDOWN_SECONDS = 24 * 3600
+"""No bound of its own: the worker kills a run whose time to stop is up (DPO_STOP_SECONDS)."""
 
 
 def main(path: Path) -> int:

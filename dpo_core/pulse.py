@@ -8,12 +8,11 @@ Imports no torch.
 from __future__ import annotations
 
 import math
-import os
 import time
 from dataclasses import dataclass
 from typing import Literal
 
-from dpo_core.run_directory import RunDirectory
+from dpo_core.run_directory import RunDirectory, replace_unsynced
 from dpo_core.spec import StrictModel
 
 Phase = Literal["starting", "loading", "reference", "first step", "training", "evaluation", "checkpoint"]
@@ -51,7 +50,4 @@ class Pulse:
         now = time.monotonic()
         if self.writes and now - self.written >= INTERVAL:
             self.written = now
-            # Replaced whole but not synced: it has no meaning after a crash.
-            aside = self.directory.pulse_file.with_name(f".pulse.{os.getpid()}")
-            aside.write_text(Beat(phase=self.phase, count=self.count).model_dump_json(), encoding="utf-8")
-            os.replace(aside, self.directory.pulse_file)
+            replace_unsynced(self.directory.pulse_file, Beat(phase=self.phase, count=self.count).model_dump_json())

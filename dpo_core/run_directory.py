@@ -39,6 +39,8 @@ DISK_FULL = "disk_full"
 """The code of a Failure: there was no room to write. There may be, later."""
 HOST_OUT_OF_MEMORY = "host_out_of_memory"
 """The code of a Failure: the kernel killed a process for want of memory. Less may be in use at the next attempt."""
+READER_KILLED = "reader_killed"
+"""The code of a Failure: so it was with a process that helped to read the data."""
 OUT_OF_MEMORY = "out_of_memory"
 """The code of a Failure: a device, or an allocation, refused. The same run comes to the same end."""
 MANIFEST = "manifest.json"
@@ -109,6 +111,13 @@ def write_whole(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def replace_unsynced(path: Path, text: str) -> None:
+    """Replaces `path` atomically. For what means nothing after a crash of the host: a busy disk makes nobody wait."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -166,7 +175,7 @@ class RunDirectory:
 
     def renew_lease(self, seconds: float) -> None:
         """Lets the ranks train for `seconds` more. The clock is the host's CLOCK_MONOTONIC."""
-        write_whole(self.lease_file, json.dumps({"deadline": time.monotonic() + seconds}))
+        replace_unsynced(self.lease_file, json.dumps({"deadline": time.monotonic() + seconds}))
 
     def status(self) -> Status | None:
         try:

@@ -82,6 +82,7 @@ class Attempt(Work):
                 max_attempts=settings.max_attempts,
                 retry_seconds=settings.retry_seconds,
                 needs_bytes=self._needs_bytes() if ending.code == DISK_FULL else 0,
+                begun=self.begun,
             )
         elif ending == "stopped":
             results.hand_back(session, self._claim)

@@ -9,7 +9,7 @@ from control_plane.storage import Storage
 from dpo_core.run_directory import RunDirectory
 from worker.folders import RunFolders
 from worker.run_log import RunLog
-from worker.sweep import sweep
+from worker.sweep import UNKILLABLE_SECONDS, sweep
 
 logger = logging.getLogger(__name__)
 
@@ -17,10 +17,17 @@ LOOK_SECONDS = 0.1
 
 
 def clear_away(folders: RunFolders, storage: Storage) -> None:
-    """Returns when no process of it is left, and no run directory. The logs are in storage then."""
+    """Returns when no process of it is left, and no run directory. The logs are in storage then.
+
+    Where a process can't be killed, for its GPU or file system hangs, its run directory stays, for the next worker.
+    """
     for run in folders.leftovers():
-        while not sweep(run, None):
+        patience = time.monotonic() + UNKILLABLE_SECONDS
+        while not (swept := sweep(run, None)) and time.monotonic() < patience:
             time.sleep(LOOK_SECONDS)
+        if not swept:
+            logger.error("%s, left by a worker that died: a process of it can't be killed", run.path)
+            continue
         logger.info("cleared away %s, left by a worker that died", run.path)
         _keep_log(storage, run)
         folders.remove(run)

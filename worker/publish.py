@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from control_plane.leases import Claim
 from control_plane.model_files import CARD
 from control_plane.storage import Storage, checkpoint_prefix, state_prefix
 from dpo_core.disk import STATES_KEPT
+from dpo_core.failures import FULL
 from dpo_core.provenance import FILE_NAME as PROVENANCE
 from dpo_core.provenance import Provenance, manifest_of, provenance_of
-from dpo_core.run_directory import CHECKSUMS, Manifest, ManifestFile, RunDirectory, sha256_of, write_whole
+from dpo_core.run_directory import CHECKSUMS, Event, Manifest, ManifestFile, RunDirectory, sha256_of, write_whole
 from worker.reference_shards import ReferenceShards
 from worker.relay import Relay
 from worker.result_file import ResultFile
@@ -29,8 +31,12 @@ from worker.token_tables import TokenTables
 
 logger = logging.getLogger(__name__)
 
-TRIES = 6
-"""Storage may be away for about a minute: the pause between two tries doubles."""
+LONGEST_PAUSE = 60.0
+"""Seconds between two tries to store something, at most: the pause doubles."""
+FULL_PATIENCE, PATIENCE = 120.0, 12 * 3600.0
+"""Seconds for which a full storage is tried, and one that is away. The program trains on meanwhile."""
+TOLD_AFTER = 30.0
+"""Seconds after which the job's owner hears of it."""
 
 
 class Publisher:
@@ -63,7 +69,8 @@ class Publisher:
         self._provenance: Provenance | None = None
         self._published: set[int] = set()
         self._tries = 0
-        self._not_before = 0.0
+        self._refused_since = self._not_before = 0.0
+        self._told = False
 
     @property
     def busy(self) -> bool:
@@ -73,7 +80,7 @@ class Publisher:
         """Starts the next publication if none is under way; False once nothing is left to publish.
 
         Raises:
-            StaleFence: the job is no longer ours. OSError: storage refused a checkpoint TRIES times.
+            StaleFence: the job is no longer ours. OSError: storage was full, or away, for too long.
         """
         if self.busy:
             return True
@@ -100,15 +107,25 @@ class Publisher:
         return [*tables, *shards, *complete, *checkpoints, *result, *log]
 
     def _settle(self, error: BaseException | None) -> None:
-        """Storage gets some tries; every other error is the caller's."""
+        """Storage gets some patience; every other error is the caller's."""
+        now = time.monotonic()
         if error is None:
-            self._tries = 0
+            self._tries, self._told = 0, False
             return
-        if not isinstance(error, OSError | StorageFull) or self._tries == TRIES:
+        if self._tries == 0:
+            self._refused_since = now
+        full = isinstance(error, StorageFull) or (isinstance(error, OSError) and error.errno in FULL)
+        away = now - self._refused_since
+        if not isinstance(error, OSError | StorageFull) or away > (FULL_PATIENCE if full else PATIENCE):
             raise error
         self._tries += 1
-        self._not_before = time.monotonic() + 2.0**self._tries
+        self._not_before = now + min(LONGEST_PAUSE, 2.0**self._tries)
         logger.warning("%s: a checkpoint could not be stored, trying again: %s", self._claim.job_id, error)
+        if away > TOLD_AFTER and not self._told:
+            self._told = True
+            message = f"Nothing could be stored for {away:.0f} s, and it is tried again until it can: {error}"
+            with suppress(OSError):
+                self._run.append_event(Event(code="storage_away", message=message, level="warn"))
 
     def _publish(self, folder: Path, manifest: Manifest) -> None:
         """A crash before the transaction leaves nothing that anybody sees."""

@@ -11,6 +11,7 @@ import queue
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import Any
 
 from psycopg.errors import UndefinedColumn, UndefinedFunction, UndefinedTable
@@ -19,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from control_plane import checks, leases, preemption, results
 from control_plane.database import Database
+from control_plane.errors import StaleFence
 from control_plane.line import Kind
 from control_plane.questions import Kind as CheckKind
 from control_plane.settings import Settings
@@ -27,6 +29,7 @@ from dpo_core.run_directory import Failure
 from worker import leftovers
 from worker.attempt import Attempt
 from worker.checking import Checking
+from worker.fitness import Fitness
 from worker.folders import RunFolders
 from worker.housekeeping import Housekeeping
 from worker.launch import Programs
@@ -81,7 +84,7 @@ class Supervisor:
         self._stops_asked = 0
         self._stops_obeyed = 0
         self._give_up_at = self._leave_at = float("inf")
-        self._full = False
+        self._fitness = Fitness(self._tools.room)
         self._next_beat = self._next_look = self._next_reconcile = 0.0
 
     def wake(self) -> None:
@@ -119,20 +122,16 @@ class Supervisor:
                 work.beat()
         for work in self._work:
             work.tick()
-        if any(work.over for work in self._work):
+        if over := [work for work in self._work if work.over]:
             self._work = [work for work in self._work if not work.over]
             self._next_look = 0.0  # there is room, and perhaps the next step of the same job
-        again = self._settings.poll_seconds
+            for work in over:
+                (self._fitness.began if work.begun else self._fitness.could_not_begin)()
         try:
             self._look_after_the_queue(now)
-        except DATABASE_AWAY as error:
-            logger.warning("PostgreSQL doesn't answer, trying again in %g s: %s", again, error)
-            self._next_look = self._next_reconcile = now + again
-        except ProgrammingError as error:
-            if not isinstance(error.orig, OTHER_SCHEMA):
-                raise
-            logger.warning("The database lacks this version's schema: run `dpo migrate`. Looking again in %g s.", again)
-            self._next_look = self._next_reconcile = now + again
+        except Exception as error:  # noqa: BLE001 - whatever it is, what runs must go on
+            self._next_look = self._next_reconcile = now + self._settings.poll_seconds
+            _tell(error, self._settings.poll_seconds)
 
     def _wait(self) -> None:
         """Until something is due, a child may have ended, or somebody calls."""
@@ -150,21 +149,12 @@ class Supervisor:
     def _look_after_the_queue(self, now: float) -> None:
         if now >= self._next_reconcile:
             self._next_reconcile = now + RECONCILE_SECONDS
-            self._housekeeping.go_round(draining=self._stops_asked > 0)
+            self._housekeeping.go_round(draining=self._stops_asked > 0 or not self._fitness.fit)
         self._gpus.poll()
         if now >= self._next_look:
             self._next_look = now + self._settings.poll_seconds
-            if self._has_room():
-                while not self._stops_asked and (self._claim_job() or self._claim_check()):
-                    continue
-
-    def _has_room(self) -> bool:
-        """Whether any work can be begun at all; what runs goes on as long as it can."""
-        full = self._tools.room.too_little
-        if full and not self._full:
-            logger.warning("the disk is full (%d bytes are free): no work is taken until there is room", LEAST)
-        self._full = full
-        return not full
+            while not self._stops_asked and self._fitness.fit and (self._claim_job() or self._claim_check()):
+                continue
 
     def _claim_job(self) -> bool:
         """Takes one more job, if one fits."""
@@ -188,7 +178,8 @@ class Supervisor:
 
         def give_back(session: Session, failure: Failure) -> None:
             most, more = self._settings.max_attempts, self._tools.room.free + LEAST
-            results.fail(session, claim, failure, max_attempts=most, needs_bytes=more)
+            retry = self._settings.retry_seconds
+            results.fail(session, claim, failure, max_attempts=most, retry_seconds=retry, needs_bytes=more, begun=False)
 
         return self._begin(lambda: Attempt(self._tools, claim, sent), claim.job_id, give_back)
 
@@ -237,7 +228,8 @@ class Supervisor:
             self._work.append(make())
         except OSError as error:
             logger.exception("%s: no run directory could be made", row_id)
-            with self._database.transaction() as session:
+            self._fitness.could_not_begin()
+            with suppress(StaleFence), self._database.transaction() as session:
                 give_back(session, failure_of(error, "making a run directory", "train"))
             return False
         return True
@@ -269,3 +261,13 @@ class Supervisor:
         running: tuple[Future[Any] | None, ...] = (self._housekeeping.removals, self._gpus.pending)
         pending = [future for future in running if future is not None]
         return not wait(pending, timeout=LEAVE_SECONDS).not_done
+
+
+def _tell(error: Exception, again: float) -> None:
+    """Why the queue could not be looked after."""
+    if isinstance(error, DATABASE_AWAY):
+        logger.warning("PostgreSQL doesn't answer, trying again in %g s: %s", again, error)
+    elif isinstance(error, ProgrammingError) and isinstance(error.orig, OTHER_SCHEMA):
+        logger.warning("The database lacks this version's schema: run `dpo migrate`. Looking again in %g s.", again)
+    else:
+        logger.error("looking after the queue failed, trying again in %g s", again, exc_info=error)

@@ -17,6 +17,9 @@ from dpo_core.run_directory import RunDirectory
 MARK = "DPO_RUN_DIRECTORY"
 """Environment variable of every process of a run: its run directory."""
 
+UNKILLABLE_SECONDS = 60.0
+"""A process that lives on for so long after kill -9 waits in the kernel, for a GPU or a file system that hangs."""
+
 
 def living(run: RunDirectory, launched: int | None) -> list[psutil.Process]:
     """Every process of the run that still lives; zombies hold nothing and don't count."""

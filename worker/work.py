@@ -32,7 +32,7 @@ from worker.host_memory import oom_kills
 from worker.launch import Kind, Programs, launch, trainer_environment
 from worker.room import Room
 from worker.slots import Slots
-from worker.sweep import sweep
+from worker.sweep import UNKILLABLE_SECONDS, sweep
 from worker.verdict import Ending, failure_of, how_it_ended
 
 logger = logging.getLogger(__name__)
@@ -81,6 +81,9 @@ class Work(ABC):
         self._holding = True
         self._stopping = False
         self._kill_at = float("inf")
+        self._swept_since: float | None = None
+        self.begun = True
+        """False where no process of it could be started, through trouble of the worker or its storage."""
         self._not_before = self._next_publish = 0.0
         self._lease_seconds = lease_seconds
         try:
@@ -171,6 +174,7 @@ class Work(ABC):
             self._not_before = time.monotonic() + RETRY_SECONDS
             if self._failure is None:
                 self._failure = failure_of(error, doing, self.kind)
+                self.begun = self._process is not None or not isinstance(error, OSError)
                 self._step = self._sweeping
             elif self._holding:
                 self.abandon("its failure could not be reported; its lease will run out")
@@ -221,10 +225,13 @@ class Work(ABC):
             self._next_publish = time.monotonic() + PUBLISH_SECONDS
 
     def _sweeping(self) -> None:
-        """Slots come back as soon as no process is left."""
+        """Slots come back as soon as no process is left. The lease of what can't be killed runs out meanwhile."""
         if self._process is not None:
             self._process.poll()
+            self._swept_since = self._swept_since or time.monotonic()
             if not sweep(self._run, self._process.pid if self._process.returncode is None else None):
+                if time.monotonic() - self._swept_since > UNKILLABLE_SECONDS:
+                    self.give_up("a process of it can't be killed; another worker goes on when its lease has run out")
                 return
             self._process.poll()  # it may have died in the sweep
         self._tools.slots.give_back(self._slot_ids)

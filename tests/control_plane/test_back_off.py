@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from sqlalchemy import select
+
 from control_plane import leases, pauses, publication, results
 from control_plane.attempts import GROWTH, LONGEST_WAIT
 from control_plane.database import Database, dpo_now
@@ -134,3 +136,42 @@ def test_without_a_setting_the_next_attempt_may_follow_at_once(stocked: Database
     with stocked.transaction() as session:
         results.fail(session, claim, DIED, max_attempts=5, retry_seconds=0)
     assert free(stocked)
+
+
+def not_begun(database: Database, claim: Claim) -> Job:
+    away = Failure(kind="infrastructure", code="worker_error", message="FileNotFoundError while fetching.")
+    with database.transaction() as session:
+        results.fail(session, claim, away, max_attempts=2, retry_seconds=RETRY_SECONDS, begun=False)
+    return read_job(database, claim.job_id)
+
+
+def test_what_a_worker_could_not_begin_does_not_count_and_waits_ever_longer(stocked: Database) -> None:
+    claim, waits = started(stocked), []
+    for _ in range(4):
+        job = not_begun(stocked, claim)
+        assert (job.state, job.fruitless_attempts) == (State.queued, 0)
+        assert job.not_before is not None
+        waits.append((job.not_before - now(stocked)).total_seconds())
+        set_ahead(stocked, sum(waits) + 1)
+        claim = claim_one(stocked)
+    assert 8 * GROWTH**2 / 2 - 1 < waits[2] < waits[3] <= LONGEST_WAIT, waits
+    with stocked.transaction() as session:
+        told = [
+            it for it in session.scalars(select(Event).where(Event.job_id == claim.job_id)) if it.code == "not_begun"
+        ]
+    assert len(told) == 4
+    assert told[0].message.startswith("FileNotFoundError while fetching; the job begins again")
+
+
+def test_what_nobody_could_begin_for_half_a_day_fails(stocked: Database) -> None:
+    claim = started(stocked)
+    not_begun(stocked, claim)
+    set_ahead(stocked, 11 * 3600)
+    assert fail(stocked, claim_one(stocked)).state == State.queued, "this one was begun: the patience begins anew"
+    set_ahead(stocked, 13 * 3600)
+    assert not_begun(stocked, claim_one(stocked)).state == State.queued
+    set_ahead(stocked, 26 * 3600)
+    job = not_begun(stocked, claim_one(stocked))
+    assert job.state == State.failed and job.error is not None
+    assert job.error["code"] == "not_begun"
+    assert "No worker could begin it in 2 tries since " in job.error["message"]

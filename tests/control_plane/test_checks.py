@@ -153,7 +153,7 @@ def later(database: Database) -> None:
         set_clock_ahead(session, 600)
 
 
-@pytest.mark.parametrize("code", ["disk_full", "reader_killed", "out_of_memory"])
+@pytest.mark.parametrize("code", ["disk_full", "reader_killed", "out_of_memory", "host_out_of_memory"])
 def test_what_was_the_workers_condition_is_tried_again(stocked: Database, code: str) -> None:
     fail(stocked, claimed(stocked), Failure(kind="resource", code=code, message="There was no room."))
     ask(stocked)

@@ -90,6 +90,15 @@ def test_a_job_that_rests_after_lost_attempts_says_until_when(manned: Database) 
     assert found.until is not None and found.until == found.job.not_before
 
 
+def test_a_job_that_a_worker_could_not_begin(manned: Database) -> None:
+    claim = run(manned)
+    with manned.transaction() as session:
+        results.fail(session, claim, DIED, max_attempts=9, retry_seconds=60.0, begun=False)
+    found = why(manned, claim.job_id)
+    assert found.reason is Reason.resting and found.until is not None
+    assert found.message.startswith("A worker could not begin it, through trouble of its own")
+
+
 def test_a_job_that_a_full_disk_stopped_waits_for_room(manned: Database) -> None:
     claim = run(manned)
     with manned.transaction() as session:

@@ -96,7 +96,9 @@ def test_the_best_stays_with_its_name(stocked: Database) -> None:
         publish(stocked, claim, step, best=2)
     assert steps(stocked, claim) == [2, 6, 8]
     publish(stocked, claim, 10, best=10)
-    assert steps(stocked, claim) == [8, 10], "it is not the best any more"
+    assert steps(stocked, claim) == [2, 8, 10], "should 10 be damaged, one that goes on from 8 takes 2 for the best"
+    publish(stocked, claim, 12, best=10)
+    assert steps(stocked, claim) == [10, 12], "it is not the best any more, whatever is gone on from"
     with stocked.transaction() as session:
         assert checkpoint_prefix(claim.job_id, claim.fence, 2) in noted(session)
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from dataclasses import replace
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import select
 
-from control_plane import jobs, pauses, removals
+from control_plane import jobs, leases, pauses, removals
 from control_plane.database import Database
-from control_plane.storage import file_key
-from control_plane.tables import Worker
+from control_plane.storage import DirectoryStorage, file_key
+from control_plane.tables import Event, Worker
 from migrations.run import upgrade
 from tests.conftest import Servers
 from tests.stub_trainer import chain
 from tests.worker.stubs import World, eventually, stub_programs, supervisor
+from worker import fitness
 
 
 def test_a_job_goes_from_its_file_to_published_weights(world: World) -> None:
@@ -175,12 +178,59 @@ def test_slots_are_never_overcommitted(world: World) -> None:
     assert {world.state(job_id) for job_id in wide} == {"succeeded"}
 
 
-def test_a_program_that_is_not_there_fails_the_job_with_its_name(world: World) -> None:
+def test_a_worker_whose_program_is_not_there_says_so_and_fails_nothing(world: World) -> None:
     settings = world.settings.model_copy(update={"max_attempts": 1})
     with supervisor(settings, replace(stub_programs(), train=("/no/such/program",))):
         job_id = world.job()
-        world.reaches(job_id, "failed")
+        eventually(lambda: "not_begun" in world.codes(job_id), "it is told")
         world.nothing_left()
-    error = world.row(job_id).error
-    assert error is not None
-    assert "/no/such/program" in error["message"]
+        eventually(lambda: worker_of(world).draining, "others hear that it takes no work")
+    assert world.state(job_id) == "queued"
+    assert world.row(job_id).fruitless_attempts == 0
+    with world.database.transaction() as session:
+        told = session.scalars(select(Event.message).where(Event.job_id == job_id, Event.code == "not_begun")).all()
+    assert "/no/such/program" in told[0]
+
+
+def test_storage_that_is_away_fails_no_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither those that wait, though it lasts for more tries than a job has attempts, nor one that trains."""
+    monkeypatch.setattr(fitness, "LONGEST_REST", 0.05)
+    settings = world.settings.model_copy(update={"max_attempts": 2, "retry_seconds": 0.05})
+
+    def away(*_: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with supervisor(settings, stub_programs(["--hold-at=3", f"--until={world.go}"])):
+        runs = world.job()
+        world.held(runs, step=2)
+        waits = world.job()
+        for access in ("fetch", "put_file"):
+            monkeypatch.setattr(DirectoryStorage, access, away)
+        eventually(lambda: world.codes(waits).count("not_begun") > 3, "it is tried again and again")
+        world.go.touch()
+        eventually(lambda: world.row(runs).progress["step"] == 6, "the other one trains to its end")
+        monkeypatch.undo()
+        for job_id in (runs, waits):
+            world.reaches(job_id, "succeeded", "failed")
+    assert {world.state(runs), world.state(waits)} == {"succeeded"}
+    assert world.final_weights(runs) == chain(6, runs)
+
+
+def test_whatever_happens_beside_them_runs_go_on(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with supervisor(world.settings, stub_programs(["--hold-at=3", f"--until={world.go}"])):
+        job_id = world.job()
+        world.held(job_id, step=2)
+        monkeypatch.setattr(leases, "reconcile", "not a function")
+        eventually(lambda: "looking after the queue failed" in caplog.text, "it is logged")
+        world.go.touch()
+        eventually(lambda: world.row(job_id).progress["step"] == 6, "the run goes on meanwhile")
+        monkeypatch.undo()
+        world.reaches(job_id, "succeeded", "failed")
+    assert world.outcomes(job_id) == [("validate", "succeeded"), ("train", "succeeded")]
+
+
+def worker_of(world: World) -> Worker:
+    with world.database.transaction() as session:
+        return session.scalars(select(Worker)).one()
