@@ -39,7 +39,7 @@ def stage(name: Stage, trainer: Trainer) -> Iterator[Deployment]:
             yield stack.enter_context(deployment(folder, trainer, size, workers=1))
         elif name == "storm":
             more = {"workers": 3, "settings": PATIENT, "stub_options": ["--alone"]}
-            yield stack.enter_context(deployment(folder, trainer, MANY, **more))
+            yield stack.enter_context(deployment(folder, trainer, MANY, slots=1, own_slots=1, **more))
         elif name == "real storm":
             more = {"workers": 1, "settings": PATIENT}
             yield stack.enter_context(deployment(folder, trainer, SHORT, slots=1, own_slots=1, **more))
