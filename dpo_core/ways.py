@@ -162,9 +162,12 @@ def packing_differs(
     causal: PreTrainedModel, trial: Trial, way: Way, expected: Tensor, device: torch.device
 ) -> str | None:
     """Puts our attention into the model; says why it can't be used, if it can't."""
-    kinds = set(getattr(causal.config.get_text_config(), "layer_types", None) or ()) - FULL
-    if kinds:
+    config = causal.config.get_text_config()
+    layers, window = getattr(config, "layer_types", None) or (), getattr(config, "sliding_window", None)
+    if kinds := set(layers) - FULL:
         return f"it has layers of {', '.join(sorted(kinds))}"
+    if window is not None and not layers:  # some models have it in their masks alone, which a packed row doesn't use
+        return f"it has a sliding window of {window} tokens"
     attention.register()
     try:
         if device.type == "cuda" and trial.bfloat16:

@@ -50,7 +50,8 @@ def test_full_causal_attention_is_packed(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "changes", "why"),
     [
-        ("mistral", {"sliding_window": 128}, "sliding_window"),
+        ("mistral", {"sliding_window": 128}, "a sliding window of 128"),
+        ("phimoe", {"sliding_window": 128, "num_local_experts": 2}, "a sliding window of 128"),
         ("gemma3_text", {"sliding_window": 128}, "sliding_attention"),
         ("bloom", {"n_head": 4, "n_layer": 2}, "off|replaced"),
     ],
