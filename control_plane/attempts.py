@@ -24,8 +24,8 @@ GROWTH = 4
 """How much longer each wait is than the one before."""
 NOT_BEGUN = "not_begun"
 """The code of an attempt, and of its event, that its worker could not even begin."""
-UNBEGUN = timedelta(hours=12)
-"""For how long a job waits for a worker that can begin it."""
+UNBEGUN, UNBEGUN_TRIES = timedelta(hours=12), 20
+"""For how long, and for how many tries at least, a job waits for a worker that can begin it."""
 
 
 def end(session: Session, job: Job, outcome: Outcome, failure: Failure | None = None) -> Attempt:
@@ -75,7 +75,7 @@ def end_unbegun(session: Session, job: Job, failure: Failure, *, retry_seconds: 
     last_begun = session.scalar(select(func.max(Attempt.fence)).where(mine, begun)) or 0
     tries = select(func.count(), func.min(Attempt.started_at)).where(mine, Attempt.fence > last_begun)
     count, since = session.execute(tries).one()
-    if attempt.ended_at is not None and attempt.ended_at - since > UNBEGUN:
+    if count >= UNBEGUN_TRIES and attempt.ended_at is not None and attempt.ended_at - since > UNBEGUN:
         message = (
             f"No worker could begin it in {count} tries since {since:%Y-%m-%d %H:%M} UTC; the last: {failure.message}"
         )
@@ -117,7 +117,7 @@ def _in_vain(session: Session, job: Job, last: Failure) -> str:
     if count == 1:
         return f"1 attempt ended without a new checkpoint; the last: {last.message}"
     ended = select(Attempt.error["code"].astext).where(
-        Attempt.job_id == job.id, Attempt.outcome.in_(("lost", "failed"))
+        Attempt.job_id == job.id, Attempt.outcome.in_(("lost", "failed")), Attempt.error["code"].astext != NOT_BEGUN
     )
     codes = Counter(session.scalars(ended.order_by(Attempt.fence.desc()).limit(count)))
     how = ", ".join(f"{times} times {code}" if times > 1 else f"once {code}" for code, times in codes.items())

@@ -2,12 +2,14 @@
 
 In, from the supervisor:   spec.json   lease            (a signal: SIGTERM = checkpoint, then stop)
 Out, from the trainer:     status.json   pulse.json   metrics.jsonl   events.jsonl   checkpoints/step-N/
+                           (the supervisor adds events of its own, when storage is away)
                            reference/GROUP/N.safetensors (measured reference log-probabilities)
                            prepared.json (from `dpo_core.prepare`)     answer.json (from `dpo_core.check`)
                            merged/model/ and answer.json (from `dpo_core.merge`)
                            processes/RANK.json   log.txt   stacks/RANK.txt (upon SIGUSR1)
 
-Every single file is replaced whole (write aside, fsync, rename); the two `.jsonl` files only grow, one
+Every single file is replaced whole (write aside, fsync, rename; lease and pulse, which mean nothing after a
+crash of the host, without fsync); the two `.jsonl` files only grow, one
 line a record, and a reader ignores a last line without its newline. A checkpoint exists once its
 `manifest.json` does. Imports no torch.
 """

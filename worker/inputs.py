@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import logging
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -13,8 +11,6 @@ from control_plane.storage import Storage, state_prefix
 from control_plane.tables import Checkpoint, File, Model
 from dpo_core.run_directory import MANIFEST, Manifest, RunDirectory, write_whole
 from dpo_core.spec import Device, ModelSource, RunSpec, TrainingSpec, WeighedFile
-
-logger = logging.getLogger(__name__)
 
 
 def collect(
@@ -84,11 +80,10 @@ def _model(storage: Storage, model: Model, folder: Path) -> Path:
 
 def _checkpoint(storage: Storage, checkpoint: Checkpoint, folder: Path) -> Path:
     """The checkpoint as its trainer wrote it. Its manifest comes from PostgreSQL, not from storage: the trainer
-    compares the sha256 of every file with it before it reads anything, and so finds out what is not there, too: such
-    as a file that lies on a bad sector."""
+    compares the sha256 of every file with it before it reads anything, and so finds out what is not there, too."""
     state = state_prefix(checkpoint.job_id, checkpoint.fence, checkpoint.step)
-    _fetch_all(storage, f"{checkpoint.storage_prefix}/model", folder / "model", unless=errno.EIO)
-    _fetch_all(storage, f"{state}/state", folder / "state", unless=errno.EIO)
+    _fetch_all(storage, f"{checkpoint.storage_prefix}/model", folder / "model")
+    _fetch_all(storage, f"{state}/state", folder / "state")
     write_whole(folder / MANIFEST, Manifest.model_validate(checkpoint.manifest).model_dump_json())
     return folder
 
@@ -99,19 +94,12 @@ def _fetch_folder(storage: Storage, prefix: str, folder: Path) -> None:
         raise FileNotFoundError(f"storage has nothing below {prefix}; it was removed while a job still needed it")
 
 
-def _fetch_all(storage: Storage, prefix: str, folder: Path, *, unless: int | None = None) -> int:
-    """Every object below `prefix`, under its own name below `folder`; returns how many there are. `unless`: the errno
-    at which an object is left out."""
+def _fetch_all(storage: Storage, prefix: str, folder: Path) -> int:
+    """Every object below `prefix`, under its own name below `folder`; returns how many there are."""
     folder.mkdir(parents=True, exist_ok=True)
     keys = list(storage.keys(prefix))
     for key in keys:
         target = folder / Path(key).relative_to(prefix)
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            storage.fetch(key, target)
-        except OSError as error:
-            if unless is None or error.errno != unless:
-                raise
-            logger.error("%s can't be read: %s", key, error)
-            target.unlink(missing_ok=True)
+        storage.fetch(key, target)
     return len(keys)

@@ -33,8 +33,10 @@ logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE = 60.0
 """Seconds between two tries to store something, at most: the pause doubles."""
-FULL_PATIENCE, PATIENCE = 120.0, 12 * 3600.0
-"""Seconds for which a full storage is tried, and one that is away. The program trains on meanwhile."""
+PATIENCE, WHEN_OVER = 12 * 3600.0, 3600.0
+"""Seconds for which a storage that is away is tried: while the program trains on, and when it has ended."""
+BRIEFLY = 120.0
+"""So for one that is full, and for what is missing, perhaps on our own side."""
 TOLD_AFTER = 30.0
 """Seconds after which the job's owner hears of it."""
 
@@ -114,18 +116,25 @@ class Publisher:
             return
         if self._tries == 0:
             self._refused_since = now
-        full = isinstance(error, StorageFull) or (isinstance(error, OSError) and error.errno in FULL)
+        if not isinstance(error, OSError | StorageFull):
+            raise error
         away = now - self._refused_since
-        if not isinstance(error, OSError | StorageFull) or away > (FULL_PATIENCE if full else PATIENCE):
+        if away > self._patience(error):
             raise error
         self._tries += 1
         self._not_before = now + min(LONGEST_PAUSE, 2.0**self._tries)
-        logger.warning("%s: a checkpoint could not be stored, trying again: %s", self._claim.job_id, error)
+        logger.warning("%s: something could not be stored, trying again: %s", self._claim.job_id, error)
         if away > TOLD_AFTER and not self._told:
             self._told = True
-            message = f"Nothing could be stored for {away:.0f} s, and it is tried again until it can: {error}"
+            message = f"Nothing could be stored for {away:.0f} s; it is tried again for some hours: {error}"
             with suppress(OSError):
                 self._run.append_event(Event(code="storage_away", message=message, level="warn"))
+
+    def _patience(self, error: OSError | StorageFull) -> float:
+        if isinstance(error, StorageFull | FileNotFoundError) or error.errno in FULL:
+            return BRIEFLY
+        status = self._run.status()
+        return PATIENCE if status is None or status.state == "running" else WHEN_OVER
 
     def _publish(self, folder: Path, manifest: Manifest) -> None:
         """A crash before the transaction leaves nothing that anybody sees."""

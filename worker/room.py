@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
 from dpo_core.footprint import in_bytes
 from dpo_core.run_directory import DISK_FULL, Failure
-
-logger = logging.getLogger(__name__)
 
 LEAST = 4 * 2**20
 """Bytes without which a worker takes no work at all: not even its run directory would be sure of a place."""
@@ -38,8 +35,7 @@ class Room:
         """Bytes that we may still write, on the fuller disk; none where one doesn't answer."""
         try:
             found = [os.statvfs(folder) for folder in self._folders]
-        except OSError as error:
-            logger.warning("a disk does not answer: %s", error)
+        except OSError:
             return 0
         return min(disk.f_bavail * disk.f_frsize for disk in found)
 

@@ -70,7 +70,8 @@ class Supervisor:
             database=self._database,
             storage=storage,
             folders=folders,
-            room=Room(folders.root, storage.folder),
+            room=(room := Room(folders.root, storage.folder)),
+            fitness=Fitness(room),
             slots=find_slots(settings.cpu_slots, os.environ),
             programs=programs,
             pool=ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="files"),
@@ -84,7 +85,6 @@ class Supervisor:
         self._stops_asked = 0
         self._stops_obeyed = 0
         self._give_up_at = self._leave_at = float("inf")
-        self._fitness = Fitness(self._tools.room)
         self._next_beat = self._next_look = self._next_reconcile = 0.0
 
     def wake(self) -> None:
@@ -122,16 +122,20 @@ class Supervisor:
                 work.beat()
         for work in self._work:
             work.tick()
-        if over := [work for work in self._work if work.over]:
+        if any(work.over for work in self._work):
             self._work = [work for work in self._work if not work.over]
             self._next_look = 0.0  # there is room, and perhaps the next step of the same job
-            for work in over:
-                (self._fitness.began if work.begun else self._fitness.could_not_begin)()
+        again = self._settings.poll_seconds
         try:
-            self._look_after_the_queue(now)
+            self._keep_house(now)
         except Exception as error:  # noqa: BLE001 - whatever it is, what runs must go on
-            self._next_look = self._next_reconcile = now + self._settings.poll_seconds
-            _tell(error, self._settings.poll_seconds)
+            self._next_reconcile = now + again
+            _tell(error, again)
+        try:
+            self._look_for_work(now)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._next_look = now + again
+            _tell(error, again)
 
     def _wait(self) -> None:
         """Until something is due, a child may have ended, or somebody calls."""
@@ -146,15 +150,21 @@ class Supervisor:
 
     # -- work ------------------------------------------------------------------------------------------
 
-    def _look_after_the_queue(self, now: float) -> None:
+    def _keep_house(self, now: float) -> None:
         if now >= self._next_reconcile:
             self._next_reconcile = now + RECONCILE_SECONDS
-            self._housekeeping.go_round(draining=self._stops_asked > 0 or not self._fitness.fit)
+            self._housekeeping.go_round(draining=self._stops_asked > 0 or self._tools.fitness.away)
+
+    def _look_for_work(self, now: float) -> None:
         self._gpus.poll()
         if now >= self._next_look:
             self._next_look = now + self._settings.poll_seconds
-            while not self._stops_asked and self._fitness.fit and (self._claim_job() or self._claim_check()):
+            while self._takes_work and (self._claim_job() or (self._takes_work and self._claim_check())):
                 continue
+
+    @property
+    def _takes_work(self) -> bool:
+        return not self._stops_asked and self._tools.fitness.fit
 
     def _claim_job(self) -> bool:
         """Takes one more job, if one fits."""
@@ -228,7 +238,7 @@ class Supervisor:
             self._work.append(make())
         except OSError as error:
             logger.exception("%s: no run directory could be made", row_id)
-            self._fitness.could_not_begin()
+            self._tools.fitness.could_not_begin(row_id)
             with suppress(StaleFence), self._database.transaction() as session:
                 give_back(session, failure_of(error, "making a run directory", "train"))
             return False

@@ -26,6 +26,7 @@ from control_plane.errors import StaleFence
 from control_plane.settings import Settings
 from control_plane.storage import Storage
 from dpo_core.run_directory import Failure
+from worker.fitness import Fitness
 from worker.folders import RunFolders
 from worker.hangs import Watch
 from worker.host_memory import oom_kills
@@ -58,6 +59,7 @@ class Tools:
     programs: Programs
     pool: ThreadPoolExecutor
     room: Room
+    fitness: Fitness
 
 
 class Work(ABC):
@@ -175,6 +177,8 @@ class Work(ABC):
             if self._failure is None:
                 self._failure = failure_of(error, doing, self.kind)
                 self.begun = self._process is not None or not isinstance(error, OSError)
+                if not self.begun:
+                    self._tools.fitness.could_not_begin(self.id)
                 self._step = self._sweeping
             elif self._holding:
                 self.abandon("its failure could not be reported; its lease will run out")
@@ -212,6 +216,7 @@ class Work(ABC):
             environment = trainer_environment(os.environ, self._run, self._tools.slots.device, self._slot_ids)
             self._oom_kills_before = oom_kills()
             self._process = launch(command, environment, self._run)
+            self._tools.fitness.began()
             self._watch = Watch(self._run, self._tools.settings.hang_seconds) if self.kind == "train" else None
             logger.info("%s: attempt %d runs as process %d", self.id, self._fence, self._process.pid)
         self._step = self._running

@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import select
 
 from control_plane import leases, pauses, publication, results
-from control_plane.attempts import GROWTH, LONGEST_WAIT
+from control_plane.attempts import GROWTH, LONGEST_WAIT, UNBEGUN_TRIES
 from control_plane.database import Database, dpo_now
 from control_plane.job_states import State
 from control_plane.leases import Claim
@@ -164,14 +164,29 @@ def test_what_a_worker_could_not_begin_does_not_count_and_waits_ever_longer(stoc
 
 
 def test_what_nobody_could_begin_for_half_a_day_fails(stocked: Database) -> None:
-    claim = started(stocked)
-    not_begun(stocked, claim)
-    set_ahead(stocked, 11 * 3600)
-    assert fail(stocked, claim_one(stocked)).state == State.queued, "this one was begun: the patience begins anew"
-    set_ahead(stocked, 13 * 3600)
-    assert not_begun(stocked, claim_one(stocked)).state == State.queued
-    set_ahead(stocked, 26 * 3600)
-    job = not_begun(stocked, claim_one(stocked))
+    claim, passed = started(stocked), 0.0
+    for _ in range(UNBEGUN_TRIES - 1):
+        assert not_begun(stocked, claim).state == State.queued
+        passed += 3600
+        set_ahead(stocked, passed)
+        claim = claim_one(stocked)
+    assert fail(stocked, claim).state == State.queued, "this one was begun: the patience begins anew"
+    for _ in range(UNBEGUN_TRIES):
+        passed += 3600
+        set_ahead(stocked, passed)
+        job = not_begun(stocked, claim_one(stocked))
     assert job.state == State.failed and job.error is not None
     assert job.error["code"] == "not_begun"
-    assert "No worker could begin it in 2 tries since " in job.error["message"]
+    assert f"No worker could begin it in {UNBEGUN_TRIES} tries since " in job.error["message"]
+
+
+def test_tries_that_did_not_count_are_not_named_where_others_are_counted(stocked: Database) -> None:
+    claim, passed = started(stocked), 0.0
+    for number in range(5):
+        job = fail(stocked, claim, max_attempts=3) if number % 2 == 0 else not_begun(stocked, claim)
+        if job.state == State.queued:
+            passed += 3600
+            set_ahead(stocked, passed)
+            claim = claim_one(stocked)
+    assert job.state == State.failed and job.error is not None
+    assert "3 attempts in a row ended without a new checkpoint (3 times trainer_died)" in job.error["message"]

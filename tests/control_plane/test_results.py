@@ -17,6 +17,7 @@ from control_plane.leases import Claim
 from control_plane.progress import estimated_finish
 from control_plane.tables import Attempt, Base, Job, Model
 from dpo_core.best import Best
+from dpo_core.errors import reader_killed
 from dpo_core.run_directory import CHECKPOINT_CORRUPT, Failure, Manifest
 from dpo_core.spec import LoraSpec, TrainingSpec
 from dpo_core.takes_less import IN_GENERAL
@@ -433,6 +434,15 @@ def test_out_of_memory_is_answered_with_what_takes_less(stocked: Database, code:
         (told,) = [it for it in jobs.list_events(session, PROJECT, job.id).items if it.code == code]
     advice = "Out of memory: 8 GiB. What would take less: `zero_stage` 2, about 4 GiB a rank, where 8 GiB were planned"
     assert told.message.startswith(advice)
+
+
+def test_a_reader_that_the_kernel_killed_is_an_attempt(stocked: Database) -> None:
+    """What else used the memory may be gone."""
+    claim = started(stocked)
+    with stocked.transaction() as session:
+        results.fail(session, claim, reader_killed().failure, max_attempts=2)
+    job = read_job(stocked, claim.job_id)
+    assert (job.state, job.fruitless_attempts) == ("queued", 1)
 
 
 def test_handing_back_does_not_count_as_a_fruitless_attempt(stocked: Database) -> None:

@@ -76,13 +76,15 @@ def struck(strike: Strike, *, another_attempt: bool, earliest: int = -2, one_job
         for moment in moments:
             scene = Scene(deployment, draw, moment, job_id)
             scene.wait(behind=fence)
-            strike(scene)
+            try:
+                strike(scene)
+            finally:
+                played.jobs += scene.others
             scene.await_recovery(another_attempt=another_attempt)
             assert scene.recovery is not None
             deployment.look_after_workers()
             played.recoveries.append(scene.recovery)
             played.moments.append(str(moment))
-            played.jobs += scene.others
             fence = scene.fence if another_attempt else 0
 
     return play

@@ -6,8 +6,8 @@ The moments are random; DPO_FAULT_SEED repeats an earlier run's. `make faults` s
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import cycle
 
 import pytest
 
@@ -31,13 +31,15 @@ def deployment() -> Iterator[Deployment]:
 
 
 def test_a_rank_dies_and_then_the_worker(deployment: Deployment, seed: int, tell: Callable[[str], None]) -> None:
-    kinds = cycle([kill_a_rank, kill_the_worker])
+    struck_before: Counter[str] = Counter()
 
     def strike(scene: Scene) -> None:
-        next(kinds)(scene)
+        (kill_a_rank if not struck_before[scene.job_id] else kill_the_worker)(scene)
+        struck_before[scene.job_id] += 1
 
     tell("a rank and then the worker")
-    fault = Fault("a rank and then the worker", "", struck(strike, another_attempt=True), trainers=("real",))
+    play = struck(strike, another_attempt=True, one_job=True)
+    fault = Fault("a rank and then the worker", "", play, trainers=("real",))
     survive(deployment, Plan(fault, "real", 0, strikes=2), seed)
 
 

@@ -3,13 +3,12 @@ before."""
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 import pytest
 
 from control_plane import pauses
-from control_plane.storage import DirectoryStorage, state_prefix
+from control_plane.storage import state_prefix
 from tests.stub_trainer import chain
 from tests.worker.stubs import World, stub_programs, supervisor
 from tests.worker.test_hangs import event
@@ -94,26 +93,6 @@ def test_a_file_that_is_cut_or_gone_is_found_too(world: World, damage: object) -
         damage(files_of(world, job_id)["state/link"])
         goes_on(world, job_id)
         assert "the job goes on from step 2, " in event(world, job_id, "checkpoint_corrupt").message
-
-
-def test_a_bad_sector_is_as_a_file_that_is_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    with supervisor(world.settings, stub_programs(["--hold-at=3", f"--until={world.go}"])):
-        job_id = paused_at_3(world)
-        bad = files_of(world, job_id)["state/link"]
-        fetch = DirectoryStorage.fetch
-
-        def fetch_all_but_one(self: DirectoryStorage, key: str, path: Path) -> None:
-            if (self.folder / key) == bad:
-                raise OSError(errno.EIO, "Input/output error", str(bad))
-            fetch(self, key, path)
-
-        monkeypatch.setattr(DirectoryStorage, "fetch", fetch_all_but_one)
-        world.go.touch()
-        with world.database.transaction() as session:
-            pauses.resume(session, world.project_id, job_id)
-        world.reaches(job_id, "succeeded", "failed")
-    assert "checkpoint_corrupt" in world.codes(job_id)
-    assert world.final_weights(job_id) == chain(6, job_id)
 
 
 def test_both_are_damaged_and_the_job_begins_again(world: World) -> None:

@@ -20,13 +20,23 @@ def test_it_rests_ever_longer_until_something_was_begun(tmp_path: Path, monkeypa
     now = 1000.0
     monkeypatch.setattr(fitness.time, "monotonic", lambda: now)
     watched = Fitness(Room(tmp_path))
-    for rest in (5.0, 20.0, 80.0, 300.0, 300.0):
-        watched.could_not_begin()
+    watched.could_not_begin("job-0")
+    assert watched.fit, "it may be the job's own fault"
+    for number, rest in enumerate((5.0, 20.0, 80.0, 300.0, 300.0), start=1):
+        watched.could_not_begin(f"job-{number}")
         now += rest - 0.1
-        assert not watched.fit
+        assert (watched.fit, watched.away) == (False, number > 1), "others hear of a rest that is worth it"
         now += 0.1
-        assert watched.fit
+        assert watched.fit and not watched.away
     watched.began()
-    watched.could_not_begin()
+    watched.could_not_begin("job-8")
+    watched.could_not_begin("job-9")
     now += 5.0
     assert watched.fit
+
+
+def test_the_same_work_again_and_again_is_not_the_worker_s_fault(tmp_path: Path) -> None:
+    watched = Fitness(Room(tmp_path))
+    for _ in range(5):
+        watched.could_not_begin("job-without-its-file")
+        assert watched.fit

@@ -18,7 +18,7 @@ from migrations.run import upgrade
 from tests.conftest import Servers
 from tests.stub_trainer import chain
 from tests.worker.stubs import World, eventually, stub_programs, supervisor
-from worker import fitness
+from worker import fitness, leftovers, publish, work
 
 
 def test_a_job_goes_from_its_file_to_published_weights(world: World) -> None:
@@ -181,10 +181,10 @@ def test_slots_are_never_overcommitted(world: World) -> None:
 def test_a_worker_whose_program_is_not_there_says_so_and_fails_nothing(world: World) -> None:
     settings = world.settings.model_copy(update={"max_attempts": 1})
     with supervisor(settings, replace(stub_programs(), train=("/no/such/program",))):
-        job_id = world.job()
-        eventually(lambda: "not_begun" in world.codes(job_id), "it is told")
+        job_id, other = world.job(), world.job()
+        for each in (job_id, other):
+            eventually(lambda each=each: "not_begun" in world.codes(each), "it is told")  # type: ignore[misc]
         world.nothing_left()
-        eventually(lambda: worker_of(world).draining, "others hear that it takes no work")
     assert world.state(job_id) == "queued"
     assert world.row(job_id).fruitless_attempts == 0
     with world.database.transaction() as session:
@@ -195,6 +195,7 @@ def test_a_worker_whose_program_is_not_there_says_so_and_fails_nothing(world: Wo
 def test_storage_that_is_away_fails_no_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither those that wait, though it lasts for more tries than a job has attempts, nor one that trains."""
     monkeypatch.setattr(fitness, "LONGEST_REST", 0.05)
+    monkeypatch.setattr(publish, "TOLD_AFTER", -1.0)
     settings = world.settings.model_copy(update={"max_attempts": 2, "retry_seconds": 0.05})
 
     def away(*_: object) -> None:
@@ -213,7 +214,33 @@ def test_storage_that_is_away_fails_no_job(world: World, monkeypatch: pytest.Mon
         for job_id in (runs, waits):
             world.reaches(job_id, "succeeded", "failed")
     assert {world.state(runs), world.state(waits)} == {"succeeded"}
+    assert "storage_away" in world.codes(runs)
     assert world.final_weights(runs) == chain(6, runs)
+
+
+def test_what_can_not_be_killed_is_left_to_its_lease(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its job nor the next worker waits for it; its slots do."""
+    monkeypatch.setattr(work, "UNKILLABLE_SECONDS", 0.2)
+    monkeypatch.setattr(work, "sweep", lambda *_: False)
+    settings = world.settings.model_copy(update={"lease_seconds": 2.0, "retry_seconds": 0.0})
+    with supervisor(settings, stub_programs()):
+        job_id = world.job()
+        eventually(lambda: "worker_lost" in world.codes(job_id), "its lease runs out")
+        monkeypatch.undo()
+        world.reaches(job_id, "succeeded", "failed")
+        world.nothing_left()
+    assert world.state(job_id) == "succeeded"
+
+
+def test_a_worker_starts_though_a_leftover_can_not_be_killed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "UNKILLABLE_SECONDS", 0.2)
+    monkeypatch.setattr(leftovers, "sweep", lambda *_: False)
+    left = world.runs / "ftjob-old" / "1"
+    left.mkdir(parents=True)
+    with supervisor(world.settings, stub_programs()):
+        job_id = world.job()
+        world.reaches(job_id, "succeeded", "failed")
+    assert left.exists(), "it is the next one's"
 
 
 def test_whatever_happens_beside_them_runs_go_on(
@@ -225,12 +252,19 @@ def test_whatever_happens_beside_them_runs_go_on(
         monkeypatch.setattr(leases, "reconcile", "not a function")
         eventually(lambda: "looking after the queue failed" in caplog.text, "it is logged")
         world.go.touch()
-        eventually(lambda: world.row(job_id).progress["step"] == 6, "the run goes on meanwhile")
-        monkeypatch.undo()
-        world.reaches(job_id, "succeeded", "failed")
-    assert world.outcomes(job_id) == [("validate", "succeeded"), ("train", "succeeded")]
+        for each in (job_id, world.job()):
+            world.reaches(each, "succeeded", "failed")
+            assert world.outcomes(each) == [("validate", "succeeded"), ("train", "succeeded")]
 
 
-def worker_of(world: World) -> Worker:
-    with world.database.transaction() as session:
-        return session.scalars(select(Worker)).one()
+def test_a_job_whose_file_is_gone_keeps_no_other_waiting(world: World) -> None:
+    settings = world.settings.model_copy(update={"cpu_slots": 1, "retry_seconds": 0.1})
+    lost = world.file("{}")
+    (world.storage.folder / file_key(lost)).unlink()
+    with supervisor(settings, stub_programs()):
+        without = world.job_on(lost)
+        eventually(lambda: world.codes(without).count("not_begun") > 1, "it is tried again")
+        others = [world.job() for _ in range(2)]
+        for job_id in others:
+            world.reaches(job_id, "succeeded", "failed")
+    assert [world.state(job_id) for job_id in (without, *others)] == ["validating", "succeeded", "succeeded"]
