@@ -210,11 +210,11 @@ def test_storage_that_is_away_fails_no_job(world: World, monkeypatch: pytest.Mon
         eventually(lambda: world.codes(waits).count("not_begun") > 3, "it is tried again and again")
         world.go.touch()
         eventually(lambda: world.row(runs).progress["step"] == 6, "the other one trains to its end")
+        eventually(lambda: "storage_away" in world.codes(runs), "its owner hears of it")
         monkeypatch.undo()
         for job_id in (runs, waits):
             world.reaches(job_id, "succeeded", "failed")
     assert {world.state(runs), world.state(waits)} == {"succeeded"}
-    assert "storage_away" in world.codes(runs)
     assert world.final_weights(runs) == chain(6, runs)
 
 
