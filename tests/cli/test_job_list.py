@@ -36,7 +36,7 @@ def test_jobs_are_listed_newest_first_and_cancelled(
 
     assert dpo("cancel", waiting).stdout == f"cancelled {waiting}\n"
     assert rows("--limit", 1)[0][1:3] == ["cancelled", "cancelled"]
-    for wrong, said in ((job_id, "is succeeded already"), (waiting, "is cancelled already"), ("ftjob-no", "no job")):
+    for wrong, said in ((job_id, "is over (succeeded)"), (waiting, "is over (cancelled)"), ("ftjob-no", "no job")):
         refused = dpo("cancel", wrong)
         assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
         assert said in refused.stderr

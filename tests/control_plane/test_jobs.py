@@ -117,7 +117,7 @@ def test_cancel_from_every_state(stocked: Database) -> None:
         with stocked.transaction() as session:
             job_id = job_in(session, state).id
         if state in FINAL:
-            with pytest.raises(Conflict, match=f"is {state} already"), stocked.transaction() as session:
+            with pytest.raises(Conflict, match=rf"is over \({state}\)"), stocked.transaction() as session:
                 jobs.cancel(session, PROJECT, job_id)
             continue
         with stocked.transaction() as session:
