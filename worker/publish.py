@@ -134,7 +134,7 @@ class Publisher:
         if isinstance(error, StorageFull | FileNotFoundError) or error.errno in FULL:
             return BRIEFLY
         status = self._run.status()
-        return PATIENCE if status is None or status.state == "running" else WHEN_OVER
+        return PATIENCE if status is None or status.state in ("starting", "running") else WHEN_OVER
 
     def _publish(self, folder: Path, manifest: Manifest) -> None:
         """A crash before the transaction leaves nothing that anybody sees."""
