@@ -59,8 +59,7 @@ def end_for_another(
     if job.fruitless_attempts >= max_attempts:
         give_up(session, job, failure.model_copy(update={"message": _in_vain(session, job, failure)}))
         return False
-    fruitless = job.fruitless_attempts
-    return _wait_again(session, job, failure, _back_off(retry_seconds, fruitless) if fruitless else 0.0)
+    return _wait_again(session, job, failure, _back_off(retry_seconds, job.fruitless_attempts))
 
 
 def end_unbegun(session: Session, job: Job, failure: Failure, *, retry_seconds: float) -> None:
@@ -107,6 +106,8 @@ def _wait_again(session: Session, job: Job, failure: Failure, seconds: float) ->
 
 def _back_off(retry_seconds: float, times: int) -> float:
     """Seconds to wait after so many attempts in vain: `retry_seconds` at first, then ever longer."""
+    if not times:
+        return 0.0
     wait: float = min(LONGEST_WAIT, retry_seconds * GROWTH ** min(times - 1, 10))
     return wait * random.uniform(0.5, 1.0)  # noqa: S311 - so that jobs that fell together don't rise together
 

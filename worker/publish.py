@@ -118,15 +118,15 @@ class Publisher:
             self._refused_since = now
         if not isinstance(error, OSError | StorageFull):
             raise error
-        away = now - self._refused_since
-        if away > self._patience(error):
+        away, patience = now - self._refused_since, self._patience(error)
+        if away > patience:
             raise error
         self._tries += 1
         self._not_before = now + min(LONGEST_PAUSE, 2.0**self._tries)
         logger.warning("%s: something could not be stored, trying again: %s", self._claim.job_id, error)
         if away > TOLD_AFTER and not self._told:
             self._told = True
-            message = f"Nothing could be stored for {away:.0f} s; it is tried again for some hours: {error}"
+            message = f"Nothing could be stored for {away:.0f} s; it is tried for {patience / 60:.0f} minutes: {error}"
             with suppress(OSError):
                 self._run.append_event(Event(code="storage_away", message=message, level="warn"))
 
