@@ -7,16 +7,21 @@ Each layer by itself (and all by the same code, as they are alike): seconds to c
 
 from __future__ import annotations
 
+import torch
+
 from dpo_core import attention
 from dpo_core.scorer import Scorer, decoder_layers
 from dpo_core.token_scores import compiled_kernels
 
 
 def compile_scorer(scorer: Scorer) -> None:
-    """Marks layers and head; they are compiled when they first run, for any number of tokens."""
+    """Marks layers and head; they are compiled when they first run, for any number of tokens.
+
+    Hooks around a layer stay outside: ZeRO-3 gathers its weights there, and Dynamo would compile hooks for each layer.
+    """
     attention.register(opaque=True)
     for layer in decoder_layers(scorer.causal):
-        layer.compile(dynamic=True, options={"emulate_precision_casts": True})
+        layer.forward = torch.compile(layer.forward, dynamic=True, options={"emulate_precision_casts": True})
     scorer.kernels = compiled_kernels()
 
 
@@ -24,5 +29,5 @@ def leave(scorer: Scorer) -> None:
     """Undoes `compile_scorer`."""
     attention.register()
     for layer in decoder_layers(scorer.causal):
-        layer._compiled_call_impl = None
+        layer.forward = getattr(layer.forward, "__wrapped__", layer.forward)
     scorer.kernels = None

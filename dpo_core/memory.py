@@ -190,7 +190,7 @@ def placements(request: Request, device: DeviceFacts) -> list[tuple[int, Offload
     """ZeRO stages and offloads. One rank has nothing to shard over, and a CPU nothing to offload to."""
     usual = LORA_PLACEMENTS if request.lora is not None else FULL_PLACEMENTS[0 if device.ranks == 1 else 1 :]
     if device.ranks == 1:
-        usual = tuple((stage, offload) for stage, offload in usual if stage == 0 or offload != "none")
+        usual = tuple(it for it in usual if it[0] in (0, request.zero_stage) or it[1] != "none")
     if device.kind == "cpu":
         usual = tuple((stage, offload) for stage, offload in usual if offload == "none")
     asked = request.zero_stage, request.offload

@@ -112,7 +112,7 @@ def resolve(spec: TrainingSpec, facts: Facts) -> Resolution:
         "packing": settle("packing", spec.packing, ("shared", "what both answers share is computed once")),
         "precision": precision,
         **{name: settle(name, getattr(spec, name), choice) for name, choice in memory.choices().items()},
-        "compile": settle("compile", spec.compile, _compile(spec, facts.device.kind, memory.layout.zero_stage)),
+        "compile": settle("compile", spec.compile, _compile(facts.device.kind)),
         "evaluation_steps": settle("evaluation_steps", spec.evaluation_steps, (tenth, "10 evaluations a run")),
         "checkpoint_steps": settle("checkpoint_steps", spec.checkpoint_steps, (tenth, "10 checkpoints a run")),
         # It is in the learning rate now, and must not be applied again.
@@ -206,17 +206,9 @@ def _precision(device: Device) -> tuple[Literal["float32", "bfloat16"], str]:
     return "float32", "float32 on a CPU, where bfloat16 is slower"
 
 
-def _compile(spec: TrainingSpec, device: Device, zero_stage: int) -> tuple[bool, str]:
-    if spec.compile is True and zero_stage == 3:
-        message = (
-            "The run takes ZeRO stage 3, which gathers weights while a layer runs; `compile` does not go with that. "
-            "Leave `training.compile` `auto`, or see to it that `training.zero_stage` 0, 1 or 2 fits."
-        )
-        raise user_error("compile_needs_whole_weights", message, param="training.compile")
+def _compile(device: Device) -> tuple[bool, str]:
     if device != "cuda":
         return False, "off: on a CPU it saves a seventh of the time and needs a C++ compiler; worth it for a long run"
-    if zero_stage == 3:
-        return False, "off: ZeRO stage 3 gathers weights while a layer runs"
     return True, "on: fused kernels take less time and memory"
 
 

@@ -159,8 +159,8 @@ class TrainingFields(StrictModel):
 
     compile: bool | Auto = "auto"
     """Let torch.compile fuse what stands between matrix products and attention: faster, after some seconds. `auto`:
-    on a GPU; on a CPU it needs a C++ compiler. Not with ZeRO stage 3. Where it can't be done, the run goes on
-    without, and an event says why."""
+    on a GPU; on a CPU it needs a C++ compiler. Where it can't be done, the run goes on without, and an event
+    says why."""
 
     columns: dict[str, str] = Field(default_factory=dict)
     """The file's own column for a field, such as `{"chosen": "good_answer"}`, where its names say nothing

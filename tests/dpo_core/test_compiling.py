@@ -1,4 +1,4 @@
-"""Compiled layers train as plain ones do: all weights, an adapter, in bfloat16, and with recomputed activations."""
+"""Compiled layers train as plain ones do: all weights, an adapter, in bfloat16, recomputed, and sharded over ranks."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "recomputed": {"zero_stage": 0, "activation_checkpointing": True},
     "bfloat16": {"zero_stage": 2, "precision": "bfloat16"},
     "lora": {"zero_stage": 0, "lora": {"rank": 4, "alpha": 8}},
+    "sharded": {"zero_stage": 3},
+    "sharded, recomputed": {"zero_stage": 3, "activation_checkpointing": True},
+    "sharded lora": {"zero_stage": 3, "lora": {"rank": 4, "alpha": 8}},
 }
 SHORT = {"max_steps": 4, "evaluation_steps": 2, "checkpoint_steps": 2}
 
@@ -27,12 +30,18 @@ SHORT = {"max_steps": 4, "evaluation_steps": 2, "checkpoint_steps": 2}
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], RunDirectory]:
     workshop = Workshop(tmp_path_factory.mktemp("compiling"))
-    made = {
-        (name, compiled): workshop.make(f"{name}-{compiled}", ranks=1, training=SHORT | values | {"compile": compiled})
-        for name, values in KINDS.items()
-        for compiled in (False, True)
-    }
-    train_all(list(made.values()), ranks=1)
+    made = {}
+    for ranks in (1, 2):
+        kinds = {name: values for name, values in KINDS.items() if (values["zero_stage"] == 3) == (ranks == 2)}
+        runs = {
+            (name, compiled): workshop.make(
+                f"{name}-{compiled}", ranks=ranks, training=SHORT | values | {"compile": compiled}
+            )
+            for name, values in kinds.items()
+            for compiled in (False, True)
+        }
+        train_all(list(runs.values()), ranks=ranks)
+        made |= runs
     whole = made["full", True]
     training = SHORT | KINDS["full"] | {"compile": True}
     made["resumed", True] = workshop.make("resumed", training=training, resume_from=whole.checkpoints / "step-2")

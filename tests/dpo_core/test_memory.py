@@ -128,6 +128,8 @@ def test_recomputed_activations_are_a_layers_input_each_and_one_whole_layer() ->
         ("70B", 1, 80, LORA, (3, "parameters")),
         ("8B", 8, None, {}, (2, "none")),
         ("8B", 1, None, {}, (0, "none")),
+        ("1B", 1, 80, {"zero_stage": 3}, (3, "none")),  # who asks for it gets it, and no offload without need
+        ("8B", 1, 80, {"zero_stage": 3}, (3, "optimizer")),
     ],
 )
 def test_the_first_layout_that_fits(

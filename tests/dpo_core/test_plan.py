@@ -181,7 +181,6 @@ def test_steps_count_an_epochs_smaller_last_batch() -> None:
         ),
         ({"offload": "optimizer", "zero_stage": 0}, "offload_needs_sharding", "training.offload"),
         ({"offload": "parameters", "zero_stage": 2}, "offload_needs_sharding", "training.offload"),
-        ({"compile": True, "zero_stage": 3}, "compile_needs_whole_weights", "training.compile"),
         ({"max_length": 8193}, "max_length_too_large", "training.max_length"),
         ({"batch_size": 19_001}, "batch_size_too_large", "training.batch_size"),
         (

@@ -161,7 +161,7 @@ def test_layers_are_compiled_once_whatever_a_row_holds() -> None:
     attention.register(opaque=True)
     model.causal.set_attn_implementation(attention.NAME)
     for layer in decoder_layers(model.causal):
-        layer.compile(dynamic=True, backend=backend)
+        layer.forward = torch.compile(layer.forward, dynamic=True, backend=backend)
     pairs = ways.sample(96)
     with torch.no_grad():
         model(arrange(pairs, "shared"))
