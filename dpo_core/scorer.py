@@ -7,6 +7,7 @@ never exist. Shapes: N predicted tokens, H hidden, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -46,6 +47,7 @@ class Scorer(nn.Module):
         """The last layer answers for predictors alone: last_layer.prune."""
         self.kernels: Kernels | None = None
         """Compiled ones, where the layers are compiled too."""
+        self.finish = Finish.of(self.causal.config.get_text_config())
 
     @property
     def causal(self) -> PreTrainedModel:
@@ -75,33 +77,50 @@ class Scorer(nn.Module):
             output = self.model(input_ids=batch.tokens, use_cache=False, logits_to_keep=kept, **extra)
             # A model that does not know `logits_to_keep` returns all positions.
             logits = output.logits[:, -kept:][batch.predictors // width, columns - (width - kept)]
-            return log_probabilities(logits, batch.targets, ranks_first, self.kernels)
+            return log_probabilities(logits, batch.targets, ranks_first, self.kernels, None)
         causal = self.causal
         pruned = self.pruned and batch.layout is not None
         if pruned:
             extra[KEPT] = batch.predictors
         hidden = getattr(causal, causal.base_model_prefix)(input_ids=batch.tokens, use_cache=False, **extra)[0]
         hidden = hidden[0] if pruned else hidden.flatten(0, 1).index_select(0, batch.predictors)
-        head: nn.Module = causal.get_output_embeddings()  # type: ignore[no-untyped-call]
         if chunks == 1:
-            return log_probabilities(head(hidden), batch.targets, ranks_first, self.kernels)
+            return self.predict(hidden, batch.targets, ranks_first)
         parts = [
-            checkpoint(chunk_of, head, some, targets, ranks_first, self.kernels, use_reentrant=False)
+            checkpoint(self.predict, some, targets, ranks_first, use_reentrant=False)
             for some, targets in zip(hidden.tensor_split(chunks), batch.targets.tensor_split(chunks), strict=True)
         ]
         values, first = zip(*parts, strict=True)
         return torch.cat(values), torch.cat(first) if ranks_first else None
 
+    def predict(self, hidden: Tensor, targets: Tensor, ranks_first: bool) -> tuple[Tensor, Tensor | None]:
+        """The head alone: from [N, H] and [N] as `forward`."""
+        head: nn.Module = self.causal.get_output_embeddings()  # type: ignore[no-untyped-call]
+        scaled = hidden if self.finish.scale == 1 else hidden * self.finish.scale
+        return log_probabilities(head(scaled), targets, ranks_first, self.kernels, self.finish.cap)
 
-def chunk_of(
-    head: nn.Module, hidden: Tensor, targets: Tensor, ranks_first: bool, kernels: Kernels | None
-) -> tuple[Tensor, Tensor | None]:
-    return log_probabilities(head(hidden), targets, ranks_first, kernels)
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """What models of some families do to their logits z: cap · tanh(scale · z / cap), or scale · z without a cap.
+
+    The head has no bias then, so that its input can be scaled in its output's place: that is far smaller.
+    """
+
+    scale: float
+    cap: float | None
+
+    @classmethod
+    def of(cls, config: Any) -> Finish:
+        """By the names that transformers' configs have for it; whether it is all that a model does is tried out."""
+        times, parts = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+        scale = (times if isinstance(times, float | int) else 1.0) / (parts or 1.0)
+        return cls(scale, getattr(config, "final_logit_softcapping", None))
 
 
 def log_probabilities(
-    logits: Tensor, targets: Tensor, ranks_first: bool, kernels: Kernels | None
+    logits: Tensor, targets: Tensor, ranks_first: bool, kernels: Kernels | None, cap: float | None
 ) -> tuple[Tensor, Tensor | None]:
     """From [N, V] and [N] to [N] natural logarithms, and which targets have the largest logit."""
     first = logits.detach().argmax(-1) == targets if ranks_first else None
-    return token_log_probabilities(logits, targets, kernels), first
+    return token_log_probabilities(logits, targets, kernels, cap), first

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 FULL = frozenset({"full_attention", "attention"})
 """transformers' names for layers that see everything before them."""
-AFTER_THE_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
-"""What models of some families do to their logits, and the value at which it does nothing."""
 ELSEWHERE = "another rank found out"
 EXACT = 1e-4
 """Largest difference of a token's log-probability between two ways in float32."""
@@ -56,7 +54,7 @@ def choose(scorer: Scorer, score: Score, asked: Way, world: World, *, bfloat16: 
     scorer.whole = True
     expected = trial.measure("padded")
     scorer.whole = False
-    reason = head_differs(causal, trial, expected)
+    reason = head_differs(trial, expected)
     if world.any(reason is not None):
         scorer.whole = True
         notes.append(f"its head runs with all of it, as {reason or ELSEWHERE}")
@@ -145,12 +143,8 @@ class Trial:
         return self.differs(found, expected, "the changed model") is not None
 
 
-def head_differs(causal: PreTrainedModel, trial: Trial, expected: Tensor) -> str | None:
+def head_differs(trial: Trial, expected: Tensor) -> str | None:
     """Why the head can't be used by itself, if it can't."""
-    config = causal.config.get_text_config()
-    for name, nothing in AFTER_THE_HEAD.items():
-        if getattr(config, name, None) not in (None, nothing):
-            return f"it has {name} {getattr(config, name)}"
     try:
         found = trial.measure("padded")
     except (AttributeError, TypeError, IndexError, NotImplementedError) as error:

@@ -57,6 +57,19 @@ def test_the_gradient_is_the_slope(kernels: Kernels) -> None:
 
 
 @BOTH
+def test_capped_logits_by_hand_and_by_their_slope(kernels: Kernels) -> None:
+    # A cap of 2 makes 2 tanh(ln 3 / 2) = 2 · (3 − 1)/(3 + 1) = 1 of ln 3: p(first) = 1 / (1 + e).
+    logits = torch.tensor([[0.0, math.log(3)]], dtype=torch.float64, requires_grad=True)
+    value = token_log_probabilities(logits, torch.tensor([0]), kernels, 2.0)
+    assert value.tolist() == pytest.approx([-math.log(1 + math.e)])
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+    other = math.e / (1 + math.e)  # the second column's slope is 1 − (1/2)²
+    assert gradient.tolist() == [pytest.approx([other, -0.75 * other])]
+    drawn_logits, tokens = drawn(4)
+    assert torch.autograd.gradcheck(lambda given: token_log_probabilities(given, tokens, kernels, 2.0), drawn_logits)
+
+
+@BOTH
 def test_bfloat16_logits_are_raised_and_their_gradient_is_rounded_once(kernels: Kernels) -> None:
     logits, tokens = drawn(8, torch.bfloat16)
     exact = logits.detach().double().requires_grad_()

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo_core import attention, compiling, last_layer, ways
 from dpo_core.engine import World
 from dpo_core.packing import Batch, arrange
-from dpo_core.scorer import Scorer, chunk_tokens, decoder_layers
+from dpo_core.scorer import Finish, Scorer, chunk_tokens, decoder_layers
 
 ALONE = World(0, 1, torch.device("cpu"))
 SIZES: dict[str, Any] = {
@@ -68,23 +69,41 @@ def test_any_other_attention_stays_as_it_is_and_an_event_says_why(kind: str, cha
     assert model.causal.config._attn_implementation == own
 
 
-def test_a_head_that_does_more_than_multiply_is_called_with_its_model() -> None:
-    model = scorer("gemma2", final_logit_softcapping=3.0, attn_logit_softcapping=None, sliding_window=128)
-    pairs = ways.sample(96)
-    batch = arrange(pairs, "padded")
+FINISHES = pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("gemma2", {"final_logit_softcapping": 3.0, "attn_logit_softcapping": None, "sliding_window": 128}),
+        ("cohere", {"logit_scale": 0.3}),
+        ("granite", {"logits_scaling": 7.0}),
+    ],
+)
+
+
+def by_the_whole_model(model: Scorer) -> Tensor:
+    batch = arrange(ways.sample(96), "padded")
     logits = model.causal(input_ids=batch.tokens).logits.log_softmax(-1).flatten(0, 1)
-    expected = logits[batch.predictors].gather(1, batch.targets.unsqueeze(1)).squeeze(1)
-    choice = ways.choose(model, model, "shared", ALONE, bfloat16=False)
+    return logits[batch.predictors].gather(1, batch.targets.unsqueeze(1)).squeeze(1)
+
+
+@FINISHES
+def test_a_head_that_scales_or_caps_runs_by_itself(kind: str, changes: dict[str, Any]) -> None:
+    model = scorer(kind, **changes)
+    ways.choose(model, model, "padded", ALONE, bfloat16=False)
+    assert not model.whole
+    batch = arrange(ways.sample(96), "padded")
+    for chunks in (1, 3):
+        assert torch.allclose(model(batch, chunks)[0], by_the_whole_model(model), atol=1e-5)
+
+
+@FINISHES
+def test_a_head_that_does_more_than_is_known_is_called_with_its_model(kind: str, changes: dict[str, Any]) -> None:
+    model = scorer(kind, **changes)
+    model.finish = Finish(1.0, None)
+    choice = ways.choose(model, model, "padded", ALONE, bfloat16=False)
     assert model.whole
     assert choice.event is not None
-    assert "head" in choice.event.message
-    assert torch.allclose(model(batch)[0], expected, atol=1e-5)
-
-
-def test_a_soft_cap_is_found_by_its_name_where_its_numbers_are_too_small_to_show() -> None:
-    model = scorer("gemma2", final_logit_softcapping=1e6, attn_logit_softcapping=None, sliding_window=128)
-    ways.choose(model, model, "shared", ALONE, bfloat16=False)
-    assert model.whole
+    assert "its head by itself gave log-probabilities up to" in choice.event.message
+    assert torch.allclose(model(arrange(ways.sample(96), "padded"))[0], by_the_whole_model(model), atol=1e-5)
 
 
 def test_a_kernel_that_refuses_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
