@@ -1,4 +1,4 @@
-"""DeepSpeed behind one class; no other file imports it.
+"""DeepSpeed behind one class; beside it only zero.py and layerwise.py know of it.
 
 Stages 1 to 3 in bfloat16 keep float32 master weights inside DeepSpeed. Stage 0 has no such masters for
 float32 accumulation, so there the trained weights are float32 and the forward pass runs under autocast.
@@ -22,11 +22,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dpo_core import optimizer_state, zero
+from dpo_core import layerwise, optimizer_state, zero
 from dpo_core.footprint import BUCKET_ELEMENTS
 from dpo_core.optimizer_state import Shard
 from dpo_core.packing import Batch
-from dpo_core.scorer import Scorer, decoder_layers
+from dpo_core.scorer import Scorer
 from dpo_core.settings import Settings
 from dpo_core.spec import Device, TrainingSpec
 
@@ -115,7 +115,7 @@ class Engine:
         elements = sum(weight.numel() for weight in scorer.parameters() if weight.requires_grad)
         config = engine_config(settings, training.max_grad_norm, world.device.type, elements)
         if self.stage == 3:
-            gather_by_layer(scorer)
+            config["zero_optimization"] |= layerwise.gather_whole(scorer)
             shard(scorer, config, world)
         else:
             scorer.to(world.device)
@@ -182,6 +182,8 @@ class Engine:
         import deepspeed
 
         gathered = {}
+        if self.stage == 3:
+            self._engine.empty_partition_cache()  # what was fetched ahead for a backward pass may still be on its way
         for name, parameter in self._trained.items():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
                 if self.world.rank == 0:
@@ -208,32 +210,6 @@ class Engine:
 
     def _shards(self) -> list[Shard]:
         return zero.shards(self._trained, self._engine.optimizer, self._adamw, self.stage, self.world.rank)
-
-
-def gather_by_layer(scorer: Scorer) -> None:
-    """Has ZeRO-3 gather a decoder layer's weights at once: hooks on all its parts take longer than many a layer does.
-
-    DeepSpeed then reduces a layer's gradients when that of its input is there. So there has to be one, also for the
-    first layer of a model whose embedding is frozen, and it has to be a positional argument, as transformers' layers
-    have it for reentrant checkpointing.
-    """
-    from deepspeed.utils import set_z3_leaf_module
-
-    for layer in decoder_layers(scorer.causal):
-        set_z3_leaf_module(layer, True)
-        layer.register_forward_pre_hook(refuse_hidden_input)
-    embedding = scorer.causal.get_input_embeddings()
-    if not any(weight.requires_grad for weight in embedding.parameters()):
-        scorer.causal.enable_input_require_grads()  # type: ignore[no-untyped-call]
-
-
-def refuse_hidden_input(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Raises NotImplementedError where DeepSpeed would not see the gradient of the layer's input."""
-    if torch.is_grad_enabled() and not any(isinstance(it, Tensor) and it.requires_grad for it in inputs):
-        raise NotImplementedError(
-            f"{type(layer).__name__} takes its input by keyword, which ZeRO stage 3 can't follow here. "
-            "Set `training.zero_stage` to 2 or less."
-        )
 
 
 def shard(model: nn.Module, config: dict[str, Any], world: World) -> nn.Module:

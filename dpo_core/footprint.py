@@ -16,6 +16,8 @@ BUCKET_ELEMENTS = 500_000_000
 """Gradients that are reduced at once, and that a buffer is kept for: DeepSpeed's default."""
 LIVE_PARAMETERS = 1_000_000_000
 """Parameters that ZeRO-3 keeps gathered until they are needed again: DeepSpeed's `stage3_max_live_parameters`."""
+LIVE_LAYERS = 3
+"""Layers that ZeRO-3 holds at least: one that computes, and one that arrives, in a buffer and in its place."""
 UPDATE_ELEMENTS = 1_000_000_000
 """Parameters that ZeRO-3 updates at once: DeepSpeed's `sub_group_size`."""
 CHUNK_BYTES: dict[str, int] = {"cpu": 2**26, "cuda": 2**33}
@@ -110,8 +112,11 @@ def estimate(model: ModelFacts, layout: Layout) -> Footprint:
         update = on_device * 4 * trained // shards
     else:
         weights = 0 if offload == "parameters" and layout.device == "cuda" else width * (trained + frozen) // shards
-        gathered = width * min(trained + frozen, LIVE_PARAMETERS) if shards > 1 or not weights else 0
-        buffers = gathered + width * min(trained, BUCKET_ELEMENTS)
+        layer = layer_parameters(model)
+        live = min(trained + frozen, max(LIVE_PARAMETERS, LIVE_LAYERS * layer))
+        gathered = width * live if shards > 1 or not weights else 0
+        # A layer's gradients wait for each other.
+        buffers = gathered + width * (min(trained, BUCKET_ELEMENTS) + min(trained, layer))
         gradients = on_device * 4 * trained // shards
         update = on_device * 4 * min(trained // shards, UPDATE_ELEMENTS)
     return Footprint(
@@ -124,6 +129,11 @@ def estimate(model: ModelFacts, layout: Layout) -> Footprint:
         update=update,
         reference=0 if layout.reference is None else reference_bytes(layout.reference, layout),
     )
+
+
+def layer_parameters(model: ModelFacts) -> int:
+    """Of one decoder layer, all its experts included."""
+    return (model.parameter_count - model.vocabulary_size * model.shape.hidden) // model.shape.layers
 
 
 def reference_bytes(model: ModelFacts, layout: Layout) -> int:

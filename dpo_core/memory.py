@@ -155,8 +155,9 @@ class Placed:
 
 
 def by_placement(request: Request, model: ModelFacts, device: DeviceFacts) -> Iterator[Placed]:
-    """For every ZeRO stage and offload that could be taken: the fastest layout that fits, else the smallest."""
-    for stage, offload in placements(replace(request, zero_stage="auto", offload="auto"), device):
+    """For every ZeRO stage and offload that is usual or asked for: the fastest layout that fits, else the smallest."""
+    usual, asked = placements(replace(request, zero_stage="auto", offload="auto"), device), placements(request, device)
+    for stage, offload in sorted({*usual, *asked}, key=lambda it: (it[0], list(STAGES_OF).index(it[1]))):
         there = replace(request, zero_stage=stage, offload=offload)
         fitting = first_fit(there, model, device)
         fits = None if device.memory is None else fitting is not None

@@ -237,6 +237,25 @@ def test_every_stage_that_could_be_taken_has_its_numbers() -> None:
     assert {it.fits for it in by_placement(request, MODELS["8B"], DeviceFacts("cuda", 8, None))} == {None}
 
 
+@pytest.mark.parametrize("asked", [{"zero_stage": 3}, {"zero_stage": 1}, {"zero_stage": 2, "offload": "optimizer"}])
+def test_what_was_asked_for_is_among_them(asked: dict[str, Any]) -> None:
+    """The report marks the one that is taken."""
+    request = Request(**OPEN | asked, bfloat16=True, lora=None, longest_item=4096)
+    device = DeviceFacts("cuda", 1, 80 * GIB)
+    taken = plan(request, MODELS["1B"], device).layout
+    placed = [(it.layout.zero_stage, it.layout.offload) for it in by_placement(request, MODELS["1B"], device)]
+    assert placed.count((taken.zero_stage, taken.offload)) == 1
+    assert placed == sorted(placed, key=lambda it: it[0])
+
+
+def test_zero_3_holds_some_layers_at_least_however_large_they_are() -> None:
+    """8 ranks, bfloat16: a layer of the 70B has 0.87e9 parameters, of which three and its gradients are held."""
+    layer = (70_600_000_000 - 128_256 * 8192) // 80
+    assert estimate(MODELS["70B"], layout(ranks=8, zero_stage=3)).buffers == 2 * (3 * layer + 500_000_000 + layer)
+    small = (8_030_000_000 - 128_256 * 4096) // 32
+    assert estimate(MODELS["8B"], layout(ranks=8, zero_stage=3)).buffers == 2 * (10**9 + 500_000_000 + small)
+
+
 def test_sizes_in_words() -> None:
     assert [amount(it) for it in (0, 5 * 2**20, 2**30 // 4, 80 * GIB)] == [
         "0 GiB",

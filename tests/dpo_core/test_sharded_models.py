@@ -1,7 +1,8 @@
-"""ZeRO-3 gathers whole decoder layers, whatever the architecture, and trains as ZeRO 2 does."""
+"""ZeRO-3 gathers whole decoder layers of several architectures, and trains as ZeRO 2 does."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dpo_core.engine import refuse_hidden_input
+from dpo_core.errors import RunError
+from dpo_core.layerwise import follow, leaves_of
 from dpo_core.run_directory import RunDirectory
+from dpo_core.scorer import Scorer
 from dpo_core.spec import ModelSource
-from tests.dpo_core.runs import Workshop, lines, train_all
+from tests.dpo_core.runs import Workshop, lines, torchrun
 from tests.makers import make_tokenizer
 
 SIZES: dict[str, Any] = {
@@ -26,12 +29,14 @@ SIZES: dict[str, Any] = {
     "head_dim": 8,
     "max_position_embeddings": 256,
 }
-KINDS: dict[str, dict[str, Any]] = {
+KINDS: dict[str, dict[str, Any]] = {  # zamba2: layers that share weights
     "gemma2": SIZES,  # its head runs with the model, and its attention has windows
     "mixtral": SIZES | {"num_local_experts": 4},
     # One weight for both ends.
     "gpt2": {"vocab_size": 264, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
-    "cohere": SIZES,  # attention and feed-forward part side by side
+    "zamba2": {"vocab_size": 264, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    | {"num_hidden_layers": 5, "layers_block_type": ["linear_attention", "hybrid"] * 2 + ["linear_attention"]}
+    | {"mamba_d_state": 8, "n_mamba_heads": 4, "chunk_size": 16, "adapter_rank": 4, "use_mamba_kernels": False},
     "lora": SIZES,
 }
 SHORT = {"max_steps": 3, "evaluation_steps": 3, "checkpoint_steps": 3}
@@ -56,7 +61,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], RunD
         for stage in (2, 3):
             training = SHORT | {"zero_stage": stage, "lora": {"rank": 4, "alpha": 8} if lora else None}
             made[kind, stage] = workshop.make(f"{kind}-{stage}", ranks=2, model=model, training=training)
-    train_all(list(made.values()), ranks=2)
+    result = torchrun("tests.dpo_core.releases_all", list(made.values()), ranks=2)
+    assert result.returncode == 0, result.stderr[-25000:]
     return made
 
 
@@ -72,13 +78,37 @@ def test_trajectories_are_those_of_whole_weights(
             assert sharded[step][name] == pytest.approx(expected[name], rel=1e-5, abs=1e-5), (step, name)
 
 
-def test_a_layer_whose_input_can_not_be_followed_is_refused() -> None:
-    """DeepSpeed would take its gradients for zeros."""
-    layer = nn.Linear(2, 2)
-    layer.register_forward_pre_hook(refuse_hidden_input)
-    hidden = torch.ones(1, 2, requires_grad=True)
-    assert layer(hidden).shape == (1, 2)
+def test_a_layer_that_can_not_be_followed_is_refused() -> None:
+    """DeepSpeed would take its gradients for zeros, or reduce them twice."""
+    layer, ran, hidden = nn.Linear(2, 2), set[nn.Module](), torch.ones(1, 2)
+    layer.register_forward_pre_hook(lambda module, inputs: follow(module, inputs, ran))
     with torch.no_grad():
-        layer(input=hidden)
-    with pytest.raises(NotImplementedError, match="zero_stage` to 2"):
-        layer(input=hidden)
+        for _ in range(2):
+            layer(input=hidden)
+    assert layer(hidden).shape == (1, 2)
+    assert hidden.requires_grad  # as behind a frozen embedding
+    for inputs, options, why in (((hidden,), {}, "more than once"), ((), {"input": hidden}, "by keyword")):
+        with pytest.raises(RunError, match=f"Linear .*{why}.*zero_stage` to 2") as caught:
+            layer(*inputs, **options)
+        assert (caught.value.failure.kind, caught.value.failure.param) == ("user", "training.zero_stage")
+        ran.clear()
+
+
+def test_layers_that_share_a_weight_are_no_leaves() -> None:
+    """Nor is one whose weight stands outside of all layers, too."""
+
+    def leaves(tie: Callable[[Any], None]) -> list[int]:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES | {"num_hidden_layers": 3}))
+        tie(model)
+        found = leaves_of(Scorer(model))
+        return [place for place, layer in enumerate(model.model.layers) if layer in found]
+
+    def tie_layers(model: Any) -> None:
+        model.model.layers[2].mlp = model.model.layers[0].mlp
+
+    def tie_norm(model: Any) -> None:
+        model.model.norm.weight = model.model.layers[1].input_layernorm.weight
+
+    assert leaves(lambda _: None) == [0, 1, 2]
+    assert leaves(tie_layers) == [1]
+    assert leaves(tie_norm) == [0, 2]

@@ -168,19 +168,26 @@ def test_a_chunk_of_the_head_is_bounded_in_bytes() -> None:
     assert chunk_tokens(10**9, torch.device("cpu")) == 16
 
 
-def test_layers_are_compiled_once_whatever_a_row_holds() -> None:
-    """A guard on the layout or on the number of tokens would compile for every row anew, and give up soon."""
-    graphs = []
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What torch.compile sees: each graph of it, run as it is."""
+    found: list[Any] = []
 
     def backend(module: Any, _: Any) -> Any:
-        graphs.append(module)
+        found.append(module)
         return module.forward
 
+    torch.compiler.reset()
+    monkeypatch.setattr(compiling, "HOW", {"dynamic": True, "backend": backend})
+    monkeypatch.setattr(compiling, "compiled_kernels", lambda: None)
+    return found
+
+
+def test_layers_are_compiled_once_whatever_a_row_holds(graphs: list[Any]) -> None:
+    """A guard on the layout or on the number of tokens would compile for every row anew, and give up soon."""
     model = scorer("llama")
-    attention.register(opaque=True)
     model.causal.set_attn_implementation(attention.NAME)
-    for layer in decoder_layers(model.causal):
-        layer.forward = torch.compile(layer.forward, dynamic=True, backend=backend)
+    compiling.compile_scorer(model)
     pairs = ways.sample(96)
     with torch.no_grad():
         model(arrange(pairs, "shared"))
@@ -189,6 +196,52 @@ def test_layers_are_compiled_once_whatever_a_row_holds() -> None:
         for count in (1, 3, 5, 4):
             model(arrange([pairs[index % 2] for index in range(count)], "shared"))
     assert len(graphs) == first
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo looks at every input's
+def test_recomputed_layers_are_compiled_too(graphs: list[Any]) -> None:
+    """transformers recomputes inside a layer's forward, where Dynamo would give the layer up."""
+    batch, gradients = arrange(ways.sample(96), "shared"), []
+    attention.register()
+    for recomputed, compiled in ((False, False), (True, True)):
+        model = scorer("llama")
+        model.causal.set_attn_implementation(attention.NAME)
+        if recomputed:
+            model.causal.activation_checkpointing_enable({"use_reentrant": False})
+        if compiled:
+            compiling.compile_scorer(model)
+        model.train()
+        torch.autograd.backward(model(batch)[0].sum())
+        gradients.append([weight.grad for weight in model.parameters()])
+    assert graphs
+    for found, expected in zip(*gradients, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_what_could_not_be_compiled_is_as_before(
+    graphs: list[Any], monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    model = scorer("llama")
+    choice = ways.choose(model, model, "shared", ALONE, bfloat16=False)
+    assert (choice.way, model.pruned) == ("shared", True)
+    layers = list(decoder_layers(model.causal))
+    before, expected = [vars(layer).get("forward") for layer in layers], model(arrange(ways.sample(96), "shared"))[0]
+    really, calls = torch.compile, []
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) > failing:
+            raise RuntimeError("unknown option")
+        return really(*arguments, **options)
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    with pytest.raises(RuntimeError, match="unknown option"):
+        compiling.compile_scorer(model)
+    for _ in range(2):
+        compiling.leave(model)
+        assert [vars(layer).get("forward") for layer in layers] == before
+    assert torch.equal(model(arrange(ways.sample(96), "shared"))[0], expected)
 
 
 @pytest.mark.parametrize(
