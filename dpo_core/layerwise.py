@@ -55,22 +55,20 @@ def leaves_of(scorer: Scorer) -> list[nn.Module]:
 
 
 def follow(layer: nn.Module, inputs: tuple[Any, ...], ran: set[nn.Module]) -> None:
-    """Before a leaf's forward pass: gives its input a gradient where it has none, as behind a frozen embedding.
+    """Before a leaf's forward pass: lets its input have a gradient where it has none, as behind a frozen embedding.
 
     `ran`: the leaves that ran in this pass of the model.
 
     Raises:
         RunError: kind `user`; DeepSpeed would take gradients of this layer for zeros, or reduce them twice.
     """
-    if not torch.is_grad_enabled():
-        return
     if layer in ran:
         raise not_followed(layer, "runs more than once in a forward pass")
     ran.add(layer)
     hidden = [it for it in inputs if isinstance(it, Tensor) and it.is_floating_point()]
     if not hidden:
         raise not_followed(layer, "takes its input by keyword")
-    if not any(it.requires_grad for it in hidden):
+    if torch.is_grad_enabled() and not any(it.requires_grad for it in hidden):
         hidden[0].requires_grad_()
 
 

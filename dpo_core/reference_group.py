@@ -14,7 +14,7 @@ from pathlib import Path
 from dpo_core.run_directory import sha256_of
 from dpo_core.spec import ModelSource, RunSpec
 
-KERNELS = 3
+KERNELS = 4
 """Raised by whoever changes how dpo_core computes a log-probability: older values are not found any more."""
 SOFTWARE = ("torch", "transformers", "peft")
 HASHING_THREADS = 8

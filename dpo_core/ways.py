@@ -20,6 +20,7 @@ from dpo_core.packing import arrange
 from dpo_core.run_directory import Event
 from dpo_core.scorer import Scorer
 from dpo_core.spec import Way
+from dpo_core.token_scores import capped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +30,8 @@ FULL = frozenset({"full_attention", "attention"})
 ELSEWHERE = "another rank found out"
 EXACT = 1e-4
 """Largest difference of a token's log-probability between two ways in float32."""
+FINE = 2**-6
+"""Largest error of a logit in bfloat16, which has 8 bits, after a few operations; relative and absolute."""
 COARSE = 0.05
 """Mean difference in bfloat16; also the relative error of a half-precision attention kernel."""
 
@@ -52,9 +55,10 @@ def choose(scorer: Scorer, score: Score, asked: Way, world: World, *, bfloat16: 
     trial = Trial(score, sample(causal.config.get_text_config().vocab_size), bfloat16)
     notes = []
     scorer.whole = True
-    expected = trial.measure("padded")
+    expected, unknown = measure_whole(scorer, trial)
     scorer.whole = False
-    reason = head_differs(trial, expected)
+    differs = head_differs(trial, expected)  # on all ranks, whatever one of them knows: ZeRO-3 gathers in it
+    reason = unknown or differs
     if world.any(reason is not None):
         scorer.whole = True
         notes.append(f"its head runs with all of it, as {reason or ELSEWHERE}")
@@ -143,11 +147,35 @@ class Trial:
         return self.differs(found, expected, "the changed model") is not None
 
 
+def measure_whole(scorer: Scorer, trial: Trial) -> tuple[Tensor, str | None]:
+    """What the model as a whole gives, and how its logits differ from what `scorer.finish` makes of its head's output.
+
+    Number by number, as small differences would not show in log-probabilities in bfloat16.
+    """
+    causal, finish, logits = scorer.causal, scorer.finish, list[Tensor]()
+    head = causal.get_output_embeddings()  # type: ignore[no-untyped-call]
+    hooks = [head.register_forward_hook(lambda *given: logits.append(given[-1]))] if head is not None else []
+    hooks.append(causal.register_forward_hook(lambda *given: logits.append(given[-1].logits)))
+    try:
+        expected = trial.measure("padded")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(logits) != 2 or (finish.scale != 1 and getattr(head, "bias", None) is not None):
+        return expected, "it is no linear layer that is called once"
+    ours, rounding = capped(logits[0] * finish.scale, finish.cap), FINE if trial.bfloat16 else EXACT
+    if torch.allclose(ours, logits[1].to(ours.dtype), rtol=rounding, atol=rounding):
+        return expected, None
+    return expected, "the model does more with its output than is known here"
+
+
 def head_differs(trial: Trial, expected: Tensor) -> str | None:
     """Why the head can't be used by itself, if it can't."""
     try:
         found = trial.measure("padded")
-    except (AttributeError, TypeError, IndexError, NotImplementedError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         return f"it can't be called by itself ({error})"
     return trial.differs(found, expected, "its head by itself")
 

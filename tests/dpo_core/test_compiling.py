@@ -7,8 +7,10 @@ import shutil
 from typing import Any
 
 import pytest
+import torch
 
 from dpo_core.run_directory import RunDirectory
+from dpo_core.token_scores import compiled_kernels, token_log_probabilities
 from tests.dpo_core.runs import Workshop, codes, final_weights, lines, train_all
 
 pytestmark = [
@@ -57,6 +59,19 @@ def test_trajectories_agree(runs: dict[tuple[str, bool], RunDirectory], kind: st
     for step, expected in plain.items():
         for name in ("loss", "rewards/margins", "logps/chosen"):
             assert compiled[step][name] == pytest.approx(expected[name], rel=1e-5, abs=1e-5), (step, name)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_the_passes_over_the_logits_give_the_same_compiled(cap: float | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    kernels = compiled_kernels()
+    for rows in (5, 9, 33):
+        logits = (5 * torch.randn(rows, 300, generator=generator)).requires_grad_()
+        tokens = torch.randint(300, (rows,), generator=generator)
+        both = [token_log_probabilities(logits, tokens, way, cap) for way in (kernels, None)]
+        torch.testing.assert_close(*both)
+        torch.testing.assert_close(*(torch.autograd.grad(values.sum(), logits) for values in both))
 
 
 @pytest.mark.parametrize("kind", KINDS)
