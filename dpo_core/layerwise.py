@@ -24,14 +24,14 @@ def gather_whole(scorer: Scorer) -> dict[str, int]:
     """
     from deepspeed.utils import set_z3_leaf_module
 
-    ran: set[nn.Module] = set()
     leaves = leaves_of(scorer)
+    if not leaves:
+        return {}
+    ran: set[nn.Module] = set()
     for layer in leaves:
         set_z3_leaf_module(layer, True)
         layer.register_forward_pre_hook(lambda module, inputs: follow(module, inputs, ran))
     scorer.register_forward_pre_hook(lambda *_: ran.clear())
-    if not leaves:
-        return {}
     largest = max(sum(weight.numel() for weight in layer.parameters()) for layer in leaves)
     live = max(LIVE_PARAMETERS, LIVE_LAYERS * largest)
     return {"stage3_prefetch_bucket_size": largest, "stage3_max_live_parameters": live}

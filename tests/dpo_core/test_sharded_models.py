@@ -17,24 +17,15 @@ from dpo_core.run_directory import RunDirectory
 from dpo_core.scorer import Scorer
 from dpo_core.spec import ModelSource
 from tests.dpo_core.runs import Workshop, lines, torchrun
+from tests.dpo_core.test_ways import GPT2, SIZES
 from tests.makers import make_tokenizer
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 264,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-}
 KINDS: dict[str, dict[str, Any]] = {  # zamba2: layers that share weights
     "gemma2": SIZES,  # its logits are capped, and its attention has windows
     "mixtral": SIZES | {"num_local_experts": 4},
     # One weight for both ends.
-    "gpt2": {"vocab_size": 264, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
-    "zamba2": {"vocab_size": 264, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    "gpt2": GPT2,
+    "zamba2": {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
     | {"num_hidden_layers": 5, "layers_block_type": ["linear_attention", "hybrid"] * 2 + ["linear_attention"]}
     | {"mamba_d_state": 8, "n_mamba_heads": 4, "chunk_size": 16, "adapter_rank": 4, "use_mamba_kernels": False},
     "lora": SIZES,
@@ -44,7 +35,8 @@ SHORT = {"max_steps": 3, "evaluation_steps": 3, "checkpoint_steps": 3}
 
 def write_model(kind: str, sizes: dict[str, Any], folder: Path) -> ModelSource:
     make_tokenizer(folder)
-    config = AutoConfig.for_model(kind, **sizes, bos_token_id=None, eos_token_id=2, pad_token_id=0)
+    tokens = {"vocab_size": 264, "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0}
+    config = AutoConfig.for_model(kind, **sizes | tokens)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
