@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from benchmarks.supervised import ATTEMPT_OF_TRAINING, JOBS, Service, wait_for
+from benchmarks.service import ATTEMPT_OF_TRAINING, JOBS, Service, wait_for
 from control_plane.tables import Attempt
 from dpo_core.reference import FILE_NAME as REFERENCE
 from dpo_core.run_directory import RunDirectory, read_lines

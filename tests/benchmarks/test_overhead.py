@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from itertools import pairwise
+
 import pytest
 from sqlalchemy import func, select
 
 from benchmarks import claims, overhead
-from benchmarks.supervised import Run
+from benchmarks.supervision import Step, Window, compare, steps_of
 from benchmarks.timeline import MILESTONES, own_share
 from control_plane.database import Database
 from control_plane.tables import Job
+
+METRICS = (("train", 1, 10.0), ("train", 2, 12.0), ("validation", 2, 12.7), ("train", 3, 13.5))
 
 
 @pytest.mark.parametrize(("queue", "found"), [(claims.QUEUES[0], True), (claims.QUEUES[1], False)])
@@ -32,8 +37,27 @@ def test_the_plans_are_those_of_a_claim(database: Database, database_url: str) -
     assert "Execution Time" in plans
 
 
+def test_steps_are_compared_between_the_windows_that_hold_them_whole() -> None:
+    windows = [Window(0.0, 4.0, False), Window(4.0, 8.0, True), Window(8.0, 12.0, True), Window(12.0, 16.0, False)]
+    ends = [0.5, 1.5, 2.5, 3.5, 4.6, 5.7, 6.8, 7.9, 9.2, 10.4, 11.6, 12.6, 13.6, 14.6, 15.6]
+    steps = [Step(number, *span) for number, span in enumerate(pairwise(ends))]
+    found = compare(steps, windows, service_cpu_share=0.03)
+    assert found.alone == pytest.approx(1.0)
+    assert found.supervised == pytest.approx((1.1 + 1.2) / 2)
+    assert found.cost == pytest.approx((0.1 + 0.2) / 2)
+    assert found.give_or_take == pytest.approx(1.96 * 0.1 / 2, rel=1e-3)  # two costs, 0.1 apart
+    assert (found.pairs, found.steps) == (2, 11)
+
+
+def test_windows_too_short_for_a_step_are_refused() -> None:
+    windows = [Window(0.0, 1.0, False), Window(1.0, 2.0, True)]
+    with pytest.raises(RuntimeError, match="make windows longer"):
+        compare([Step(2, 0.5, 1.5)], windows, 0.0)
+
+
 def test_the_first_step_warms_up() -> None:
-    assert Run([10.0, 12.0, 13.5], cpu_seconds=0.0).seconds == [2.0, 1.5]
+    lines = [{"split": split, "step": step, "time": at} for split, step, at in METRICS]
+    assert steps_of("\n".join(map(json.dumps, lines))) == [Step(2, 10.0, 12.0), Step(3, 12.0, 13.5)]
 
 
 def test_the_services_own_share() -> None:
@@ -48,7 +72,10 @@ def test_the_services_own_share() -> None:
 def test_a_goal_is_reached_by_all_of_its_figures() -> None:
     queues = {"short": {"since_due_ms": {"p99": 9.0}}, "long": {"since_due_ms": {"p99": 11.0}}}
     facts = {
-        "training": {"busy": {"cost": 0.014}, "a core left": {"cost": 0.004}},
+        "training": {
+            "busy": {"cost": 0.008, "give_or_take": 0.003},
+            "a core left": {"cost": 0.004, "give_or_take": 0.003},
+        },
         "timeline": {"own_share_seconds": {"post_to_spawn": 0.2, "validated_to_spawn": 0.9}},
         "claims": {"queues": queues},
     }

@@ -1,23 +1,15 @@
-"""The whole service for a benchmark, and one training run with it and without it.
-
-`under_the_worker` submits a job over HTTP and reads what its trainer writes; `alone` starts the same trainer on the
-same spec and inputs, with nothing around it.
-"""
+"""The whole service for a benchmark: PostgreSQL, Redis, the API and a worker in processes of their own."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
+import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx2
 import psutil
@@ -25,15 +17,11 @@ import psutil
 from benchmarks.servers import dpo, servers
 from control_plane import keys, models, projects
 from control_plane.database import Database
-from dpo_core.run_directory import RunDirectory
-from worker.launch import trainer_environment
 
-T = TypeVar("T")
 JOBS = "/v1/fine_tuning/jobs"
 PATIENCE_SECONDS = 600.0
 ATTEMPT_OF_TRAINING = 2
 """The fence: validation is the first attempt."""
-MADE_BY_THE_RUN = ("processes", "checkpoints", "*.jsonl", "log.txt", "status.json", "lease", ".owner", ".*")
 
 
 @dataclass(frozen=True)
@@ -59,8 +47,22 @@ class Service:
 
     def cpu_seconds(self) -> float:
         """Of the service, PostgreSQL's processes included, without the trainers."""
-        own = [*self.processes, *self.processes[0].children(recursive=True)]
-        return sum(sum(process.cpu_times()[:2]) for process in own)
+        return sum(sum(process.cpu_times()[:2]) for process in self._own())
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Everything but the trainers stands still meanwhile (SIGSTOP), which has to be shorter than a lease."""
+        own = self._own()
+        try:
+            for process in own:
+                process.send_signal(signal.SIGSTOP)
+            yield
+        finally:
+            for process in own:
+                process.send_signal(signal.SIGCONT)
+
+    def _own(self) -> list[psutil.Process]:
+        return [*self.processes, *self.processes[0].children(recursive=True)]
 
     def upload(self, path: Path) -> str:
         with open(path, "rb") as file:
@@ -72,9 +74,15 @@ class Service:
     def job(self, job_id: str) -> dict[str, Any]:
         return _checked(self.http.get(f"{JOBS}/{job_id}"))
 
+    def submit(self, request: dict[str, Any]) -> str:
+        return str(_checked(self.http.post(JOBS, json=request))["id"])
+
+    def cancel(self, job_id: str) -> None:
+        _checked(self.http.post(f"{JOBS}/{job_id}/cancel"))
+        wait_for(lambda: self.job(job_id)["status"] == "cancelled")
+
     def require_success(self, job_id: str) -> None:
-        # Seldom: each question costs the API what would be counted as supervision.
-        wait_for(lambda: self.job(job_id)["status"] in ("succeeded", "failed", "cancelled"), every=3.0)
+        wait_for(lambda: self.job(job_id)["status"] in ("succeeded", "failed", "cancelled"))
         job = self.job(job_id)
         if job["status"] != "succeeded":
             raise RuntimeError(f"The job {job_id} is {job['status']}: {job['error']}")
@@ -100,65 +108,12 @@ def service(folder: Path, model: Path, load: Load) -> Iterator[Service]:
         database.dispose()
 
 
-@dataclass(frozen=True)
-class Run:
-    step_ends: list[float]
-    """When each step's metrics were written, in seconds since 1970."""
-    cpu_seconds: float
-    """The service's, between the ends of the first and the last step."""
-
-    @property
-    def seconds(self) -> list[float]:
-        """Of each step but the first, which warms up."""
-        return [later - earlier for earlier, later in zip(self.step_ends, self.step_ends[1:], strict=False)]
-
-
-def under_the_worker(served: Service, request: dict[str, Any], template: Path | None = None) -> Run:
-    """Submits the job and sees it to its end. `template`: where to copy the run's spec and inputs to, for `alone`."""
-    job_id = str(_checked(served.http.post(JOBS, json=request))["id"])
-    run = RunDirectory(served.runs / job_id / str(ATTEMPT_OF_TRAINING))
-    wait_for(run.spec_file.exists)
-    if template is not None:
-        # Hard links, as the worker makes them; and what is not there any more was not an input.
-        shutil.copytree(run.path, template, ignore=shutil.ignore_patterns(*MADE_BY_THE_RUN), copy_function=os.link)
-        (template / "spec.json").unlink()
-        (template / "spec.json").write_text(run.spec_file.read_text().replace(str(run.path), "TEMPLATE"))
-    wait_for(run.metrics_file.exists)
-    with open(run.metrics_file, encoding="utf-8") as metrics:  # outlives its name, which goes with the run directory
-        wait_for(lambda: '"split": "train"' in run.metrics_file.read_text())
-        before = served.cpu_seconds()
-        served.require_success(job_id)
-        spent = served.cpu_seconds() - before
-        return Run(_step_ends(metrics.read()), spent)
-
-
-def alone(template: Path, folder: Path, load: Load) -> Run:
-    """The trainer that the worker starts, on the same spec and inputs, in the same environment."""
-    shutil.copytree(template, folder, copy_function=os.link)
-    run = RunDirectory(folder)
-    for made in (run.processes, run.checkpoints):
-        made.mkdir()
-    text = run.spec_file.read_text().replace("TEMPLATE", str(folder))
-    run.spec_file.unlink()
-    run.spec_file.write_text(text)
-    with open(run.log_file, "wb") as log:
-        command = [sys.executable, "-m", "dpo_core.launch", str(folder)]
-        environment = trainer_environment(os.environ | load.environment, run, "cpu", [])
-        subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
-    return Run(_step_ends(run.metrics_file.read_text()), 0.0)
-
-
 def wait_for(condition: Callable[[], bool], every: float = 0.2) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"not so after {PATIENCE_SECONDS:g} s")
         time.sleep(every)
-
-
-def _step_ends(lines: str) -> list[float]:
-    records = [json.loads(line) for line in lines.splitlines()]
-    return [record["time"] for record in records if record["split"] == "train"]
 
 
 def _checked(answer: httpx2.Response) -> dict[str, Any]:
