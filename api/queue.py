@@ -50,6 +50,10 @@ class WorkerObject(BaseModel):
     """Those of them that may be used now."""
     free: int
     """Those that nothing runs on."""
+    last_seen: int
+    """Unix second at which it was last heard of."""
+    silent: bool
+    """Whether that is so long ago that it may be gone. After a minute it is not listed any more."""
     draining: bool
     """Whether it takes no more work: it stops and hands its jobs back, or its disk is full, or its storage is away."""
     out: list[GpuOut]
@@ -93,6 +97,8 @@ def _worker(place: Place) -> WorkerObject:
         slots=worker.slots,
         usable=place.usable,
         free=place.free,
+        last_seen=int(worker.last_seen.timestamp()),
+        silent=place.silent is not None,
         draining=worker.draining,
         out=[GpuOut(gpu=gpu, reason=reason) for gpu, reason in sorted(worker.out.items())],
     )

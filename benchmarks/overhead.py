@@ -50,14 +50,14 @@ def request(file_id: str, steps: int, ranks: int) -> dict[str, Any]:
     return {**body, "training": training, "resources": {"gpus": ranks}}
 
 
-def cost_of_supervision(folder: Path, load: Load, pairs: int, seconds: float) -> dict[str, Any]:
+def cost_of_supervision(folder: Path, load: Load, pairs: int) -> dict[str, Any]:
     workload = Workload(folder / "workload", SHAPE, BATCH_SIZE, max_length=1024)
     build_drawn(workload, [ALIKE] * (BATCH_SIZE * STEPS_PER_EPOCH))
     with service(folder, workload.model, load) as served:
         asked = request(served.upload(workload.pairs), MOST_STEPS, load.ranks)
         asked["training"] |= {"epochs": MOST_STEPS // STEPS_PER_EPOCH, "checkpoint_steps": CHECKPOINT_STEPS}
-        found = measure(served, asked, pairs, seconds)
-    return {"ranks": load.ranks, "threads": load.threads, "window_seconds": seconds} | asdict(found)
+        found = measure(served, asked, pairs)
+    return {"ranks": load.ranks, "threads": load.threads} | asdict(found)
 
 
 def from_post_to_step(folder: Path, rounds: int) -> dict[str, Any]:
@@ -95,8 +95,8 @@ def show(facts: dict[str, Any]) -> None:
         for name, found in facts["training"].items():
             per_step = [f"{1000 * found[how]:.1f}" for how in ("alone", "supervised")]
             cost = f"{100 * found['cost']:.2f} ± {100 * found['give_or_take']:.2f}"
-            rows.append((name, *per_step, cost, f"{100 * found['service_cpu_share']:.2f}"))
-        heads = ("", "ms a step alone", "supervised", "cost, %", "the service's CPU time, % of a core")
+            rows.append((name, *per_step, cost, f"{100 * found['share_left_alone']:.2f}"))
+        heads = ("", "ms a step alone", "beside a service that catches up", "cost, %", "its CPU time, % of a core")
         print_table("What supervision costs a training step", heads, rows)
     if "timeline" in facts:
         marks, before, rows = facts["timeline"]["seconds_since_post"], 0.0, []
@@ -134,8 +134,7 @@ def reached(facts: dict[str, Any]) -> dict[str, bool]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
-    parser.add_argument("--pairs", type=int, default=60, help="of windows, one supervised and one not")
-    parser.add_argument("--window", type=float, default=4.0, help="seconds, well under a lease")
+    parser.add_argument("--pairs", type=int, default=900, help="of steps, one supervised and one not")
     parser.add_argument("--rounds", type=int, default=3, help="of the timeline")
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=100)
@@ -149,7 +148,7 @@ def main() -> None:
                 facts[part] = {}
                 for name, load in LOADS.items():
                     place = Path(folder) / str(load.ranks)
-                    facts[part][name] = cost_of_supervision(place, load, given.pairs, given.window)
+                    facts[part][name] = cost_of_supervision(place, load, given.pairs)
             elif part == "timeline":
                 facts[part] = from_post_to_step(Path(folder), given.rounds)
             else:

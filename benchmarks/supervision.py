@@ -1,9 +1,11 @@
 """What supervision costs a training step, measured within one run.
 
-While a job trains, everything of the service but its trainers is stopped (SIGSTOP) and continued in turn, and the steps
-meanwhile are compared, pair by pair of neighbouring windows: what a host does besides changes over minutes, and two
-runs after each other would mostly show that. Every step computes the same: all pairs have the same lengths. What is due
-while the service stands still is done once it goes on, so that steps beside it bear more than their share.
+While a job trains, everything of the service but its trainers is stopped (SIGSTOP) for two steps and goes on for two,
+in turn, and the steps are compared: what else a host does changes over seconds, and two runs after each other would
+mostly show that. Every step computes the same: all pairs have the same lengths.
+
+What comes due while the service stands still is done once it goes on. So the steps beside it bear what belongs to the
+others too, and what is measured is scaled by CPU time: that of a service left alone ÷ that of one in those steps.
 """
 
 from __future__ import annotations
@@ -12,20 +14,26 @@ import json
 import math
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.service import ATTEMPT_OF_TRAINING, Service, wait_for
 from dpo_core.run_directory import RunDirectory
 
-WARM_UP_STEPS = 3
+WARM_UP_STEPS = 20
+LEFT_ALONE_SECONDS = 60.0
+LOOK_SECONDS = 0.005
 NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
+    """The time of one step."""
+
     begin: float
     end: float
     """Seconds since 1970."""
@@ -42,75 +50,88 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Supervision:
-    supervised: float
     alone: float
-    """Seconds a step, the mean over windows."""
+    """Seconds a step without the service, the mean."""
+    supervised: float
+    """Seconds a step beside it, the mean; of a service that catches up."""
     cost: float
-    """The mean over pairs of windows of supervised ÷ alone − 1."""
+    """Of a service left alone: (supervised ÷ alone − 1) · its share of a core ÷ `share_catching_up`."""
     give_or_take: float
     """Half of the cost's 95 % confidence interval."""
-    steps: int
     pairs: int
-    service_cpu_share: float
-    """CPU time of the service ÷ wall clock, over all windows."""
+    """Of neighbouring steps that were compared."""
+    share_left_alone: float
+    """The service's CPU time ÷ wall clock while nobody stops it."""
+    share_catching_up: float
+    """The same in steps beside which it runs between two halts."""
 
 
-def measure(served: Service, request: dict[str, Any], pairs: int, seconds: float) -> Supervision:
-    """Trains until `pairs` pairs of windows of `seconds` are over, then cancels the job, which must be long enough."""
+def measure(served: Service, request: dict[str, Any], pairs: int) -> Supervision:
+    """Trains until `pairs` pairs of steps are over, then cancels the job, which must be long enough."""
     job_id = served.submit(request)
     run = RunDirectory(served.runs / job_id / str(ATTEMPT_OF_TRAINING))
     wait_for(run.metrics_file.exists)
     with open(run.metrics_file, encoding="utf-8") as metrics:  # outlives its name, which goes with the run directory
-        wait_for(lambda: run.metrics_file.read_text().count('"split": "train"') > WARM_UP_STEPS)
+        wait_for(lambda: run.metrics_file.read_text().count("\n") > WARM_UP_STEPS)
         began, spent = time.time(), -served.cpu_seconds()
-        windows = alternate(served, pairs, seconds)
+        time.sleep(LEFT_ALONE_SECONDS)
+        left_alone = (spent + served.cpu_seconds()) / (time.time() - began)
+        spent = -served.cpu_seconds()
+        windows = alternate(served, run.metrics_file, pairs)
         spent += served.cpu_seconds()
-        took = time.time() - began
+        ran = sum(window.end - window.begin for window in windows if window.supervised)
         served.cancel(job_id)
         written = steps_of(metrics.read())
     every = request["training"]["checkpoint_steps"]
-    # A trainer makes its checkpoint with or without the service; in one window of a pair it would tip the scales.
+    # A trainer makes its checkpoint with or without the service; in one step of a pair it would tip the scales.
     kept = [step for step in written if step.number % every not in (0, 1)]
-    return compare(kept, windows, spent / took)
+    return compare(kept, windows, left_alone, spent / ran)
 
 
-def alternate(served: Service, pairs: int, seconds: float) -> list[Window]:
+def alternate(served: Service, metrics: Path, pairs: int) -> list[Window]:
     """Each pair's order is the other way round than the last one's: a host that slows down evenly favours neither."""
-    windows = []
-    for number in range(2 * pairs):
-        begin = time.time()
-        if supervised := number % 4 in (1, 2):
-            time.sleep(seconds)
-        else:
-            with served.stopped():
-                time.sleep(seconds)
-        windows.append(Window(begin, time.time(), supervised))
+    windows: list[Window] = []
+    _next_step(metrics)
+    for number in range(pairs):
+        for supervised in (False, True) if number % 2 == 0 else (True, False):
+            begin = time.time()
+            with nullcontext() if supervised else served.stopped():
+                _next_step(metrics)
+            windows.append(Window(begin, time.time(), supervised))
+        if number % 100 == 99:
+            print(f"{number + 1} of {pairs} pairs of steps", flush=True)
     return windows
 
 
-def compare(steps: Iterable[Step], windows: list[Window], service_cpu_share: float) -> Supervision:
-    """Steps count in the window that holds them whole; pairs of windows with none on one side are left out."""
-    inside: list[list[float]] = [[] for _ in windows]
+def compare(steps: Iterable[Step], windows: list[Window], left_alone: float, catching_up: float) -> Supervision:
+    """Pairs of windows whose steps were both kept; a step belongs to the window that holds its middle."""
+    found: list[float | None] = [None for _ in windows]
+    place = 0
     for step in steps:
-        for window, durations in zip(windows, inside, strict=True):
-            if window.begin <= step.begin and step.end <= window.end:
-                durations.append(step.end - step.begin)
-    compared: list[tuple[float, float]] = []
+        middle = (step.begin + step.end) / 2
+        while place < len(windows) and windows[place].end < middle:
+            place += 1
+        if place < len(windows) and windows[place].begin <= middle:
+            found[place] = step.end - step.begin
+    alone: list[float] = []
+    supervised: list[float] = []
     for first in range(0, len(windows), 2):
-        both = {windows[index].supervised: inside[index] for index in (first, first + 1)}
-        if both[True] and both[False]:
-            compared.append((mean(both[True]), mean(both[False])))
-    if len(compared) < 2:
-        raise RuntimeError(f"Only {len(compared)} pairs of windows hold whole steps: make windows longer, or more.")
-    costs = [supervised / alone - 1 for supervised, alone in compared]
+        one, other = found[first : first + 2]
+        if one is not None and other is not None:
+            (supervised if windows[first].supervised else alone).append(one)
+            (alone if windows[first].supervised else supervised).append(other)
+    if len(alone) < 2:
+        raise RuntimeError(f"Only {len(alone)} pairs of steps could be compared; ask for more.")
+    differences = [one - other for one, other in zip(supervised, alone, strict=True)]
+    scale = left_alone / catching_up / mean(alone)
     return Supervision(
-        supervised=mean(supervised for supervised, _ in compared),
-        alone=mean(alone for _, alone in compared),
-        cost=mean(costs),
-        give_or_take=NORMAL_95 * stdev(costs) / math.sqrt(len(costs)),
-        steps=sum(map(len, inside)),
-        pairs=len(compared),
-        service_cpu_share=service_cpu_share,
+        alone=mean(alone),
+        supervised=mean(supervised),
+        cost=mean(differences) * scale,
+        give_or_take=NORMAL_95 * stdev(differences) / math.sqrt(len(differences)) * scale,
+        pairs=len(differences),
+        share_left_alone=left_alone,
+        share_catching_up=catching_up,
     )
 
 
@@ -119,3 +140,9 @@ def steps_of(lines: str) -> list[Step]:
     records = [json.loads(line) for line in lines.splitlines()]
     train = [record for record in records if record["split"] == "train"]
     return [Step(later["step"], earlier["time"], later["time"]) for earlier, later in pairwise(train)]
+
+
+def _next_step(metrics: Path) -> None:
+    """Returns once something was written."""
+    size = metrics.stat().st_size
+    wait_for(lambda: metrics.stat().st_size > size, every=LOOK_SECONDS)

@@ -42,4 +42,10 @@ def _row(job: Json) -> tuple[str, ...]:
 
 def _worker(worker: Json) -> tuple[str, ...]:
     numbers = (str(worker[name]) for name in ("slots", "usable", "free"))
-    return (worker["id"], worker["device"], *numbers, "takes no work" if worker["draining"] else "")
+    return (worker["id"], worker["device"], *numbers, _trouble(worker))
+
+
+def _trouble(worker: Json) -> str:
+    if worker["silent"]:
+        return f"not heard of for {duration(time.time() - worker['last_seen'])}"
+    return "takes no work" if worker["draining"] else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Subquery, exists, select
+from sqlalchemy import Subquery, and_, exists, select
 from sqlalchemy.orm import Session
 
 from control_plane import events, line, workers
@@ -58,11 +58,15 @@ def make_room(
 
 def _preemptible(session: Session, worker_id: str) -> Sequence[Job]:
     """This worker's jobs that may be told to yield, locked, the last begun first; none while some do so already."""
-    leased = select(Job).where(Job.lease_until.is_not(None), Job.worker_id == worker_id, Job.state == State.running)
-    if session.scalar(select(exists(leased.where(Job.yields_to.is_not(None)).subquery()))):
+    running = and_(Job.lease_until.is_not(None), Job.worker_id == worker_id, Job.state == State.running)
+    may_yield = and_(running, Job.preemptible, Job.priority < HIGH)
+    # Asked every two seconds, mostly in vain: that costs as little as it can.
+    if not session.scalar(select(exists().where(may_yield))):
+        return []
+    if session.scalar(select(exists().where(running, Job.yields_to.is_not(None)))):
         return []
     begun = select(Attempt.started_at).where(Attempt.job_id == Job.id, Attempt.fence == Job.fence).scalar_subquery()
-    lowest_first = leased.where(Job.preemptible, Job.priority < HIGH).order_by(Job.priority, begun.desc(), Job.id)
+    lowest_first = select(Job).where(may_yield).order_by(Job.priority, begun.desc(), Job.id)
     return session.scalars(lowest_first.with_for_update(skip_locked=True)).all()
 
 

@@ -58,6 +58,8 @@ class Place:
     """A worker, and what stands free on it now."""
 
     worker: Worker
+    silent: timedelta | None
+    """For how long it was not heard of, if that is too long to expect anything of it."""
     usable: int
     free: int
     running: list[Job]
@@ -107,7 +109,7 @@ class _Scene:
         self._heads = session.execute(select(line.first_ones(project_gpus))).all()
         self._limit = quotas.gpu_limit(session.get_one(Project, project_id), project_gpus)
         self.places = [self._place(worker) for worker in workers.present(session)]
-        self._taking = [place for place in self.places if not place.worker.draining]
+        self._taking = [it for it in self.places if not it.worker.draining and it.silent is None]
 
     def why(self, job: Job) -> Waiting:
         reason, message, until = next(self._reasons(job))
@@ -117,7 +119,7 @@ class _Scene:
         """The first one is the one that holds the job up."""
         yield from self._of_its_own(job)
         if not self._taking:
-            yield Reason.no_worker, "There is no worker that takes work.", None
+            yield Reason.no_worker, _nobody([place for place in self.places if place.silent is not None]), None
         if not any(self._takes(place.worker, job) for place in self._taking):
             count = f"{job.fruitless_attempts} attempts" if job.fruitless_attempts > 1 else "attempt"
             message = (
@@ -186,7 +188,9 @@ class _Scene:
     def _place(self, worker: Worker) -> Place:
         here = [job for job in self._running if job.worker_id == worker.id]
         usable = worker.slots if worker.usable is None else worker.usable
-        free = 0 if worker.draining else max(0, usable - sum(job.gpus for job in here))
+        ago = self._now - worker.last_seen
+        silent = ago if ago > workers.HEARD else None
+        free = 0 if worker.draining or silent else max(0, usable - sum(job.gpus for job in here))
         yielding = {job.yields_to for job in here}
         long_ago = self._now - line.PATIENCE
         starving = [
@@ -195,11 +199,19 @@ class _Scene:
             if free < head.needs <= usable and self._takes(worker, head)
             if head.created_at < long_ago or head.id in yielding
         ]
-        return Place(worker, usable, free, here, min(starving, key=_age, default=None))
+        return Place(worker, silent, usable, free, here, min(starving, key=_age, default=None))
 
 
 def _age(head: Row[Any]) -> tuple[int, datetime, str]:
     return (-head.priority, head.created_at, head.id)
+
+
+def _nobody(silent: Sequence[Place]) -> str:
+    if not silent:
+        return "There is no worker that takes work."
+    ago = min(place.silent.total_seconds() for place in silent if place.silent is not None)
+    others = "The only one" if len(silent) == 1 else f"The last of {len(silent)}"
+    return f"There is no worker that takes work. {others} was heard of {ago:.0f} s ago."
 
 
 def _at_rest(job: Job) -> str:

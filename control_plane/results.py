@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.orm import Session
 
 from control_plane import attempts, events, leases, progress, removals, retention, room
@@ -207,11 +208,15 @@ def _store_metrics(session: Session, job: Job, metrics: Iterable[dict[str, Any]]
         return
     owner = {"job_id": job.id, "project_id": job.project_id, "fence": job.fence}
     rows = [{**owner, "split": split, "step": step, "values": values} for (split, step), values in newest.items()]
-    statement = insert(Metric).values(rows)
+    session.execute(_newer_metrics(), rows)
+
+
+@cache
+def _newer_metrics() -> Insert:
+    """SQL for one row. Put together once: a statement with all rows' values would be compiled at each report."""
+    statement = insert(Metric)
     columns = statement.excluded
-    session.execute(
-        statement.on_conflict_do_update(
-            index_elements=[Metric.job_id, Metric.split, Metric.step],
-            set_={"fence": columns.fence, "values": columns["values"], "created_at": dpo_now()},
-        )
+    return statement.on_conflict_do_update(
+        index_elements=[Metric.job_id, Metric.split, Metric.step],
+        set_={"fence": columns.fence, "values": columns["values"], "created_at": dpo_now()},
     )

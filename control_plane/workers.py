@@ -17,8 +17,9 @@ from control_plane.tables import Job, Worker
 ALIVE = timedelta(minutes=1)
 """A worker that was silent for longer counts as gone."""
 
-OWNS = timedelta(seconds=15)
-"""For so long after its last word a worker's GPUs are its own: two workers on one host may both see them."""
+HEARD = timedelta(seconds=15)
+"""A worker beats every five seconds. One that was silent for longer than this may be gone: nothing is expected of it,
+and its GPUs are no longer its own, as two workers on one host may both see them."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def beat(session: Session, worker_id: str, condition: Condition | None = None) -
     if condition is None or not condition.gpus:
         return {}
     older = select(Worker.id, Worker.gpus).where(
-        Worker.id < worker_id, Worker.left_at.is_(None), Worker.last_seen > dpo_now() - OWNS
+        Worker.id < worker_id, Worker.left_at.is_(None), Worker.last_seen > dpo_now() - HEARD
     )
     ours = set(condition.gpus)
     return {

@@ -60,18 +60,19 @@ def test_a_job_says_why_it_waits_and_until_when(http: httpx2.Client, database: D
         results.fail(session, claim, died, max_attempts=5, retry_seconds=60)
     (waiting,) = queue(http)["data"]
     assert waiting["reason"] == "resting" and time.time() < waiting["until"] <= time.time() + 60
-    assert queue(http)["workers"] == [
-        {
-            "id": "worker-1",
-            "object": "worker",
-            "device": "cuda",
-            "slots": 2,
-            "usable": 2,
-            "free": 2,
-            "draining": False,
-            "out": [],
-        }
-    ]
+    (worker,) = queue(http)["workers"]
+    assert time.time() - 60 < worker.pop("last_seen") <= time.time()
+    assert worker == {
+        "id": "worker-1",
+        "object": "worker",
+        "device": "cuda",
+        "slots": 2,
+        "usable": 2,
+        "free": 2,
+        "silent": False,
+        "draining": False,
+        "out": [],
+    }
 
 
 def test_a_gpu_that_is_out_says_why(http: httpx2.Client, database: Database, body: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 from sqlalchemy import func, select
@@ -37,22 +37,25 @@ def test_the_plans_are_those_of_a_claim(database: Database, database_url: str) -
     assert "Execution Time" in plans
 
 
-def test_steps_are_compared_between_the_windows_that_hold_them_whole() -> None:
-    windows = [Window(0.0, 4.0, False), Window(4.0, 8.0, True), Window(8.0, 12.0, True), Window(12.0, 16.0, False)]
-    ends = [0.5, 1.5, 2.5, 3.5, 4.6, 5.7, 6.8, 7.9, 9.2, 10.4, 11.6, 12.6, 13.6, 14.6, 15.6]
+def test_neighbouring_steps_are_compared_and_scaled_by_cpu_time() -> None:
+    lengths = [1.0, 1.1, 1.3, 1.0, 9.0, 1.0, 1.2, 1.0]
+    ends = [0.0, *accumulate(lengths)]
     steps = [Step(number, *span) for number, span in enumerate(pairwise(ends))]
-    found = compare(steps, windows, service_cpu_share=0.03)
-    assert found.alone == pytest.approx(1.0)
-    assert found.supervised == pytest.approx((1.1 + 1.2) / 2)
-    assert found.cost == pytest.approx((0.1 + 0.2) / 2)
-    assert found.give_or_take == pytest.approx(1.96 * 0.1 / 2, rel=1e-3)  # two costs, 0.1 apart
-    assert (found.pairs, found.steps) == (2, 11)
+    order = (False, True, True, False, False, True, True, False)
+    late = 0.01  # by so much a step's end is seen after it
+    windows = [Window(step.begin + late, step.end + late, which) for step, which in zip(steps, order, strict=True)]
+    kept = [step for step in steps if step.number != 4]  # it made a checkpoint
+    found = compare(kept, windows, left_alone=0.02, catching_up=0.05)
+    assert (found.pairs, found.alone) == (3, pytest.approx(1.0))
+    assert found.supervised == pytest.approx(1.2)
+    assert found.cost == pytest.approx(0.2 * 2 / 5)
+    assert found.give_or_take == pytest.approx(1.96 * 0.1 / 3**0.5 * 2 / 5)  # differences 0.1, 0.3 and 0.2
 
 
-def test_windows_too_short_for_a_step_are_refused() -> None:
+def test_too_few_steps_are_refused() -> None:
     windows = [Window(0.0, 1.0, False), Window(1.0, 2.0, True)]
-    with pytest.raises(RuntimeError, match="make windows longer"):
-        compare([Step(2, 0.5, 1.5)], windows, 0.0)
+    with pytest.raises(RuntimeError, match="Only 0 pairs of steps could be compared"):
+        compare([Step(2, 0.0, 1.0)], windows, 0.01, 0.02)
 
 
 def test_the_first_step_warms_up() -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+from sqlalchemy import update
+
 from control_plane import workers
-from control_plane.database import Database
+from control_plane.database import Database, dpo_now
+from control_plane.tables import Worker
 from control_plane.workers import Condition, Facts
 from tests.cli.conftest import Dpo
 from tests.cli.work import claim, validated
@@ -24,6 +29,16 @@ def test_the_queue_says_why_jobs_wait_and_which_gpus_are_out(job_id: str, dpo: D
     assert "worker-1: GPU-b is not used: busy (pid 4711, 3.2 GiB)" in done
     claim(database)
     assert job_id not in dpo("queue").stdout
+
+
+def test_a_worker_that_may_be_gone_says_since_when(job_id: str, dpo: Dpo, database: Database) -> None:
+    validated(database)
+    with database.transaction() as session:
+        workers.register(session, Facts("worker-1", "host", 7, "cuda", 2))
+        session.execute(update(Worker).values(last_seen=dpo_now() - timedelta(seconds=30)))
+    done = dpo("queue").stdout
+    assert "There is no worker that takes work. The only one was heard of 3" in done
+    assert done.rstrip().splitlines()[-1].split()[:6] == ["worker-1", "cuda", "2", "2", "0", "not"]
 
 
 def test_a_long_queue_is_cut_and_says_so(job_id: str, base: str, pairs: object, dpo: Dpo) -> None:

@@ -127,6 +127,19 @@ def test_a_worker_that_stops_takes_nothing(manned: Database) -> None:
     assert (place.worker.draining, place.free) == (True, 0)
 
 
+def test_nothing_is_expected_of_a_worker_that_was_silent(manned: Database) -> None:
+    job_id = add(manned)
+    with manned.transaction() as session:
+        set_clock_ahead(session, 26)
+    found = why(manned, job_id)
+    assert found.reason is Reason.no_worker
+    assert found.message == "There is no worker that takes work. The only one was heard of 26 s ago."
+    (place,) = read(manned).places
+    assert place.silent is not None and (place.usable, place.free) == (4, 0)
+    beat(manned, usable=4)
+    assert why(manned, job_id).reason is Reason.next
+
+
 def test_no_worker_is_large_enough_for_gpus_are_out(manned: Database) -> None:
     job_id = add(manned, gpus=4)
     beat(manned, usable=3, gpus=("GPU-a", "GPU-b", "GPU-c", "GPU-d"), out={"GPU-b": "busy (pid 7, 3.2 GiB)"})
