@@ -57,6 +57,7 @@ def cost_of_supervision(folder: Path, load: Load, pairs: int) -> dict[str, Any]:
         asked = request(served.upload(workload.pairs), MOST_STEPS, load.ranks)
         asked["training"] |= {"epochs": MOST_STEPS // STEPS_PER_EPOCH, "checkpoint_steps": CHECKPOINT_STEPS}
         found = measure(served, asked, pairs)
+    print(found, flush=True)
     return {"ranks": load.ranks, "threads": load.threads} | asdict(found)
 
 

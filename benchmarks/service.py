@@ -6,7 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,11 @@ class Service:
 
     def cpu_seconds(self) -> float:
         """Of the service, PostgreSQL's processes included, without the trainers."""
-        return sum(sum(process.cpu_times()[:2]) for process in self._own())
+        found = 0.0
+        for process in self._own():
+            with suppress(psutil.NoSuchProcess):  # PostgreSQL's come and go
+                found += sum(process.cpu_times()[:2])
+        return found
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
@@ -55,11 +59,11 @@ class Service:
         own = self._own()
         try:
             for process in own:
-                process.send_signal(signal.SIGSTOP)
+                _signal(process, signal.SIGSTOP)
             yield
         finally:
             for process in own:
-                process.send_signal(signal.SIGCONT)
+                _signal(process, signal.SIGCONT)
 
     def _own(self) -> list[psutil.Process]:
         return [*self.processes, *self.processes[0].children(recursive=True)]
@@ -114,6 +118,11 @@ def wait_for(condition: Callable[[], bool], every: float = 0.2) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"not so after {PATIENCE_SECONDS:g} s")
         time.sleep(every)
+
+
+def _signal(process: psutil.Process, number: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
 
 
 def _checked(answer: httpx2.Response) -> dict[str, Any]:
