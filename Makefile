@@ -112,7 +112,7 @@ bench-api: setup ## List, read and create jobs at 50 requests a second in a tabl
 	@$(BIN)/python -m benchmarks.api
 
 .PHONY: bench-overhead
-bench-overhead: setup ## What the service costs: training under its worker, from a POST to step 1, claims of 100,000 jobs
+bench-overhead: setup ## What the service costs: a step under its worker, from a POST to step 1, claims of 100,000 jobs
 	@$(BIN)/python -m benchmarks.overhead
 
 .PHONY: bench-losses

@@ -33,15 +33,15 @@ LOADS = {"every core computes": Load(ranks=2), "one core is left": Load(ranks=1,
 """The worst case, and a host whose trainers compute on GPUs and wait for them on some of its cores."""
 ALIKE = PairLengths(prompt=60, chosen=40, rejected=40)
 """Of every pair whose steps are compared."""
-STEPS_PER_EPOCH, MOST_STEPS, CHECKPOINT_STEPS = 20, 100_000, 500
+STEPS_PER_EPOCH, EPOCHS = 21, 5_000
 MOST_COST, MOST_SECONDS, MOST_CLAIM_MS = 0.01, 1.0, 10.0
 """The goals."""
 
 
-def request(file_id: str, steps: int, ranks: int) -> dict[str, Any]:
+def request(file_id: str, steps: int, ranks: int, epochs: int = 1) -> dict[str, Any]:
     training = {
         "batch_size": BATCH_SIZE,
-        "epochs": 1,
+        "epochs": epochs,
         "learning_rate": 1e-6,
         "validation_fraction": 0.0,
         "max_steps": steps,
@@ -54,8 +54,8 @@ def cost_of_supervision(folder: Path, load: Load, pairs: int) -> dict[str, Any]:
     workload = Workload(folder / "workload", SHAPE, BATCH_SIZE, max_length=1024)
     build_drawn(workload, [ALIKE] * (BATCH_SIZE * STEPS_PER_EPOCH))
     with service(folder, workload.model, load) as served:
-        asked = request(served.upload(workload.pairs), MOST_STEPS, load.ranks)
-        asked["training"] |= {"epochs": MOST_STEPS // STEPS_PER_EPOCH, "checkpoint_steps": CHECKPOINT_STEPS}
+        asked = request(served.upload(workload.pairs), STEPS_PER_EPOCH * EPOCHS, load.ranks, EPOCHS)
+        asked["training"]["checkpoint_steps"] = STEPS_PER_EPOCH * EPOCHS
         found = measure(served, asked, pairs)
     print(found, flush=True)
     return {"ranks": load.ranks, "threads": load.threads} | asdict(found)

@@ -1,20 +1,23 @@
 """What supervision costs a training step, measured within one run.
 
-While a job trains, everything of the service but its trainers is stopped (SIGSTOP) for two steps and goes on for two,
-in turn, and the steps are compared: what else a host does changes over seconds, and two runs after each other would
-mostly show that. Every step computes the same: all pairs have the same lengths.
+While a job trains, everything of the service but its trainers stands still for every other step (SIGSTOP, SIGCONT), and
+neighbouring steps are compared: what else a host does changes over seconds, and two runs after each other would mostly
+show that. Which of two steps comes first is drawn, so that nothing else that comes at intervals can keep time with it.
+Every step computes the same: all pairs have the same lengths, and no checkpoint is made.
 
 What comes due while the service stands still is done once it goes on. So the steps beside it bear what belongs to the
-others too, and what is measured is scaled by CPU time: that of a service left alone ÷ that of one in those steps.
+others too, and what is measured is scaled by CPU time: that of a service left alone ÷ that of one in those steps. A
+benchmark that is killed meanwhile leaves processes that stand still.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import random
+import signal
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,9 +28,12 @@ from benchmarks.service import ATTEMPT_OF_TRAINING, Service, wait_for
 from dpo_core.run_directory import RunDirectory
 
 WARM_UP_STEPS = 20
-LEFT_ALONE_SECONDS = 60.0
+LEFT_ALONE_SECONDS = 45.0
+"""Before the comparison, and again behind it."""
 LOOK_SECONDS = 0.005
 NORMAL_95 = 1.96
+SEED = 1
+"""Of the order in which steps are supervised or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,6 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    number: int
     begin: float
     end: float
     """Seconds since 1970."""
@@ -57,7 +62,7 @@ class Supervision:
     cost: float
     """Of a service left alone: (supervised ÷ alone − 1) · its share of a core ÷ `share_catching_up`."""
     give_or_take: float
-    """Half of the cost's 95 % confidence interval."""
+    """Half of the cost's 95 % confidence interval, as far as steps scatter; CPU times are taken as they are."""
     pairs: int
     """Of neighbouring steps that were compared."""
     share_left_alone: float
@@ -73,38 +78,44 @@ def measure(served: Service, request: dict[str, Any], pairs: int) -> Supervision
     wait_for(run.metrics_file.exists)
     with open(run.metrics_file, encoding="utf-8") as metrics:  # outlives its name, which goes with the run directory
         wait_for(lambda: run.metrics_file.read_text().count("\n") > WARM_UP_STEPS)
-        began, spent = time.time(), -served.cpu_seconds()
-        time.sleep(LEFT_ALONE_SECONDS)
-        left_alone = (spent + served.cpu_seconds()) / (time.time() - began)
+        left_alone = _share_left_alone(served)
         spent = -served.cpu_seconds()
         windows = alternate(served, run.metrics_file, pairs)
         spent += served.cpu_seconds()
-        ran = sum(window.end - window.begin for window in windows if window.supervised)
+        left_alone = (left_alone + _share_left_alone(served)) / 2
         served.cancel(job_id)
-        written = steps_of(metrics.read())
-    every = request["training"]["checkpoint_steps"]
-    # A trainer makes its checkpoint with or without the service; in one step of a pair it would tip the scales.
-    kept = [step for step in written if step.number % every not in (0, 1)]
-    return compare(kept, windows, left_alone, spent / ran)
+        ran = sum(window.end - window.begin for window in windows if window.supervised)
+        return compare(steps_of(metrics.read()), windows, left_alone, spent / ran)
 
 
 def alternate(served: Service, metrics: Path, pairs: int) -> list[Window]:
-    """Each pair's order is the other way round than the last one's: a host that slows down evenly favours neither."""
+    """A signal is sent at each step, also where it changes nothing: sending it takes time."""
+    order = random.Random(SEED)
     windows: list[Window] = []
-    _next_step(metrics)
-    for number in range(pairs):
-        for supervised in (False, True) if number % 2 == 0 else (True, False):
-            begin = time.time()
-            with nullcontext() if supervised else served.stopped():
+    try:
+        _next_step(metrics)
+        for number in range(pairs):
+            first = order.random() < 0.5
+            for supervised in (first, not first):
+                begin = time.time()
+                served.send(signal.SIGCONT if supervised else signal.SIGSTOP)
                 _next_step(metrics)
-            windows.append(Window(begin, time.time(), supervised))
-        if number % 100 == 99:
-            print(f"{number + 1} of {pairs} pairs of steps", flush=True)
+                windows.append(Window(begin, time.time(), supervised))
+            if number % 100 == 99:
+                print(f"{number + 1} of {pairs} pairs of steps", flush=True)
+    finally:
+        served.send(signal.SIGCONT)
     return windows
 
 
+def _share_left_alone(served: Service) -> float:
+    began, spent = time.time(), -served.cpu_seconds()
+    time.sleep(LEFT_ALONE_SECONDS)
+    return (spent + served.cpu_seconds()) / (time.time() - began)
+
+
 def compare(steps: Iterable[Step], windows: list[Window], left_alone: float, catching_up: float) -> Supervision:
-    """Pairs of windows whose steps were both kept; a step belongs to the window that holds its middle."""
+    """Pairs of windows that both have their step; a step belongs to the window that holds its middle."""
     found: list[float | None] = [None for _ in windows]
     place = 0
     for step in steps:
@@ -139,7 +150,7 @@ def steps_of(lines: str) -> list[Step]:
     """The steps of `metrics.jsonl` but the first, from the end of the one before to their own."""
     records = [json.loads(line) for line in lines.splitlines()]
     train = [record for record in records if record["split"] == "train"]
-    return [Step(later["step"], earlier["time"], later["time"]) for earlier, later in pairwise(train)]
+    return [Step(earlier["time"], later["time"]) for earlier, later in pairwise(train)]
 
 
 def _next_step(metrics: Path) -> None:

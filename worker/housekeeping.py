@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import time
 from concurrent.futures import Future
 
 from control_plane import checks, deliveries, files, leases, removals, room, uploads, workers
@@ -17,9 +16,6 @@ from control_plane.ids import new_id
 from worker.work import DATABASE_AWAY, Tools
 
 logger = logging.getLogger(__name__)
-
-TIDYING_SECONDS = 60.0
-"""Nobody waits for what is only out of date."""
 
 
 class Housekeeping:
@@ -38,7 +34,6 @@ class Housekeeping:
             slots=len(slots.ids),
         )
         self._registered = False
-        self._next_tidying = 0.0
 
     def go_round(self, *, draining: bool) -> None:
         """Once through everything. Waits for PostgreSQL alone."""
@@ -52,12 +47,10 @@ class Housekeeping:
         if not self._tools.room.too_little:
             with database.transaction() as session:
                 room.release(session, self._tools.room.free)
-        if time.monotonic() >= self._next_tidying:
-            self._next_tidying = time.monotonic() + TIDYING_SECONDS
-            with database.transaction() as session:
-                files.remove_expired(session)
-                uploads.end_expired(session)
-                deliveries.forget_old(session)
+        with database.transaction() as session:
+            files.remove_expired(session)
+            uploads.end_expired(session)
+            deliveries.forget_old(session)
         with database.transaction() as session:
             waiting = leases.waiting(session) or checks.waiting(session)
         self._carry_out_removals()

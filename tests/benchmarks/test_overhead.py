@@ -40,12 +40,11 @@ def test_the_plans_are_those_of_a_claim(database: Database, database_url: str) -
 def test_neighbouring_steps_are_compared_and_scaled_by_cpu_time() -> None:
     lengths = [1.0, 1.1, 1.3, 1.0, 9.0, 1.0, 1.2, 1.0]
     ends = [0.0, *accumulate(lengths)]
-    steps = [Step(number, *span) for number, span in enumerate(pairwise(ends))]
+    steps = [Step(*span) for span in pairwise(ends)]
     order = (False, True, True, False, False, True, True, False)
     late = 0.01  # by so much a step's end is seen after it
     windows = [Window(step.begin + late, step.end + late, which) for step, which in zip(steps, order, strict=True)]
-    kept = [step for step in steps if step.number != 4]  # it made a checkpoint
-    found = compare(kept, windows, left_alone=0.02, catching_up=0.05)
+    found = compare(steps[:4] + steps[5:], windows, left_alone=0.02, catching_up=0.05)
     assert (found.pairs, found.alone) == (3, pytest.approx(1.0))
     assert found.supervised == pytest.approx(1.2)
     assert found.cost == pytest.approx(0.2 * 2 / 5)
@@ -55,12 +54,12 @@ def test_neighbouring_steps_are_compared_and_scaled_by_cpu_time() -> None:
 def test_too_few_steps_are_refused() -> None:
     windows = [Window(0.0, 1.0, False), Window(1.0, 2.0, True)]
     with pytest.raises(RuntimeError, match="Only 0 pairs of steps could be compared"):
-        compare([Step(2, 0.0, 1.0)], windows, 0.01, 0.02)
+        compare([Step(0.0, 1.0)], windows, 0.01, 0.02)
 
 
 def test_the_first_step_warms_up() -> None:
     lines = [{"split": split, "step": step, "time": at} for split, step, at in METRICS]
-    assert steps_of("\n".join(map(json.dumps, lines))) == [Step(2, 10.0, 12.0), Step(3, 12.0, 13.5)]
+    assert steps_of("\n".join(map(json.dumps, lines))) == [Step(10.0, 12.0), Step(12.0, 13.5)]
 
 
 def test_the_services_own_share() -> None:
