@@ -49,7 +49,7 @@ class WorkerObject(BaseModel):
     usable: int
     """Those of them that may be used now."""
     free: int
-    """Those that nothing runs on."""
+    """Those that nothing runs on; none while it is draining or silent."""
     last_seen: int
     """Unix second at which it was last heard of."""
     silent: bool
@@ -98,7 +98,7 @@ def _worker(place: Place) -> WorkerObject:
         usable=place.usable,
         free=place.free,
         last_seen=int(worker.last_seen.timestamp()),
-        silent=place.silent is not None,
+        silent=place.silent_for is not None,
         draining=worker.draining,
         out=[GpuOut(gpu=gpu, reason=reason) for gpu, reason in sorted(worker.out.items())],
     )

@@ -58,8 +58,8 @@ class Place:
     """A worker, and what stands free on it now."""
 
     worker: Worker
-    silent: timedelta | None
-    """For how long it was not heard of, if that is too long to expect anything of it."""
+    silent_for: timedelta | None
+    """For how long it was not heard of, if that is too long to count on it."""
     usable: int
     free: int
     running: list[Job]
@@ -109,7 +109,8 @@ class _Scene:
         self._heads = session.execute(select(line.first_ones(project_gpus))).all()
         self._limit = quotas.gpu_limit(session.get_one(Project, project_id), project_gpus)
         self.places = [self._place(worker) for worker in workers.present(session)]
-        self._taking = [it for it in self.places if not it.worker.draining and it.silent is None]
+        self._taking = [it for it in self.places if not it.worker.draining and it.silent_for is None]
+        self._silent = [it for it in self.places if not it.worker.draining and it.silent_for is not None]
 
     def why(self, job: Job) -> Waiting:
         reason, message, until = next(self._reasons(job))
@@ -119,7 +120,7 @@ class _Scene:
         """The first one is the one that holds the job up."""
         yield from self._of_its_own(job)
         if not self._taking:
-            yield Reason.no_worker, _nobody([place for place in self.places if place.silent is not None]), None
+            yield Reason.no_worker, "There is no worker that takes work." + self._last_word(), None
         if not any(self._takes(place.worker, job) for place in self._taking):
             count = f"{job.fruitless_attempts} attempts" if job.fruitless_attempts > 1 else "attempt"
             message = (
@@ -148,6 +149,9 @@ class _Scene:
 
     def _of_room(self, job: Job) -> Iterator[tuple[Reason, str, datetime | None]]:
         largest = max((place.usable for place in self._taking), default=0)
+        if largest < job.gpus <= max((place.usable for place in self._silent), default=0):
+            message = f"It needs {job.gpus} slots, and no worker that is there has so many." + self._last_word()
+            yield Reason.no_worker, message, None
         if job.gpus > largest:
             out = sum(len(place.worker.out) for place in self._taking)
             are_out = f" {out} GPUs are out, see the workers." if out else ""
@@ -181,6 +185,14 @@ class _Scene:
             yield Reason.behind_a_large_job, message, None
         yield Reason.next, "There is room: a worker takes it, or one before it, within seconds.", None
 
+    def _last_word(self) -> str:
+        """What to say of workers that may be gone, or come back."""
+        seconds = [place.silent_for.total_seconds() for place in self._silent if place.silent_for is not None]
+        if not seconds:
+            return ""
+        which = "One was" if len(seconds) == 1 else f"{len(seconds)} were"
+        return f" {which} not heard of for {min(seconds):.0f} s."
+
     def _takes(self, worker: Worker, job: Job | Row[Any]) -> bool:
         """Where it has room."""
         return job.fruitless_attempts < self._last_chance or worker.id not in self._with_last_chance
@@ -189,8 +201,8 @@ class _Scene:
         here = [job for job in self._running if job.worker_id == worker.id]
         usable = worker.slots if worker.usable is None else worker.usable
         ago = self._now - worker.last_seen
-        silent = ago if ago > workers.HEARD else None
-        free = 0 if worker.draining or silent else max(0, usable - sum(job.gpus for job in here))
+        silent_for = ago if ago > workers.HEARD else None
+        free = 0 if worker.draining or silent_for else max(0, usable - sum(job.gpus for job in here))
         yielding = {job.yields_to for job in here}
         long_ago = self._now - line.PATIENCE
         starving = [
@@ -199,19 +211,11 @@ class _Scene:
             if free < head.needs <= usable and self._takes(worker, head)
             if head.created_at < long_ago or head.id in yielding
         ]
-        return Place(worker, silent, usable, free, here, min(starving, key=_age, default=None))
+        return Place(worker, silent_for, usable, free, here, min(starving, key=_age, default=None))
 
 
 def _age(head: Row[Any]) -> tuple[int, datetime, str]:
     return (-head.priority, head.created_at, head.id)
-
-
-def _nobody(silent: Sequence[Place]) -> str:
-    if not silent:
-        return "There is no worker that takes work."
-    ago = min(place.silent.total_seconds() for place in silent if place.silent is not None)
-    others = "The only one" if len(silent) == 1 else f"The last of {len(silent)}"
-    return f"There is no worker that takes work. {others} was heard of {ago:.0f} s ago."
 
 
 def _at_rest(job: Job) -> str:

@@ -18,8 +18,8 @@ ALIVE = timedelta(minutes=1)
 """A worker that was silent for longer counts as gone."""
 
 HEARD = timedelta(seconds=15)
-"""A worker beats every five seconds. One that was silent for longer than this may be gone: nothing is expected of it,
-and its GPUs are no longer its own, as two workers on one host may both see them."""
+"""A worker beats every five seconds. One that was silent for longer than this may be gone: the queue counts on it no
+more, and its GPUs are no longer its own, as two workers on one host may both see them."""
 
 
 @dataclass(frozen=True)

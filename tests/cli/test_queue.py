@@ -37,7 +37,7 @@ def test_a_worker_that_may_be_gone_says_since_when(job_id: str, dpo: Dpo, databa
         workers.register(session, Facts("worker-1", "host", 7, "cuda", 2))
         session.execute(update(Worker).values(last_seen=dpo_now() - timedelta(seconds=30)))
     done = dpo("queue").stdout
-    assert "There is no worker that takes work. The only one was heard of 3" in done
+    assert "There is no worker that takes work. One was not heard of for 3" in done
     assert done.rstrip().splitlines()[-1].split()[:6] == ["worker-1", "cuda", "2", "2", "0", "not"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -133,11 +134,21 @@ def test_nothing_is_expected_of_a_worker_that_was_silent(manned: Database) -> No
         set_clock_ahead(session, 26)
     found = why(manned, job_id)
     assert found.reason is Reason.no_worker
-    assert found.message == "There is no worker that takes work. The only one was heard of 26 s ago."
+    assert re.fullmatch(r"There is no worker that takes work\. One was not heard of for 2\d s\.", found.message)
     (place,) = read(manned).places
-    assert place.silent is not None and (place.usable, place.free) == (4, 0)
+    assert place.silent_for is not None and (place.usable, place.free) == (4, 0)
     beat(manned, usable=4)
     assert why(manned, job_id).reason is Reason.next
+
+
+def test_a_job_that_only_a_silent_worker_is_large_enough_for(manned: Database) -> None:
+    job_id = add(manned, gpus=4)
+    with manned.transaction() as session:
+        set_clock_ahead(session, 26)
+        workers.register(session, Facts("w2", "host", 2, "cpu", 1))
+    found = why(manned, job_id)
+    assert found.reason is Reason.no_worker
+    assert found.message.startswith("It needs 4 slots, and no worker that is there has so many. One was not heard of")
 
 
 def test_no_worker_is_large_enough_for_gpus_are_out(manned: Database) -> None:
