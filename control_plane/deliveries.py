@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from random import SystemRandom
 from typing import Literal
 
-from sqlalchemy import ColumnElement, delete, exists, or_, select, update
+from sqlalchemy import ColumnElement, Select, delete, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from control_plane import audit, events, fences, webhooks
@@ -141,17 +142,7 @@ def _held(delivery: type[WebhookDelivery]) -> ColumnElement[bool]:
 
 def claim(session: Session, worker_id: str) -> Claim | None:
     """Takes the next delivery that is due, or None. An endpoint gets one at a time: a slow one holds up no other."""
-    other = aliased(WebhookDelivery)
-    being_sent = exists().where(other.endpoint_id == WebhookDelivery.endpoint_id, _held(other))
-    free = or_(WebhookDelivery.lease_until.is_(None), ~_held(WebhookDelivery))
-    due = (
-        select(WebhookDelivery)
-        .where(WebhookDelivery.state == "waiting", WebhookDelivery.next_try_at <= dpo_now(), free, ~being_sent)
-        .order_by(WebhookDelivery.next_try_at, WebhookDelivery.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    delivery = session.scalars(due).one_or_none()
+    delivery = session.scalars(_next_due()).one_or_none()
     if delivery is None:
         return None
     now = session.scalars(select(dpo_now())).one()
@@ -169,6 +160,21 @@ def claim(session: Session, worker_id: str) -> Claim | None:
     fences.take(delivery, worker_id, LEASE_SECONDS)
     keys = webhooks.signing_secrets(endpoint, now)
     return Claim(delivery.id, delivery.fence, delivery.event_id, endpoint.url, keys, delivery.payload)
+
+
+@cache
+def _next_due() -> Select[WebhookDelivery]:
+    """SQL, put together once: every worker asks every two seconds."""
+    other = aliased(WebhookDelivery)
+    being_sent = exists().where(other.endpoint_id == WebhookDelivery.endpoint_id, _held(other))
+    free = or_(WebhookDelivery.lease_until.is_(None), ~_held(WebhookDelivery))
+    return (
+        select(WebhookDelivery)
+        .where(WebhookDelivery.state == "waiting", WebhookDelivery.next_try_at <= dpo_now(), free, ~being_sent)
+        .order_by(WebhookDelivery.next_try_at, WebhookDelivery.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
 
 
 def report(session: Session, claim: Claim, outcome: Outcome, *, disable_after: timedelta) -> None:

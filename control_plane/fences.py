@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
-from sqlalchemy import select, update
+from sqlalchemy import Interval, Select, Update, bindparam, select, update
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from control_plane.database import dpo_now
 from control_plane.errors import StaleFence
@@ -30,20 +32,15 @@ def take(row: Leased, worker_id: str, lease_seconds: float) -> None:
 
 def renew(session: Session, table: type[Leased], row_id: str, fence: int, lease_seconds: float) -> None:
     """Another `lease_seconds` from now. StaleFence when the row is no longer this claim's."""
-    renewed = session.execute(
-        update(table)
-        .where(table.id == row_id, table.fence == fence, table.lease_until.is_not(None))
-        .values(lease_until=dpo_now() + timedelta(seconds=lease_seconds))
-        .returning(table.id)
-    )
+    given = {"row_id": row_id, "its_fence": fence, "lease": timedelta(seconds=lease_seconds)}
+    renewed = session.execute(_renewal(table), given)  # type: ignore[arg-type]  # classes are hashable
     if renewed.one_or_none() is None:
         raise StaleFence(f"{row_id} is not attempt {fence}'s any more: stop its processes.")
 
 
 def held(session: Session, table: type[L], row_id: str, fence: int) -> L:
     """The row, locked, for a report on it. StaleFence when it is no longer this claim's, or gone."""
-    query = select(table).where(table.id == row_id).with_for_update().execution_options(populate_existing=True)
-    row = session.scalars(query).one_or_none()
+    row: L | None = session.scalars(_locked(table), {"row_id": row_id}).one_or_none()  # type: ignore[arg-type]  # classes are hashable
     if row is None or row.fence != fence or row.lease_until is None:
         raise StaleFence(f"{row_id} is not attempt {fence}'s any more; nothing of it is stored.")
     return row
@@ -55,15 +52,43 @@ def lapsed(session: Session, table: type[L]) -> Sequence[L]:
     A lease that ends later than any may was written while PostgreSQL's clock was ahead, which has come back since. It
     is shortened to the longest one: by its own clock whoever holds it has no longer than that, and renews it meanwhile.
     """
-    now = select(dpo_now()).scalar_subquery()  # read once, so that the index is searched by it
-    latest = now + timedelta(seconds=LONGEST_LEASE)
-    too_late = select(table.id).where(table.lease_until > latest).with_for_update(skip_locked=True)
-    session.execute(update(table).where(table.id.in_(too_late)).values(lease_until=latest))
-    query = select(table).where(table.lease_until < now).order_by(table.id).with_for_update(skip_locked=True)
-    return session.scalars(query).all()
+    shorten, find = _lapsed(table)  # type: ignore[arg-type]  # classes are hashable
+    session.execute(shorten)
+    found: Sequence[L] = session.scalars(find).all()
+    return found
 
 
 def release(row: Leased) -> None:
     """Nobody works on the row any more. Its fence stays, so that the next claim's is higher."""
     row.lease_until = None
     row.worker_id = None
+
+
+# -- SQL, put together once: every heartbeat asks, and putting it together takes longer than the answer ----------------
+
+
+@cache
+def _renewal(table: type[Leased]) -> ReturningUpdate[str]:
+    return (
+        update(table)
+        .where(table.id == bindparam("row_id"), table.fence == bindparam("its_fence"), table.lease_until.is_not(None))
+        .values(lease_until=dpo_now() + bindparam("lease", type_=Interval))
+        .returning(table.id)
+        .execution_options(synchronize_session=False)
+    )
+
+
+@cache
+def _locked(table: type[Leased]) -> Select[Any]:
+    query = select(table).where(table.id == bindparam("row_id"))
+    return query.with_for_update().execution_options(populate_existing=True)
+
+
+@cache
+def _lapsed(table: type[Leased]) -> tuple[Update, Select[Any]]:
+    now = select(dpo_now()).scalar_subquery()  # read once, so that the index is searched by it
+    latest = now + timedelta(seconds=LONGEST_LEASE)
+    too_late = select(table.id).where(table.lease_until > latest).with_for_update(skip_locked=True)
+    shorten = update(table).where(table.id.in_(too_late)).values(lease_until=latest)
+    find = select(table).where(table.lease_until < now).order_by(table.id).with_for_update(skip_locked=True)
+    return shorten, find

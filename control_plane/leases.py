@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 
-from sqlalchemy import exists, func, or_, select
+from sqlalchemy import Select, bindparam, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from control_plane import attempts, fences, line, quotas
@@ -72,8 +73,14 @@ def renew(session: Session, claim: Claim) -> bool:
     StaleFence when the job is no longer this claim's: that is how the order to cancel arrives.
     """
     fences.renew(session, Job, claim.job_id, claim.fence, claim.lease_seconds)
+    return bool(session.scalar(_is_to_stop(), {"job_id": claim.job_id}))
+
+
+@cache
+def _is_to_stop() -> Select[bool]:
+    """SQL, put together once: every heartbeat asks."""
     ordered = or_(Job.state == State.pausing, Job.yields_to.is_not(None))
-    return bool(session.scalar(select(ordered).where(Job.id == claim.job_id)))
+    return select(ordered).where(Job.id == bindparam("job_id"))
 
 
 def held(session: Session, claim: Claim) -> Job:
@@ -105,7 +112,13 @@ def reconcile(session: Session, *, max_attempts: int, retry_seconds: float = 0.0
 
 def waiting(session: Session) -> bool:
     """Whether a worker could claim any job, room permitting. Not how many: every worker asks every few seconds."""
-    return bool(session.scalar(select(exists().where(line.ready()))))
+    return bool(session.scalar(_any_ready()))
+
+
+@cache
+def _any_ready() -> Select[bool]:
+    """SQL, put together once."""
+    return select(exists().where(line.ready()))
 
 
 def _take(session: Session, job: Job, worker_id: str, lease_seconds: float) -> Claim:

@@ -8,8 +8,9 @@ again. What comes free is kept for the job meanwhile (control_plane/line.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
-from sqlalchemy import Subquery, and_, exists, select
+from sqlalchemy import ColumnElement, Select, Subquery, Text, and_, bindparam, exists, select
 from sqlalchemy.orm import Session
 
 from control_plane import events, line, workers
@@ -58,16 +59,32 @@ def make_room(
 
 def _preemptible(session: Session, worker_id: str) -> Sequence[Job]:
     """This worker's jobs that may be told to yield, locked, the last begun first; none while some do so already."""
-    running = and_(Job.lease_until.is_not(None), Job.worker_id == worker_id, Job.state == State.running)
-    may_yield = and_(running, Job.preemptible, Job.priority < HIGH)
-    # Asked every two seconds, mostly in vain: that costs as little as it can.
-    if not session.scalar(select(exists().where(may_yield))):
-        return []
-    if session.scalar(select(exists().where(running, Job.yields_to.is_not(None)))):
+    given = {"worker": worker_id}
+    if not session.scalar(_any_preemptible(), given) or session.scalar(_any_yields(), given):
         return []
     begun = select(Attempt.started_at).where(Attempt.job_id == Job.id, Attempt.fence == Job.fence).scalar_subquery()
-    lowest_first = select(Job).where(may_yield).order_by(Job.priority, begun.desc(), Job.id)
-    return session.scalars(lowest_first.with_for_update(skip_locked=True)).all()
+    lowest_first = select(Job).where(_may_yield()).order_by(Job.priority, begun.desc(), Job.id)
+    return session.scalars(lowest_first.with_for_update(skip_locked=True), given).all()
+
+
+@cache
+def _any_preemptible() -> Select[bool]:
+    """SQL, put together once: every worker asks every two seconds, mostly in vain."""
+    return select(exists().where(_may_yield()))
+
+
+@cache
+def _any_yields() -> Select[bool]:
+    return select(exists().where(_runs_here(), Job.yields_to.is_not(None)))
+
+
+def _may_yield() -> ColumnElement[bool]:
+    return and_(_runs_here(), Job.preemptible, Job.priority < HIGH)
+
+
+def _runs_here() -> ColumnElement[bool]:
+    here = Job.worker_id == bindparam("worker", type_=Text)
+    return and_(Job.lease_until.is_not(None), here, Job.state == State.running)
 
 
 def _urgent(session: Session, heads: Subquery) -> Job | None:

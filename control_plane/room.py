@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import BigInteger, Select, and_, bindparam, func, or_, select
 from sqlalchemy.orm import Session
 
 from control_plane import attempts, events
@@ -62,12 +63,7 @@ def release(session: Session, free: int) -> list[str]:
     That is who waits for no more than that. What a run needs that a full disk ended is a guess, though, and too high
     where room was made before its worker could look: after a while its job's own estimate is enough.
     """
-    last = and_(Attempt.job_id == Job.id, Attempt.fence == Job.fence)
-    since: Any = dpo_now() - Attempt.ended_at
-    waiting = select(Job, since).join(Attempt, last)
-    waiting = waiting.where(Job.needs_bytes.is_not(None), Job.state.in_((State.queued, State.validating)))
-    waiting = waiting.where(or_(Job.needs_bytes <= free, since > RETRY_AFTER))
-    found = session.execute(waiting.order_by(Job.id).with_for_update(skip_locked=True, of=Job)).all()
+    found = session.execute(_waiting(), {"free": free}).all()
     released = [
         job for job, waited in found if (job.needs_bytes or 0) <= free or _may_retry(session, job, waited, free)
     ]
@@ -77,6 +73,17 @@ def release(session: Session, free: int) -> list[str]:
         job.needs_bytes = None
     session.flush()
     return [job.id for job in released]
+
+
+@cache
+def _waiting() -> Select[Job, timedelta]:
+    """SQL, put together once: every worker asks every five seconds."""
+    last = and_(Attempt.job_id == Job.id, Attempt.fence == Job.fence)
+    since: Any = dpo_now() - Attempt.ended_at
+    waiting = select(Job, since).join(Attempt, last)
+    waiting = waiting.where(Job.needs_bytes.is_not(None), Job.state.in_((State.queued, State.validating)))
+    waiting = waiting.where(or_(Job.needs_bytes <= bindparam("free", type_=BigInteger), since > RETRY_AFTER))
+    return waiting.order_by(Job.id).with_for_update(skip_locked=True, of=Job)
 
 
 def _may_retry(session: Session, job: Job, waited: timedelta, free: int) -> bool:

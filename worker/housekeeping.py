@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from concurrent.futures import Future
 
 from control_plane import checks, deliveries, files, leases, removals, room, uploads, workers
@@ -16,6 +17,9 @@ from control_plane.ids import new_id
 from worker.work import DATABASE_AWAY, Tools
 
 logger = logging.getLogger(__name__)
+
+TIDYING_SECONDS = 30.0
+"""What is out of date may stay for so much longer."""
 
 
 class Housekeeping:
@@ -34,6 +38,7 @@ class Housekeeping:
             slots=len(slots.ids),
         )
         self._registered = False
+        self._next_tidying = 0.0
 
     def go_round(self, *, draining: bool) -> None:
         """Once through everything. Waits for PostgreSQL alone."""
@@ -47,10 +52,7 @@ class Housekeeping:
         if not self._tools.room.too_little:
             with database.transaction() as session:
                 room.release(session, self._tools.room.free)
-        with database.transaction() as session:
-            files.remove_expired(session)
-            uploads.end_expired(session)
-            deliveries.forget_old(session)
+        self._tidy()
         with database.transaction() as session:
             waiting = leases.waiting(session) or checks.waiting(session)
         self._carry_out_removals()
@@ -58,6 +60,16 @@ class Housekeeping:
             logger.warning("lost by their workers, waiting again: %s", ", ".join(requeued))
         if waiting:
             self._hints.send()
+
+    def _tidy(self) -> None:
+        """As long as something goes, in every round."""
+        if time.monotonic() < self._next_tidying:
+            return
+        with self._tools.database.transaction() as session:
+            went = files.remove_expired(session) + uploads.end_expired(session)
+            deliveries.forget_old(session)
+        if not went:
+            self._next_tidying = time.monotonic() + TIDYING_SECONDS
 
     def say_goodbye(self) -> None:
         if not self._registered:
