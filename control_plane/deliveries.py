@@ -164,7 +164,7 @@ def claim(session: Session, worker_id: str) -> Claim | None:
 
 @cache
 def _next_due() -> Select[WebhookDelivery]:
-    """SQL, put together once: every worker asks every two seconds."""
+    """SQL, put together once: every worker asks at every look."""
     other = aliased(WebhookDelivery)
     being_sent = exists().where(other.endpoint_id == WebhookDelivery.endpoint_id, _held(other))
     free = or_(WebhookDelivery.lease_until.is_(None), ~_held(WebhookDelivery))

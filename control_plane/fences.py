@@ -31,7 +31,10 @@ def take(row: Leased, worker_id: str, lease_seconds: float) -> None:
 
 
 def renew(session: Session, table: type[Leased], row_id: str, fence: int, lease_seconds: float) -> None:
-    """Another `lease_seconds` from now. StaleFence when the row is no longer this claim's."""
+    """Another `lease_seconds` from now. StaleFence when the row is no longer this claim's.
+
+    An object of the row that the session holds keeps its old `lease_until`.
+    """
     given = {"row_id": row_id, "its_fence": fence, "lease": timedelta(seconds=lease_seconds)}
     renewed = session.execute(_renewal(table), given)  # type: ignore[arg-type]  # classes are hashable
     if renewed.one_or_none() is None:
@@ -64,7 +67,7 @@ def release(row: Leased) -> None:
     row.worker_id = None
 
 
-# -- SQL, put together once: every heartbeat asks, and putting it together takes longer than the answer ----------------
+# -- SQL, put together once, which takes longer than the answer. What differs between calls has to be a parameter ------
 
 
 @cache
@@ -74,7 +77,7 @@ def _renewal(table: type[Leased]) -> ReturningUpdate[str]:
         .where(table.id == bindparam("row_id"), table.fence == bindparam("its_fence"), table.lease_until.is_not(None))
         .values(lease_until=dpo_now() + bindparam("lease", type_=Interval))
         .returning(table.id)
-        .execution_options(synchronize_session=False)
+        .execution_options(synchronize_session=False)  # it could not: the parameters come later
     )
 
 

@@ -69,7 +69,7 @@ def _preemptible(session: Session, worker_id: str) -> Sequence[Job]:
 
 @cache
 def _any_preemptible() -> Select[bool]:
-    """SQL, put together once: every worker asks every two seconds, mostly in vain."""
+    """SQL, put together once: a worker with jobs and room asks at every look, mostly in vain."""
     return select(exists().where(_may_yield()))
 
 

@@ -77,7 +77,7 @@ def release(session: Session, free: int) -> list[str]:
 
 @cache
 def _waiting() -> Select[Job, timedelta]:
-    """SQL, put together once: every worker asks every five seconds."""
+    """SQL, put together once: every worker asks in every round."""
     last = and_(Attempt.job_id == Job.id, Attempt.fence == Job.fence)
     since: Any = dpo_now() - Attempt.ended_at
     waiting = select(Job, since).join(Attempt, last)

@@ -62,14 +62,15 @@ class Housekeeping:
             self._hints.send()
 
     def _tidy(self) -> None:
-        """As long as something goes, in every round."""
+        """Every TIDYING_SECONDS, and in every round as long as something goes."""
         if time.monotonic() < self._next_tidying:
             return
+        self._next_tidying = time.monotonic() + TIDYING_SECONDS
         with self._tools.database.transaction() as session:
             went = files.remove_expired(session) + uploads.end_expired(session)
             deliveries.forget_old(session)
-        if not went:
-            self._next_tidying = time.monotonic() + TIDYING_SECONDS
+        if went:
+            self._next_tidying = 0.0
 
     def say_goodbye(self) -> None:
         if not self._registered:

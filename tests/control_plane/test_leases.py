@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from threading import Barrier, Thread
 
 import pytest
@@ -147,6 +148,18 @@ def test_renewing_moves_the_lease_by_the_servers_clock(stocked: Database) -> Non
     assert 20 <= (after - before).total_seconds() < 30
     lapse(stocked, 45)
     assert reconcile(stocked) == []
+
+
+def test_each_renewal_is_as_long_as_its_claim_says(stocked: Database) -> None:
+    taken = started(stocked)
+    ends = []
+    for seconds in (100.0, 700.0):
+        with stocked.transaction() as session:
+            leases.renew(session, replace(taken, lease_seconds=seconds))
+        ends.append(read_job(stocked, taken.job_id).lease_until)
+    first, second = ends
+    assert first is not None and second is not None
+    assert 600 <= (second - first).total_seconds() < 630
 
 
 def test_renewing_what_was_cancelled_lost_or_ended_is_stale(stocked: Database) -> None:
