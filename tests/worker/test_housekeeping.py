@@ -55,3 +55,5 @@ def test_after_a_round_without_anything_tidying_rests(world: World, monkeypatch:
     assert left_after_a_round(), "nothing went, so it rests"
     now += housekeeping.TIDYING_SECONDS
     assert not left_after_a_round()
+    boss.stop()
+    assert boss.run(), "told to stop, it ends at once and closes what it has open"
