@@ -41,7 +41,7 @@ class Housekeeping:
         self._next_tidying = 0.0
 
     def go_round(self, *, draining: bool) -> None:
-        """Once through everything. Waits for PostgreSQL alone."""
+        """Once through everything that is due. Waits for PostgreSQL alone."""
         self._beat(draining)
         database, settings = self._tools.database, self._tools.settings
         with database.transaction() as session:
