@@ -137,6 +137,7 @@ def api(
     import uvicorn
 
     from api.main import create_app
+    from api.server import Server
     from api.zero_copy import ZeroCopyProtocol
 
     with clear_settings():
@@ -151,7 +152,7 @@ def api(
         loop="asyncio",  # the protocol's sendfile is asyncio's
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
-    server = uvicorn.Server(config)
+    server = Server(config)
     application.state.services.feed.stopping = lambda: server.should_exit
     # What was imported stays for good. A full collection would look at all of it, and nobody is answered meanwhile.
     gc.collect()

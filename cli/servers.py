@@ -98,6 +98,7 @@ def redis_server(data: Path) -> tuple[Part, str]:
             program,
             *("--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700", "--dir", str(folder)),
             *("--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction", "--daemonize", "no"),
+            *("--hz", "2"),  # how often it wakes up at rest; a pop that waits, and its own end, are seen as late
         ],
         log=data / "logs" / "redis.log",
         ready=lambda: _redis_answers(socket),

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from functools import cache
 from typing import cast
 
-from sqlalchemy import delete, func, null, or_, select, update
+from sqlalchemy import Select, bindparam, delete, exists, null, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -139,14 +140,7 @@ def _forget_oldest(session: Session, project_id: str, question: Question) -> Non
 
 def claim(session: Session, *, worker_id: str, lease_seconds: float, kinds: Sequence[Kind] = QUESTIONS) -> Claim | None:
     """Takes the one of `kinds` that has waited longest, or None; what another worker is claiming is skipped."""
-    waiting_longest = (
-        select(Check)
-        .where(Check.state == State.waiting, Check.kind.in_(kinds))
-        .order_by(Check.created_at, Check.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    check = session.scalars(waiting_longest).one_or_none()
+    check = session.scalars(_waiting_longest(), {"kinds": list(kinds)}).one_or_none()
     if check is None:
         return None
     check.state = State.running.value
@@ -206,9 +200,22 @@ def reconcile(session: Session, *, max_attempts: int) -> list[str]:
     return waiting
 
 
-def waiting(session: Session) -> int:
-    """How many checks a worker could claim."""
-    return session.scalar(select(func.count()).where(Check.state == State.waiting)) or 0
+def waiting(session: Session) -> bool:
+    """Whether a worker could claim any check."""
+    return bool(session.scalar(_any_waiting()))
+
+
+@cache
+def _waiting_longest() -> Select[Check]:
+    """SQL, put together once: every worker asks every few seconds. So below."""
+    wanted = Check.kind.in_(bindparam("kinds", expanding=True))
+    query = select(Check).where(Check.state == State.waiting, wanted).order_by(Check.created_at, Check.id).limit(1)
+    return query.with_for_update(skip_locked=True)
+
+
+@cache
+def _any_waiting() -> Select[bool]:
+    return select(exists().where(Check.state == State.waiting))
 
 
 def _lock_file(session: Session, claim: Claim) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, Update, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -74,10 +75,8 @@ def beat(session: Session, worker_id: str, condition: Condition | None = None) -
             "out": dict(condition.out),
             "draining": condition.draining,
         }
-    session.execute(update(Worker).where(Worker.id == worker_id).values(last_seen=dpo_now(), left_at=None, **said))
-    # Seen later than now, while PostgreSQL's clock was ahead: who dies then would be there for as long as it was.
-    later = select(Worker.id).where(Worker.last_seen > dpo_now()).with_for_update(skip_locked=True)
-    session.execute(update(Worker).where(Worker.id.in_(later)).values(last_seen=dpo_now()))
+    session.execute(_is_there(frozenset(said)), {"worker_id": worker_id, **said})
+    session.execute(_back_to_now())
     if condition is None or not condition.gpus:
         return {}
     older = select(Worker.id, Worker.gpus).where(
@@ -87,6 +86,23 @@ def beat(session: Session, worker_id: str, condition: Condition | None = None) -
     return {
         gpu: owner for owner, gpus in session.execute(older.order_by(Worker.id.desc())) for gpu in gpus if gpu in ours
     }
+
+
+@cache
+def _is_there(said: frozenset[str]) -> Update:
+    """SQL, put together once: every worker says so every few seconds. `said`: columns that are set to parameters."""
+    here = update(Worker).where(Worker.id == bindparam("worker_id"))
+    here = here.values(last_seen=dpo_now(), left_at=None, **{name: bindparam(name) for name in said})
+    return here.execution_options(synchronize_session=False)
+
+
+@cache
+def _back_to_now() -> Update:
+    """SQL. Seen later than now, while PostgreSQL's clock was ahead: who dies then would be there for as long as that
+    was."""
+    later = select(Worker.id).where(Worker.last_seen > dpo_now()).with_for_update(skip_locked=True)
+    back = update(Worker).where(Worker.id.in_(later)).values(last_seen=dpo_now())
+    return back.execution_options(synchronize_session=False)
 
 
 def present(session: Session) -> Sequence[Worker]:

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from control_plane import checks, deliveries, files, leases, removals, room, uploads, workers
 from control_plane.hints import Hints
 from control_plane.ids import new_id
+from worker.room import LEAST
 from worker.work import DATABASE_AWAY, Tools
 
 logger = logging.getLogger(__name__)
@@ -43,18 +44,18 @@ class Housekeeping:
     def go_round(self, *, draining: bool) -> None:
         """Once through everything that is due. Waits for PostgreSQL alone."""
         self._beat(draining)
-        database, settings = self._tools.database, self._tools.settings
-        with database.transaction() as session:
+        settings = self._tools.settings
+        with self._tools.database.transaction() as session:
             requeued = leases.reconcile(
                 session, max_attempts=settings.max_attempts, retry_seconds=settings.retry_seconds
             )
             requeued += checks.reconcile(session, max_attempts=settings.max_attempts)
-        if not self._tools.room.too_little:
-            with database.transaction() as session:
-                room.release(session, self._tools.room.free)
-        self._tidy()
-        with database.transaction() as session:
+        free = self._tools.room.free
+        with self._tools.database.transaction() as session:
+            if free >= LEAST:
+                room.release(session, free)
             waiting = leases.waiting(session) or checks.waiting(session)
+        self._tidy()
         self._carry_out_removals()
         if requeued:
             logger.warning("lost by their workers, waiting again: %s", ", ".join(requeued))

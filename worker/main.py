@@ -28,6 +28,7 @@ def run(settings: Settings, programs: Programs | None = None) -> None:
     supervisor = Supervisor(settings, programs or Programs())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: supervisor.stop())
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: supervisor.nudge())
     ear = Ear(settings.redis_url.get_secret_value(), supervisor.wake)
     ear.start()
     postman = Postman(settings)

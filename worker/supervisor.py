@@ -9,8 +9,9 @@ import logging
 import os
 import queue
 import time
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any
 
@@ -18,16 +19,15 @@ from psycopg.errors import UndefinedColumn, UndefinedFunction, UndefinedTable
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
-from control_plane import checks, leases, preemption, results
+from control_plane import checks, leases, results
 from control_plane.database import Database
 from control_plane.errors import StaleFence
-from control_plane.line import Kind
-from control_plane.questions import Kind as CheckKind
 from control_plane.settings import Settings
 from control_plane.storage import open_storage
 from dpo_core.run_directory import Failure
-from worker import leftovers
+from worker import leftovers, taking
 from worker.attempt import Attempt
+from worker.calling_pool import CallingPool
 from worker.checking import Checking
 from worker.fitness import Fitness
 from worker.folders import RunFolders
@@ -41,27 +41,23 @@ from worker.work import DATABASE_AWAY, Tools, Work
 
 logger = logging.getLogger(__name__)
 
-CHILD_POLL_SECONDS = 0.1
-"""How soon the end of a trainer is seen: a waitpid, nothing more."""
+WORK_POLL_SECONDS = 0.25
+"""How often work is looked at by which nobody calls: a sweep that waits for processes to die, a deadline."""
 RECONCILE_SECONDS = 5.0
 OTHER_SCHEMA = (UndefinedTable, UndefinedColumn, UndefinedFunction)
 """Not migrated yet: somebody will, perhaps right now."""
-VALIDATIONS_AT_ONCE = 2
-"""Validation takes no slot, but a CPU and memory."""
-CHECKS_AT_ONCE = 2
-"""So do checks; they are counted apart, so that neither waits for the other."""
-MERGES_AT_ONCE = 1
-"""Each holds a whole model in memory."""
 POOL_THREADS = 8
 LEAVE_SECONDS = 10.0
 """How long a stopping worker sweeps away processes of what it gave up, and then waits for what else it does."""
 
 
 class Supervisor:
-    """`run` returns after `stop`. `wake` and `stop` may be called from any thread and from signal handlers."""
+    """`run` returns after `stop`. `wake`, `nudge` and `stop` may be called from any thread and from signal handlers."""
 
     def __init__(self, settings: Settings, programs: Programs) -> None:
         storage = open_storage(settings.storage_url)
+        # SimpleQueue.put is reentrant: a signal handler may interrupt the very thread that waits.
+        self._waker: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._settings = settings
         self._database = Database(settings.database_url.get_secret_value())
         folders = RunFolders(settings.runs_dir or storage.folder.parent / "runs")
@@ -74,14 +70,12 @@ class Supervisor:
             fitness=Fitness(room),
             slots=find_slots(settings.cpu_slots, os.environ),
             programs=programs,
-            pool=ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="files"),
+            pool=CallingPool(POOL_THREADS, self.nudge),
         )
         self._housekeeping = Housekeeping(self._tools)
         self._id = self._housekeeping.worker_id
         self._gpus = GpuWatch(self._tools.slots, self._tools.pool)
         self._work: list[Work] = []
-        # SimpleQueue.put is reentrant: a signal handler may interrupt the very thread that waits.
-        self._waker: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stops_asked = 0
         self._stops_obeyed = 0
         self._give_up_at = self._leave_at = float("inf")
@@ -90,6 +84,10 @@ class Supervisor:
     def wake(self) -> None:
         """Looks for work now instead of at the next poll."""
         self._next_look = 0.0
+        self._waker.put(None)
+
+    def nudge(self) -> None:
+        """Looks at the work it has: a process or a task of it may be over."""
         self._waker.put(None)
 
     def stop(self) -> None:
@@ -138,9 +136,9 @@ class Supervisor:
             _tell(error, again)
 
     def _wait(self) -> None:
-        """Until something is due, a child may have ended, or somebody calls."""
+        """Until something is due, or somebody calls."""
         due = min(self._next_beat, self._next_look, self._next_reconcile) - time.monotonic()
-        longest = CHILD_POLL_SECONDS if self._work else self._settings.poll_seconds
+        longest = WORK_POLL_SECONDS if self._work else self._settings.poll_seconds
         try:
             self._waker.get(timeout=max(0.0, min(due, longest)))
             while True:
@@ -159,33 +157,26 @@ class Supervisor:
         self._gpus.poll()
         if now >= self._next_look:
             self._next_look = now + self._settings.poll_seconds
-            while self._takes_work and (self._claim_job() or (self._takes_work and self._claim_check())):
+            while self._takes_work and self._take_one():
                 continue
 
     @property
     def _takes_work(self) -> bool:
         return not self._stops_asked and self._tools.fitness.fit
 
-    def _claim_job(self) -> bool:
-        """Takes one more job, if one fits."""
-        has_room = self._count("validate") < VALIDATIONS_AT_ONCE
-        kinds: tuple[Kind, ...] = ("validate", "train") if has_room else ("train",)
+    def _take_one(self) -> bool:
+        """False where there is nothing to take, and where it could not be begun: then nothing more is looked for."""
         sent = time.monotonic()
         with self._database.transaction() as session:
-            claim = leases.claim(
-                session,
-                worker_id=self._id,
-                free=self._tools.slots.free,
-                total=self._tools.slots.total,
-                lease_seconds=self._settings.lease_seconds,
-                kinds=kinds,
-                project_gpus=self._settings.project_gpus,
-                max_attempts=self._settings.max_attempts,
-            )
-        if claim is None:
-            self._make_room()
-            return False
+            taken = taking.take_one(session, self._tools, self._id, Counter(work.kind for work in self._work))
+        if taken.told:
+            logger.info("told to yield to a job of high priority: %s", ", ".join(taken.told))
+            self._next_beat = 0.0
+        if taken.job is not None:
+            return self._begin_job(taken.job, sent)
+        return taken.check is not None and self._begin_check(taken.check, sent)
 
+    def _begin_job(self, claim: leases.Claim, sent: float) -> bool:
         def give_back(session: Session, failure: Failure) -> None:
             most, more = self._settings.max_attempts, self._tools.room.free + LEAST
             retry = self._settings.retry_seconds
@@ -193,35 +184,7 @@ class Supervisor:
 
         return self._begin(lambda: Attempt(self._tools, claim, sent), claim.job_id, give_back)
 
-    def _make_room(self) -> None:
-        """Where a job of high priority waits in vain, others may have to yield: their next heartbeats tell them."""
-        slots = self._tools.slots
-        if slots.free == slots.total:
-            return
-        with self._database.transaction() as session:
-            told = preemption.make_room(
-                session,
-                worker_id=self._id,
-                free=slots.free,
-                total=slots.total,
-                project_gpus=self._settings.project_gpus,
-                max_attempts=self._settings.max_attempts,
-            )
-        if told:
-            logger.info("told to yield to a job of high priority: %s", ", ".join(told))
-            self._next_beat = 0.0
-
-    def _claim_check(self) -> bool:
-        """Takes one more check, or order to merge, if there is room for it."""
-        questions = checks.QUESTIONS if self._count("check") < CHECKS_AT_ONCE else ()
-        orders: tuple[CheckKind, ...] = ("merge",) if self._count("merge") < MERGES_AT_ONCE else ()
-        if not questions and not orders:
-            return False
-        sent, lease = time.monotonic(), self._settings.lease_seconds
-        with self._database.transaction() as session:
-            claim = checks.claim(session, worker_id=self._id, lease_seconds=lease, kinds=[*questions, *orders])
-        if claim is None:
-            return False
+    def _begin_check(self, claim: checks.Claim, sent: float) -> bool:
         work = Merging if claim.kind == "merge" else Checking
 
         def give_back(session: Session, failure: Failure) -> None:
@@ -229,13 +192,11 @@ class Supervisor:
 
         return self._begin(lambda: work(self._tools, claim, sent), claim.check_id, give_back)
 
-    def _count(self, kind: str) -> int:
-        return sum(work.kind == kind for work in self._work)
-
     def _begin(self, make: Callable[[], Work], row_id: str, give_back: Callable[[Session, Failure], None]) -> bool:
         """Whether the work was begun; without a run directory it is given back at once."""
         try:
             self._work.append(make())
+            self.nudge()  # the round that took it has passed the others' work already
         except OSError as error:
             logger.exception("%s: no run directory could be made", row_id)
             self._tools.fitness.could_not_begin(row_id)

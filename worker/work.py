@@ -132,11 +132,15 @@ class Work(ABC):
 
     def tick(self) -> None:
         """Goes on as far as it can without waiting."""
-        now = time.monotonic()
-        if self._holding and now > self._deadline:
-            self.abandon("its lease could not be renewed in time")
-        if now >= self._not_before:
-            self._guarded(self._step, "supervising the run")
+        before = None
+        while self._step != before:
+            now = time.monotonic()
+            if self._holding and now > self._deadline:
+                self.abandon("its lease could not be renewed in time")
+            if now < self._not_before:
+                return
+            before = self._step
+            self._guarded(before, "supervising the run")
 
     def beat(self) -> None:
         """Renews the lease, in PostgreSQL and then in the run directory, and relays what the program wrote."""

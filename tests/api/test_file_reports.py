@@ -130,7 +130,7 @@ def test_a_report_goes_with_its_file(client: OpenAI, http: httpx2.Client, databa
     client.files.delete(file_id)
     assert http.get(f"/v1/files/{file_id}/report").status_code == 404
     with database.transaction() as session:
-        assert checks.waiting(session) == 0
+        assert not checks.waiting(session)
 
 
 def test_a_job_on_a_file_with_no_usable_row_is_refused_with_the_reports_words(

@@ -162,7 +162,12 @@ def make_world(settings: Settings, database: Database, folder: Path) -> World:
 @contextmanager
 def supervisor(settings: Settings, programs: Programs) -> Iterator[Supervisor]:
     """A supervisor in a thread of this process, stopped at the end."""
-    boss = Supervisor(settings, programs)
+    with running(Supervisor(settings, programs)) as boss:
+        yield boss
+
+
+@contextmanager
+def running(boss: Supervisor) -> Iterator[Supervisor]:
     thread = threading.Thread(target=boss.run)
     thread.start()
     try:

@@ -1,0 +1,41 @@
+"""What wakes the supervisor's loop while it has work: the ends of processes and of the pool's tasks, not a clock."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.stub_trainer import chain
+from tests.worker.stubs import World, running, stub_programs
+from worker import supervisor as supervisor_module
+from worker.supervisor import Supervisor
+
+NEVER = 3600.0
+
+
+@pytest.fixture
+def nobody_polls(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    for name in ("WORK_POLL_SECONDS", "RECONCILE_SECONDS"):
+        monkeypatch.setattr(supervisor_module, name, NEVER)
+    never = {"heartbeat_seconds": NEVER, "poll_seconds": NEVER, "lease_seconds": 3 * NEVER}
+    world.settings = world.settings.model_copy(update=never)
+    return world
+
+
+@pytest.fixture
+def boss(nobody_polls: World) -> Iterator[Supervisor]:
+    """In a thread of this process, which hands on that a child ended, as worker/main.py does."""
+    made = Supervisor(nobody_polls.settings, stub_programs())
+    before = signal.signal(signal.SIGCHLD, lambda _number, _frame: made.nudge())
+    yield made
+    signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_job_goes_from_its_claim_to_its_end(nobody_polls: World, boss: Supervisor) -> None:
+    job_id = nobody_polls.job()
+    with running(boss):
+        nobody_polls.reaches(job_id, "succeeded", "failed")
+    assert nobody_polls.final_weights(job_id) == chain(6, job_id)
+    assert nobody_polls.outcomes(job_id) == [("validate", "succeeded"), ("train", "succeeded")]
