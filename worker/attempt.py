@@ -61,15 +61,17 @@ class Attempt(Work):
         self._tables.fetch(order, spec)
         self._run.create(spec)
 
-    def _renew(self, session: Session) -> None:
+    def _beat(self, session: Session) -> None:
+        """One transaction, as both come every few seconds."""
         if leases.renew(session, self._claim):
             self.stop(self._tools.settings.stop_seconds)
+        self._relayed.store(session)
 
     def _relay(self) -> None:
-        self._log.bound()
         self._relayed.relay()
 
     def _publish(self) -> bool:
+        self._log.bound()
         return self._publisher.advance()
 
     def _report(self, session: Session, ending: Ending) -> None:

@@ -32,7 +32,7 @@ class Checking(Work):
             order = checks.work_order(session, self._claim)
         self._run.create(collect(self._tools.storage, order, self._run, self._tools.slots.device))
 
-    def _renew(self, session: Session) -> None:
+    def _beat(self, session: Session) -> None:
         checks.renew(session, self._claim)
 
     def _relay(self) -> None:

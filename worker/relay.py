@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from itertools import islice
 
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
 from control_plane import results
 from control_plane.database import Database
 from control_plane.leases import Claim
@@ -25,16 +28,18 @@ class Relay:
         self._status: Status | None = None
 
     def relay(self) -> None:
-        """Brings everything new into the database.
+        """Brings everything into the database that was written before the call.
 
         Raises:
             StaleFence: the job is no longer ours; nothing was written.
         """
-        while self._batch():
-            continue
+        more = True
+        while more:
+            with self._database.transaction() as session:
+                more = self.store(session)
 
-    def _batch(self) -> bool:
-        """Relays one batch; True when there was anything."""
+    def store(self, session: Session) -> bool:
+        """Brings one batch into the database, with the caller's transaction; True when there may be more."""
         metrics = list(islice(read_lines(self._run.metrics_file, self._metrics_offset), BATCH))
         events = list(islice(read_lines(self._run.events_file, self._events_offset), BATCH))
         status = self._run.status()
@@ -42,18 +47,21 @@ class Relay:
             return False
         # Until it knows its total a run has not begun, and its step 0 would undo what an earlier attempt reached.
         reached = status if status is not None and status.total_steps is not None else None
-        with self._database.transaction() as session:
-            results.record(
-                session,
-                self._claim,
-                metrics=[record for record, _ in metrics],
-                events=events,
-                step=reached.step if reached else None,
-                total_steps=reached.total_steps if reached else None,
-            )
-        if metrics:
-            self._metrics_offset = metrics[-1][1]
-        if events:
-            self._events_offset = events[-1][1]
-        self._status = status
-        return True
+        results.record(
+            session,
+            self._claim,
+            metrics=[record for record, _ in metrics],
+            events=events,
+            step=reached.step if reached else None,
+            total_steps=reached.total_steps if reached else None,
+        )
+
+        def move_on(_: Session) -> None:
+            if metrics:
+                self._metrics_offset = metrics[-1][1]
+            if events:
+                self._events_offset = events[-1][1]
+            self._status = status
+
+        event.listen(session, "after_commit", move_on, once=True)
+        return BATCH in (len(metrics), len(events))

@@ -104,8 +104,9 @@ class Work(ABC):
         """On the pool: brings the inputs and spec.json into the run directory."""
 
     @abstractmethod
-    def _renew(self, session: Session) -> None:
-        """Renews the lease and obeys what it brings. StaleFence when the row is no longer ours; so below, too."""
+    def _beat(self, session: Session) -> None:
+        """Renews the lease, obeys what that brings, and tells how far the program is. StaleFence when the row is no
+        longer ours; so below, too."""
 
     @abstractmethod
     def _report(self, session: Session, ending: Ending) -> None:
@@ -113,7 +114,7 @@ class Work(ABC):
 
     @abstractmethod
     def _relay(self) -> None:
-        """Brings what the program wrote since the last call into the database."""
+        """Brings all that the program wrote into the database."""
 
     def _publish(self) -> bool:
         """Publishes more of what the program left; False once nothing is left to publish."""
@@ -145,7 +146,7 @@ class Work(ABC):
     def beat(self) -> None:
         """Renews the lease, in PostgreSQL and then in the run directory, and relays what the program wrote."""
         if self._holding:
-            self._guarded(self._renew_and_relay, "renewing the lease and relaying metrics")
+            self._guarded(self._beat_and_hold, "renewing the lease and relaying metrics")
 
     def stop(self, seconds: float) -> None:
         """Asks the program once for a checkpoint, if it makes any, and its end; `seconds` after the first call, or
@@ -187,12 +188,11 @@ class Work(ABC):
             elif self._holding:
                 self.abandon("its failure could not be reported; its lease will run out")
 
-    def _renew_and_relay(self) -> None:
+    def _beat_and_hold(self) -> None:
         sent = time.monotonic()
         with self._tools.database.transaction() as session:
-            self._renew(session)
+            self._beat(session)
         self._hold_until(sent + self._lease_seconds)
-        self._relay()
 
     def _hold_until(self, lease_end: float) -> None:
         """Supervisor and processes stop a little before the lease ends, each by its own watch."""
