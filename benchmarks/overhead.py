@@ -135,7 +135,7 @@ def reached(facts: dict[str, Any]) -> dict[str, bool]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
-    parser.add_argument("--pairs", type=int, default=600, help="of steps, one supervised and one not")
+    parser.add_argument("--pairs", type=int, default=900, help="of steps, one supervised and one not")
     parser.add_argument("--rounds", type=int, default=3, help="of the timeline")
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=100)
