@@ -19,7 +19,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from control_plane import fences
-from control_plane.database import dpo_now
+from control_plane.database import ONE, dpo_now
 from control_plane.ids import new_id
 from control_plane.questions import Kind, Question
 from control_plane.storable import storable
@@ -209,7 +209,7 @@ def waiting(session: Session) -> bool:
 def _waiting_longest() -> Select[Check]:
     """SQL, put together once: every worker asks every few seconds. So below."""
     wanted = Check.kind.in_(bindparam("kinds", expanding=True))
-    query = select(Check).where(Check.state == State.waiting, wanted).order_by(Check.created_at, Check.id).limit(1)
+    query = select(Check).where(Check.state == State.waiting, wanted).order_by(Check.created_at, Check.id).limit(ONE)
     return query.with_for_update(skip_locked=True)
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime
 
 from psycopg.errors import IdleInTransactionSessionTimeout, ReadOnlySqlTransaction
-from sqlalchemy import DateTime, Engine, create_engine
+from sqlalchemy import ColumnElement, DateTime, Engine, Integer, create_engine, literal_column
 from sqlalchemy.exc import InternalError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql.functions import GenericFunction
@@ -27,6 +27,9 @@ milliseconds) instead of two hours. A query that merely takes long is not affect
 AWAY = (IdleInTransactionSessionTimeout, ReadOnlySqlTransaction)
 """No OperationalErrors to psycopg, but to us: the second comes from a server that was demoted in a failover."""
 
+ONE: ColumnElement[int] = literal_column("1", Integer)
+"""For LIMIT in what workers ask: see `Database`."""
+
 
 class dpo_now(GenericFunction[datetime]):  # noqa: N801 - the name of the SQL function
     """PostgreSQL's clock, behind a function of our own so that a test can replace it."""
@@ -38,7 +41,11 @@ class dpo_now(GenericFunction[datetime]):  # noqa: N801 - the name of the SQL fu
 class Database:
     """One engine and its sessions."""
 
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+    def __init__(self, url: str, *, pool_size: int = 10, plan_once: bool = False) -> None:
+        """`plan_once`: PostgreSQL keeps the plan of a statement that comes again, whatever its values. For workers, who
+        ask the same few things for ever: to plan a claim takes it four times as long as to answer it. A LIMIT has to be
+        a literal there (`ONE`), as a plan for an unknown one is made for a tenth of all rows."""
+        plans = "force_generic_plan" if plan_once else "auto"
         self.engine: Engine = create_engine(
             url,
             pool_size=pool_size,
@@ -47,7 +54,7 @@ class Database:
             connect_args={
                 "connect_timeout": CONNECT_SECONDS,
                 **KEEPALIVE,
-                "options": f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s",
+                "options": f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s -c plan_cache_mode={plans}",
             },
         )
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)

@@ -21,7 +21,7 @@ from sqlalchemy import ColumnElement, Select, delete, exists, or_, select, updat
 from sqlalchemy.orm import Session, aliased
 
 from control_plane import audit, events, fences, webhooks
-from control_plane.database import dpo_now
+from control_plane.database import ONE, dpo_now
 from control_plane.errors import Conflict, NotFound
 from control_plane.ids import new_id
 from control_plane.pages import Page, paginate
@@ -172,7 +172,7 @@ def _next_due() -> Select[WebhookDelivery]:
         select(WebhookDelivery)
         .where(WebhookDelivery.state == "waiting", WebhookDelivery.next_try_at <= dpo_now(), free, ~being_sent)
         .order_by(WebhookDelivery.next_try_at, WebhookDelivery.id)
-        .limit(1)
+        .limit(ONE)
         .with_for_update(skip_locked=True)
     )
 

@@ -52,8 +52,6 @@ def claim(
 
     One compare-and-set: rows that another worker is claiming are skipped, never waited for.
     """
-    if not waiting(session):  # mostly so, and several times as cheap to ask
-        return None
     job = line.next_job(
         session,
         worker_id=worker_id,

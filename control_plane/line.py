@@ -42,7 +42,7 @@ from sqlalchemy.orm import Session, aliased
 
 from control_plane import quotas
 from control_plane.attempts import LONGEST_WAIT
-from control_plane.database import dpo_now
+from control_plane.database import ONE, dpo_now
 from control_plane.job_states import State
 from control_plane.quotas import Number
 from control_plane.tables import Attempt, Job
@@ -121,7 +121,7 @@ def _next_one() -> Select[tuple[str]]:
         .with_for_update(skip_locked=True)
         .lateral("free_one")
     )
-    return select(free_one.c.id).select_from(line.join(free_one, true())).limit(1)
+    return select(free_one.c.id).select_from(line.join(free_one, true())).limit(ONE)
 
 
 def may_join(job: Any, worker_id: str | BindParameter[str], last: Number) -> ColumnElement[bool]:
@@ -148,7 +148,7 @@ def first_ones(project_gpus: Number | None, least: Number = 0, most: Number | No
 def _groups() -> CTE:
     """SQL: priority, project and need of jobs that wait, each combination once: a hop through the index for each."""
     key = (Job.priority, Job.project_id, Job.needs)
-    waiting = select(*key).where(Job.needs.is_not(None)).order_by(*key).limit(1)
+    waiting = select(*key).where(Job.needs.is_not(None)).order_by(*key).limit(ONE)
     groups = waiting.cte("groups", recursive=True)
     behind = tuple_(*key) > tuple_(groups.c.priority, groups.c.project_id, groups.c.needs)
     following = waiting.where(behind).lateral("following")
@@ -158,7 +158,7 @@ def _groups() -> CTE:
 def _first_of(group: FromClause, *columns: Any) -> Select[Any]:
     """SQL: the oldest ready job of the group that a row of `group` names."""
     same = and_(Job.priority == group.c.priority, Job.project_id == group.c.project_id, Job.needs == group.c.needs)
-    return select(Job.id, *columns).where(same, ready()).order_by(Job.created_at, Job.id).limit(1)
+    return select(Job.id, *columns).where(same, ready()).order_by(Job.created_at, Job.id).limit(ONE)
 
 
 def _barrier(heads: FromClause, worker_id: BindParameter[str], free: BindParameter[int]) -> Subquery:
@@ -176,7 +176,7 @@ def _barrier(heads: FromClause, worker_id: BindParameter[str], free: BindParamet
         select(heads.c.priority, heads.c.created_at, heads.c.id)
         .where(heads.c.needs > free, or_(waited_long, yielded_to))
         .order_by(-heads.c.priority, heads.c.created_at, heads.c.id)
-        .limit(1)
+        .limit(ONE)
         .subquery("barrier")
     )
 

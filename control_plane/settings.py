@@ -72,7 +72,7 @@ class Settings(DatabaseSettings):
     """How often a worker renews its leases and relays metrics."""
 
     poll_seconds: Annotated[float, Field(gt=0)] = 2.0
-    """How often a worker looks for work without a hint."""
+    """How often a worker looks for work without a hint; three times as seldom without a free slot."""
 
     stop_seconds: Annotated[float, Field(gt=0)] = 120.0
     """How long a stopping run may take for its checkpoint before it is killed."""

@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 WORK_POLL_SECONDS = 0.25
 """How often work is looked at by which nobody calls: a sweep that waits for processes to die, a deadline."""
 RECONCILE_SECONDS = 5.0
+FULL_TIMES = 3
+"""How much more seldom a worker without a free slot looks for work by itself: to read data is all it could take, and
+hints tell of that."""
 OTHER_SCHEMA = (UndefinedTable, UndefinedColumn, UndefinedFunction)
 """Not migrated yet: somebody will, perhaps right now."""
 POOL_THREADS = 8
@@ -59,7 +62,7 @@ class Supervisor:
         # SimpleQueue.put is reentrant: a signal handler may interrupt the very thread that waits.
         self._waker: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._settings = settings
-        self._database = Database(settings.database_url.get_secret_value())
+        self._database = Database(settings.database_url.get_secret_value(), plan_once=True)
         folders = RunFolders(settings.runs_dir or storage.folder.parent / "runs")
         self._tools = Tools(
             settings=settings,
@@ -115,7 +118,7 @@ class Supervisor:
         self._obey_stops()
         self._hurry(now)
         if now >= self._next_beat:
-            self._next_beat = now + self._settings.heartbeat_seconds
+            self._next_beat = _next(now, self._settings.heartbeat_seconds)
             for work in self._work:
                 work.beat()
         for work in self._work:
@@ -150,13 +153,14 @@ class Supervisor:
 
     def _keep_house(self, now: float) -> None:
         if now >= self._next_reconcile:
-            self._next_reconcile = now + RECONCILE_SECONDS
+            self._next_reconcile = _next(now, RECONCILE_SECONDS)
             self._housekeeping.go_round(draining=self._stops_asked > 0 or self._tools.fitness.away)
 
     def _look_for_work(self, now: float) -> None:
         self._gpus.poll()
         if now >= self._next_look:
-            self._next_look = now + self._settings.poll_seconds
+            seldom = 1 if self._tools.slots.free else FULL_TIMES
+            self._next_look = _next(now, seldom * self._settings.poll_seconds)
             while self._takes_work and self._take_one():
                 continue
 
@@ -232,6 +236,11 @@ class Supervisor:
         running: tuple[Future[Any] | None, ...] = (self._housekeeping.removals, self._gpus.pending)
         pending = [future for future in running if future is not None]
         return not wait(pending, timeout=LEAVE_SECONDS).not_done
+
+
+def _next(now: float, seconds: float) -> float:
+    """The next multiple of `seconds`: what comes as often comes together, which takes less time than one by one."""
+    return (now // seconds + 1) * seconds
 
 
 def _tell(error: Exception, again: float) -> None:

@@ -43,7 +43,7 @@ DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
 LEASE_MARGIN = 0.2
 """The share of a lease that is left for killing the processes before somebody else may start."""
 RETRY_SECONDS = 1.0
-PUBLISH_SECONDS = 0.5
+PUBLISH_SECONDS = 1.0
 """How soon it is seen that a running program left something to publish: that reads folders."""
 
 
