@@ -140,7 +140,7 @@ def without_a_pause(share: Share) -> int:
 
 
 def _in_threads(work: Any, share: Share) -> list[Any]:
-    database = Database(share.url, pool_size=share.workers, plan_once=True)
+    database = Database(share.url, pool_size=share.workers)
     with ThreadPoolExecutor(share.workers) as threads:
         answers = list(
             threads.map(lambda number: work(number, database), range(share.first, share.first + share.workers))

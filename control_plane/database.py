@@ -28,7 +28,8 @@ AWAY = (IdleInTransactionSessionTimeout, ReadOnlySqlTransaction)
 """No OperationalErrors to psycopg, but to us: the second comes from a server that was demoted in a failover."""
 
 ONE: ColumnElement[int] = literal_column("1", Integer)
-"""For LIMIT in what workers ask: see `Database`."""
+"""For LIMIT in what workers ask for ever. PostgreSQL keeps a plan that is no worse than those for each call's values,
+and for a LIMIT that it doesn't know it reckons with a tenth of all rows."""
 
 
 class dpo_now(GenericFunction[datetime]):  # noqa: N801 - the name of the SQL function
@@ -41,11 +42,7 @@ class dpo_now(GenericFunction[datetime]):  # noqa: N801 - the name of the SQL fu
 class Database:
     """One engine and its sessions."""
 
-    def __init__(self, url: str, *, pool_size: int = 10, plan_once: bool = False) -> None:
-        """`plan_once`: PostgreSQL keeps the plan of a statement that comes again, whatever its values. For workers, who
-        ask the same few things for ever: to plan a claim takes it four times as long as to answer it. A LIMIT has to be
-        a literal there (`ONE`), as a plan for an unknown one is made for a tenth of all rows."""
-        plans = "force_generic_plan" if plan_once else "auto"
+    def __init__(self, url: str, *, pool_size: int = 10) -> None:
         self.engine: Engine = create_engine(
             url,
             pool_size=pool_size,
@@ -54,7 +51,7 @@ class Database:
             connect_args={
                 "connect_timeout": CONNECT_SECONDS,
                 **KEEPALIVE,
-                "options": f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s -c plan_cache_mode={plans}",
+                "options": f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s",
             },
         )
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)

@@ -45,8 +45,8 @@ WORK_POLL_SECONDS = 0.25
 """How often work is looked at by which nobody calls: a sweep that waits for processes to die, a deadline."""
 RECONCILE_SECONDS = 5.0
 FULL_TIMES = 3
-"""How much more seldom a worker without a free slot looks for work by itself: to read data is all it could take, and
-hints tell of that."""
+"""How much more seldom a worker without a free slot looks for work by itself: hints tell of what it could take still
+(data to read, checks, merges) and of jobs for which it is to make room."""
 OTHER_SCHEMA = (UndefinedTable, UndefinedColumn, UndefinedFunction)
 """Not migrated yet: somebody will, perhaps right now."""
 POOL_THREADS = 8
@@ -62,7 +62,7 @@ class Supervisor:
         # SimpleQueue.put is reentrant: a signal handler may interrupt the very thread that waits.
         self._waker: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._settings = settings
-        self._database = Database(settings.database_url.get_secret_value(), plan_once=True)
+        self._database = Database(settings.database_url.get_secret_value())
         folders = RunFolders(settings.runs_dir or storage.folder.parent / "runs")
         self._tools = Tools(
             settings=settings,
@@ -82,6 +82,9 @@ class Supervisor:
         self._stops_asked = 0
         self._stops_obeyed = 0
         self._give_up_at = self._leave_at = float("inf")
+        self._began = time.monotonic()
+        self._free = 0
+        """Slots, when they were last looked at."""
         self._next_beat = self._next_look = self._next_reconcile = 0.0
 
     def wake(self) -> None:
@@ -118,14 +121,17 @@ class Supervisor:
         self._obey_stops()
         self._hurry(now)
         if now >= self._next_beat:
-            self._next_beat = _next(now, self._settings.heartbeat_seconds)
+            self._next_beat = self._next(now, self._settings.heartbeat_seconds)
             for work in self._work:
                 work.beat()
         for work in self._work:
             work.tick()
         if any(work.over for work in self._work):
             self._work = [work for work in self._work if not work.over]
-            self._next_look = 0.0  # there is room, and perhaps the next step of the same job
+            self._next_look = 0.0  # perhaps for the next step of the same job
+        free, self._free = self._free, self._tools.slots.free
+        if self._free > free:
+            self._next_look = 0.0
         again = self._settings.poll_seconds
         try:
             self._keep_house(now)
@@ -149,18 +155,22 @@ class Supervisor:
         except queue.Empty:
             return
 
+    def _next(self, now: float, seconds: float) -> float:
+        """Whole intervals since the beginning: what comes as often comes together, which takes less than one by one."""
+        return self._began + ((now - self._began) // seconds + 1) * seconds
+
     # -- work ------------------------------------------------------------------------------------------
 
     def _keep_house(self, now: float) -> None:
         if now >= self._next_reconcile:
-            self._next_reconcile = _next(now, RECONCILE_SECONDS)
+            self._next_reconcile = self._next(now, RECONCILE_SECONDS)
             self._housekeeping.go_round(draining=self._stops_asked > 0 or self._tools.fitness.away)
 
     def _look_for_work(self, now: float) -> None:
         self._gpus.poll()
         if now >= self._next_look:
             seldom = 1 if self._tools.slots.free else FULL_TIMES
-            self._next_look = _next(now, seldom * self._settings.poll_seconds)
+            self._next_look = self._next(now, seldom * self._settings.poll_seconds)
             while self._takes_work and self._take_one():
                 continue
 
@@ -236,11 +246,6 @@ class Supervisor:
         running: tuple[Future[Any] | None, ...] = (self._housekeeping.removals, self._gpus.pending)
         pending = [future for future in running if future is not None]
         return not wait(pending, timeout=LEAVE_SECONDS).not_done
-
-
-def _next(now: float, seconds: float) -> float:
-    """The next multiple of `seconds`: what comes as often comes together, which takes less time than one by one."""
-    return (now // seconds + 1) * seconds
 
 
 def _tell(error: Exception, again: float) -> None:

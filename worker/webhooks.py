@@ -37,7 +37,7 @@ class Postman:
     def __init__(self, settings: Settings, *, resolve: Resolve = resolve, permit: Permit | None = None) -> None:
         """`permit`: which addresses may be sent to, instead of the settings' answer."""
         self._settings = settings
-        self._database = Database(settings.database_url.get_secret_value(), pool_size=2, plan_once=True)
+        self._database = Database(settings.database_url.get_secret_value(), pool_size=2)
         self._resolve = resolve
         self._permit = permit or (_anywhere if settings.webhook_allow_private else why_not)
         self._tls = ssl.create_default_context()
