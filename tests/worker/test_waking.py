@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -24,18 +25,29 @@ def nobody_polls(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
-@pytest.fixture
-def boss(nobody_polls: World) -> Iterator[Supervisor]:
-    """In a thread of this process, which hands on that a child ended, as worker/main.py does."""
-    made = Supervisor(nobody_polls.settings, stub_programs())
-    before = signal.signal(signal.SIGCHLD, lambda _number, _frame: made.nudge())
-    yield made
-    signal.signal(signal.SIGCHLD, before)
+@contextmanager
+def called(world: World) -> Iterator[Supervisor]:
+    """A supervisor to which this process hands on that a child ended, as worker/main.py does."""
+    boss = Supervisor(world.settings, stub_programs())
+    before = signal.signal(signal.SIGCHLD, lambda _number, _frame: boss.nudge())
+    try:
+        yield boss
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
-def test_a_job_goes_from_its_claim_to_its_end(nobody_polls: World, boss: Supervisor) -> None:
+def test_a_job_goes_from_its_claim_to_its_end(nobody_polls: World) -> None:
     job_id = nobody_polls.job()
-    with running(boss):
+    with called(nobody_polls) as boss, running(boss):
         nobody_polls.reaches(job_id, "succeeded", "failed")
     assert nobody_polls.final_weights(job_id) == chain(6, job_id)
     assert nobody_polls.outcomes(job_id) == [("validate", "succeeded"), ("train", "succeeded")]
+
+
+def test_the_next_job_begins_where_a_slot_comes_free(nobody_polls: World) -> None:
+    nobody_polls.settings = nobody_polls.settings.model_copy(update={"cpu_slots": 1})
+    jobs = [nobody_polls.job(), nobody_polls.job()]
+    with called(nobody_polls) as boss, running(boss):
+        for job_id in jobs:
+            nobody_polls.reaches(job_id, "succeeded", "failed")
+    assert [nobody_polls.state(job_id) for job_id in jobs] == ["succeeded", "succeeded"]
