@@ -5,7 +5,7 @@ from __future__ import annotations
 from threading import Barrier, Thread
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from control_plane import checks, files, models
 from control_plane.checks import Claim
@@ -188,6 +188,7 @@ def test_a_check_that_is_handed_back_waits_again(stocked: Database) -> None:
         with stocked.transaction() as session:
             checks.hand_back(session, taken)
             assert checks.waiting(session)
+            assert session.scalar(select(func.count()).where(Check.state == checks.State.waiting)) == 1
     assert row(stocked, taken.check_id).fruitless_attempts == 0
 
 
