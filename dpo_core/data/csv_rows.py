@@ -73,7 +73,8 @@ def csv_rows(file: BufferedReader, delimiter: str, limit: int) -> Iterator[tuple
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            message = f"The row is no CSV: {error}. A cell with quotes stands in quotes, each of its own twice."
+            reason = str(error).replace("'\t'", "a tab")
+            message = f"The row is no CSV: {reason}. A cell with quotes stands in quotes, each of its own twice."
             yield first, RowProblem(first, "not_csv", None, message + lines.where_it_ends())
             continue
         if cells is None:

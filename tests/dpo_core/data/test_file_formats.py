@@ -177,6 +177,15 @@ def test_a_bad_csv_row_stops_nothing(tmp_path: Path, row: bytes, code: str, hint
     assert (before.line, after.line) == (2, 4)
 
 
+def test_a_bad_row_between_tabs_is_said_in_signs_that_print(tmp_path: Path) -> None:
+    content = HEADER + b'q,good,bad\nq,"good"x,bad\n'
+    _, problem = read(tmp_path, content.replace(b",", b"\t"))
+    assert isinstance(problem, RowProblem)
+    assert (problem.line, problem.code) == (3, "not_csv")
+    assert "a tab expected after" in problem.message
+    assert problem.message.isprintable()
+
+
 @pytest.mark.parametrize(
     ("content", "code", "line"),
     [
