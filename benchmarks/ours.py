@@ -80,6 +80,8 @@ def train(directory: RunDirectory, imported: int) -> Outcome:
     status = directory.status()
     if status is None or status.state != "succeeded":
         raise RuntimeError(f"The run in {directory.path} failed: {status}. Its log: {directory.log_file}")
+    for slower in events(directory, "packing_limited"):
+        print(slower["message"], file=sys.stderr, flush=True)
     shutil.rmtree(directory.checkpoints)  # the last step's, which is written after its time was noted
     steps = training_steps(directory)
     return Outcome(
@@ -100,8 +102,11 @@ def losses(directory: RunDirectory) -> list[float]:
 
 def reference_seconds(directory: RunDirectory) -> float:
     """What the trainer says that measuring the reference took; 0 where all of it was found."""
-    events = [record for record, _ in read_lines(directory.events_file, 0)]
-    return sum(float(event["data"]["seconds"]) for event in events if event["code"] == "reference_computed")
+    return sum(float(event["data"]["seconds"]) for event in events(directory, "reference_computed"))
+
+
+def events(directory: RunDirectory, code: str) -> list[dict[str, Any]]:
+    return [record for record, _ in read_lines(directory.events_file, 0) if record["code"] == code]
 
 
 def imported_bytes() -> int:
