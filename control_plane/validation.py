@@ -12,6 +12,8 @@ from pydantic_core import ErrorDetails
 from control_plane.errors import InvalidRequest
 
 M = TypeVar("M", bound=BaseModel)
+MOST_NAMES_BESIDE_A_HINT = 12
+"""Who is told the name that was meant needs no list of forty."""
 
 
 def validated(model: type[M], data: object, where: str | None = None) -> M:
@@ -51,10 +53,9 @@ def _first_problem(failure: ValidationError, model: type[BaseModel], data: objec
         where = f"in {'.'.join(path[:-1])}" if path[:-1] else "of this request"
         known = _fields(model, path[:-1])
         hint = _elsewhere(model, path) or nearest(path[-1], known)
+        others = "" if hint and len(known) > MOST_NAMES_BESIDE_A_HINT else f" Known: {', '.join(known)}."
         return InvalidRequest(
-            f'There is no field "{path[-1]}" {where}.{hint} Known: {", ".join(known)}.',
-            param=param,
-            code="unknown_field",
+            f'There is no field "{path[-1]}" {where}.{hint}{others}', param=param, code="unknown_field"
         )
     if error["type"] == "refused":
         field = error["ctx"]["field"]

@@ -81,6 +81,13 @@ def test_refused_as_read(changes: dict[str, Any], param: str, code: str, said: s
     assert said in refusal.value.message
 
 
+@pytest.mark.parametrize(("name", "listed"), [("bta", False), ("zzz", True)])
+def test_all_names_are_listed_where_none_is_like_the_one_given(name: str, listed: bool) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        read_request(body(training={name: 1}))
+    assert ("Known: " in refusal.value.message) is listed
+
+
 @pytest.mark.parametrize(
     ("changes", "param", "said"),
     [
