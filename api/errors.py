@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from control_plane.errors import (
     Conflict,
+    GaveUp,
     InvalidRequest,
     NotFound,
     PermissionDenied,
@@ -41,6 +42,7 @@ STATUS: dict[type[ServiceError], HTTPStatus] = {
     NotFound: HTTPStatus.NOT_FOUND,
     Conflict: HTTPStatus.BAD_REQUEST,  # the openai client retries 409
     Stalled: HTTPStatus.REQUEST_TIMEOUT,
+    GaveUp: HTTPStatus.REQUEST_TIMEOUT,
     TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     StorageFull: HTTPStatus.INSUFFICIENT_STORAGE,
 }

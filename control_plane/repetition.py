@@ -2,7 +2,8 @@
 
 Two cases. A client sends an `Idempotency-Key`: the same key with the same body is the same thing, for
 good. Or OpenAI's client repeats a POST by itself after a lost answer, with no key; such a request
-differs only in its retry count, so the same API key and body within a short window is the same thing.
+differs only in its retry count, so the same API key and body within a short window is the same thing. It hangs
+up before it asks again; a request whose turn comes only then makes nothing, as its repetition may have come first.
 
 A sweep is known by its first job. No body of one kind can be that of another: a sweep's holds lists where a job's
 can't, and a file's, an upload's and an endpoint's are described under a name of their own. A deleted file or endpoint
@@ -12,6 +13,7 @@ is known no more.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
@@ -22,7 +24,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from control_plane.database import dpo_now
-from control_plane.errors import InvalidRequest
+from control_plane.errors import GaveUp, InvalidRequest
 from control_plane.tables import File, IdempotencyKey, Job, Json, Upload, WebhookEndpoint
 
 RETRY_WINDOW = timedelta(minutes=10)
@@ -43,13 +45,18 @@ class Repeatable:
     api_key_id: str | None = None
     is_retry: bool = False
     """Whether the client says that it sent this before (`x-stainless-retry-count` above 0)."""
+    hung_up: Callable[[], bool] = lambda: False
+    """Whether the client waits for no answer any more."""
 
 
 def find_earlier(session: Session, project_id: str, body: Json, repeatable: Repeatable) -> str | None:
     """The id of what a request with this body made before, if it did.
 
     Until the transaction ends, the same request waits here, so that two at once make one job.
-    InvalidRequest for an Idempotency-Key that was used with another body.
+
+    Raises:
+        InvalidRequest: the Idempotency-Key was used with another body.
+        GaveUp: the client has hung up, and there is no key to know its next try by.
     """
     key = _key(body, repeatable)
     if key is None:
@@ -57,6 +64,8 @@ def find_earlier(session: Session, project_id: str, body: Json, repeatable: Repe
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"{project_id} {key}", 0))))
     query = select(IdempotencyKey).where(IdempotencyKey.project_id == project_id, IdempotencyKey.key == key)
     if repeatable.idempotency_key is None:
+        if repeatable.hung_up():
+            raise GaveUp("The client hung up before its request was dealt with. Nothing was made.")
         if not repeatable.is_retry:
             return None
         query = query.where(IdempotencyKey.created_at > dpo_now() - RETRY_WINDOW)

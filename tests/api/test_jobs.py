@@ -3,7 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,17 @@ import pytest
 import redis
 from openai import OpenAI
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from control_plane import leases, models, results
 from control_plane.database import Database
 from control_plane.hints import redis_py_url
+from control_plane.job_requests import read_request
 from control_plane.leases import Claim
+from control_plane.repetition import Repeatable, find_earlier
 from control_plane.settings import Settings
 from control_plane.storage import log_key, open_storage
-from control_plane.tables import Job
+from control_plane.tables import ApiKey, Job
 from dpo_core.run_directory import Failure
 from dpo_core.spec import TrainingSpec
 from tests.api.conftest import Api
@@ -113,22 +116,28 @@ def test_a_new_job(http: httpx2.Client, request_body: dict[str, Any]) -> None:
     assert http.get(f"{JOBS}/{job['id']}").json() == job
 
 
+@pytest.fixture
+def hints(settings: Settings) -> Iterator[redis.Redis]:
+    """The broker, in which no hint lies yet."""
+    with redis.Redis.from_url(redis_py_url(settings.redis_url.get_secret_value())) as broker:
+        broker.delete("celery")
+        yield broker
+        broker.delete("celery")
+
+
 def test_a_client_that_left_has_its_job_and_the_workers_their_hint(
-    api: Api, secret: str, settings: Settings, database: Database, request_body: dict[str, Any]
+    hints: redis.Redis, api: Api, secret: str, database: Database, request_body: dict[str, Any]
 ) -> None:
     """The hint goes out after the answer, and needs nobody to hear that."""
     body = json.dumps(request_body).encode()
-    with redis.Redis.from_url(redis_py_url(settings.redis_url.get_secret_value())) as broker:
-        broker.delete("celery")
-        with socket.create_connection((api.host, api.port)) as connection:
-            connection.sendall(
-                f"POST {JOBS} HTTP/1.1\r\nHost: {api.host}\r\nAuthorization: Bearer {secret}\r\n"
-                f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-                + body
-            )
-            poll_until(lambda: _jobs(database) == 1, "the job is there")
-        poll_until(lambda: broker.llen("celery") == 1, "the hint was sent")
-        broker.delete("celery")
+    with socket.create_connection((api.host, api.port)) as connection:
+        connection.sendall(
+            f"POST {JOBS} HTTP/1.1\r\nHost: {api.host}\r\nAuthorization: Bearer {secret}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        poll_until(lambda: _jobs(database) == 1, "the job is there")
+    poll_until(lambda: hints.llen("celery") >= 2, "hints of the file and of the job were sent")
 
 
 def _jobs(database: Database) -> int:
@@ -145,6 +154,28 @@ def test_a_request_that_comes_twice(http: httpx2.Client, request_body: dict[str,
     answer = http.post(JOBS, json={**request_body, "seed": 1}, headers={"Idempotency-Key": "k"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "idempotency_key_reused")
     assert len(http.get(JOBS).json()["data"]) == 3
+
+
+def test_a_try_whose_client_hung_up_before_its_turn_makes_nothing(
+    http: httpx2.Client, database: Database, request_body: dict[str, Any]
+) -> None:
+    """The openai client hangs up, then tries again; whichever try has its turn first, one job is made."""
+
+    def take_turn(session: Session) -> None:
+        key = session.scalars(select(ApiKey)).one()
+        described = read_request(request_body).model_dump(mode="json", exclude_unset=True)
+        find_earlier(session, key.project_id, described, Repeatable(api_key_id=key.id))
+
+    with database.transaction() as session:
+        take_turn(session)
+        for retries in ("0", "1"):
+            with pytest.raises(httpx2.ReadTimeout):
+                http.post(JOBS, json=request_body, headers={"x-stainless-retry-count": retries}, timeout=1)
+    with database.transaction() as session:
+        take_turn(session)  # after those that waited
+        assert session.scalar(select(func.count()).select_from(Job)) == 0
+    create(http, request_body, **{"x-stainless-retry-count": "2"})
+    assert _jobs(database) == 1
 
 
 def test_an_order_whose_answer_was_lost(http: httpx2.Client, request_body: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from threading import Barrier, Thread
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from control_plane import jobs
 from control_plane.database import Database
-from control_plane.errors import InvalidRequest
+from control_plane.errors import GaveUp, InvalidRequest
 from control_plane.job_requests import read_request
 from control_plane.repetition import Repeatable
 from tests.control_plane.rows import PROJECT, body, set_clock_ahead
@@ -54,6 +55,20 @@ def test_a_retry_is_the_job_that_came_before(stocked: Database) -> None:
 def test_a_retry_whose_first_try_never_arrived_makes_the_job(stocked: Database) -> None:
     job_id = create(stocked, RETRY)
     assert create(stocked, RETRY) == job_id
+
+
+def test_a_first_try_that_comes_after_its_retry_makes_no_second_job(stocked: Database) -> None:
+    """The client hung up before it tried again, and the API got round to the first try last."""
+    job_id = create(stocked, RETRY)
+    for late in (FIRST, RETRY):
+        with pytest.raises(GaveUp):
+            create(stocked, replace(late, hung_up=lambda: True))
+    assert create(stocked, RETRY) == job_id
+
+
+def test_a_request_with_a_key_is_dealt_with_though_its_client_hung_up(stocked: Database) -> None:
+    job_id = create(stocked, replace(KEYED, hung_up=lambda: True))
+    assert create(stocked, KEYED) == job_id
 
 
 def test_the_same_request_made_on_purpose_is_another_job(stocked: Database) -> None:

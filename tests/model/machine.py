@@ -7,6 +7,7 @@ every process dies, and one healthy worker must bring every job to its end.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from psycopg.errors import DeadlockDetected
 from sqlalchemy.exc import OperationalError
 
-from control_plane.errors import Conflict, StaleFence
+from control_plane.errors import Conflict, GaveUp, StaleFence
 from control_plane.repetition import RETRY_WINDOW, Repeatable
 from tests.model import promises
 from tests.model.processes import LEASE_SECONDS, PROJECT_GPUS, STEPS, Client, Held, Named, Worker
@@ -85,7 +86,8 @@ class JobsModel(RuleBasedStateMachine):
         self.actions: list[Action] = []
         self.jobs: Jobs = {}
         self.requests: list[tuple[int, Repeatable]] = []
-        self.asked = 0
+        self.tries = Counter[int]()
+        """Of each request."""
         self.accepted: dict[str, None] = {}
         """Ids that clients were answered, in that order."""
         self.broken = False
@@ -150,22 +152,24 @@ class JobsModel(RuleBasedStateMachine):
                 self.a_worker_relays_metrics((worker, worker.held[0]), steps=1, places=WHOLE)
                 self.a_worker_publishes((worker, worker.held[0]), tries=[WHOLE])
 
-    @precondition(lambda self: self.free_clients() and self.asked < 2 * REQUESTS)
+    @precondition(lambda self: self.free_clients() and self.tries.total() < 2 * REQUESTS)
     @rule(
         client=drawn(free_clients),
         number=drawn(lambda self: range(min(len(self.requests) + 1, REQUESTS))),
         places=places,
     )
     def a_client_creates_a_job(self, client: Client, number: int, places: int) -> None:
-        """Or sends a request again: perhaps its answer was lost."""
+        """Or sends a request again: perhaps its answer was lost. It has hung up before."""
         self._create(client, number, again=number < len(self.requests), places=places)
 
     def _create(self, client: Client, number: int, *, again: bool, places: int) -> None:
-        self.asked += 1
+        self.tries[number] += 1
         if not again:
             self.requests.append((1 + number % 2, Repeatable(f"key-{number}" if number % 2 else None, "key-1")))
         gpus, known = self.requests[number]
-        repeatable = Repeatable(known.idempotency_key, known.api_key_id, is_retry=again)
+        this = self.tries[number]
+        hung_up = lambda: self.tries[number] > this  # noqa: E731
+        repeatable = Repeatable(known.idempotency_key, known.api_key_id, is_retry=again, hung_up=hung_up)
         work = lambda: client.create(number, gpus, repeatable)  # noqa: E731
         what, learn = f"creates job {number}", self.accepted.setdefault
         self._begin(what, client, client.line, work, places=places, who="client", learn=learn)
@@ -327,7 +331,7 @@ class JobsModel(RuleBasedStateMachine):
         error = action.answer.exception()
         if error is None:
             action.learn(action.answer.result())
-        elif isinstance(error, Conflict if action.who == "client" else StaleFence):
+        elif isinstance(error, Conflict | GaveUp if action.who == "client" else StaleFence):
             action.refused()
         elif isinstance(error, OperationalError) and isinstance(error.orig, DeadlockDetected):
             self._break(Broken(f"a deadlock: {action}"))

@@ -32,7 +32,7 @@ from worker.publish import publish_stored
 from worker.work import LEASE_MARGIN
 
 CALLER = Caller(PROJECT, "key-1", "test", frozenset(), "req-1")
-ONCE = Repeats(None, 0)
+ONCE = Repeats(None, 0, hung_up=lambda: False)
 LEASE_SECONDS = 30.0
 SLOTS = 2
 """Of each worker."""
