@@ -86,8 +86,10 @@ def one_line(method: str, path: str) -> str:
     return f"{method} {quote(path)}"
 
 
-def _service_error(_: Request, failure: Exception) -> JSONResponse:
+def _service_error(request: Request, failure: Exception) -> JSONResponse:
     error = cast(ServiceError, failure)
+    if isinstance(error, GaveUp):  # nobody hears the answer
+        logger.info("%s: the client hung up before its turn", one_line(request.method, request.scope["path"]))
     return envelope(STATUS[type(error)], error.message, code=error.code, param=error.param)
 
 

@@ -5,6 +5,7 @@ They talk to the service that OPENAI_BASE_URL and OPENAI_API_KEY name, or else t
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -127,7 +128,7 @@ def report(
 def list_jobs(
     limit: Annotated[int, typer.Option(help="How many at most.", min=1, max=100)] = 20,
 ) -> None:
-    """List the newest jobs first: where each is, what it starts from, and the model it made."""
+    """List the newest jobs first: where each is or why it failed, what it starts from, and the model it made."""
     from cli.client import connected
     from cli.job_view import progress
 
@@ -138,8 +139,11 @@ def list_jobs(
         step, total = progress(job)
         run = (job.model_extra or {})["run"]
         state = f"{run['state']} after {run['waits_for']}" if run["waits_for"] else run["state"]
-        rows.append((job.id, job.status, state, f"{step}/{total or '?'}", job.model, job.fine_tuned_model or ""))
-    show(("job", "status", "state", "steps", "from", "model"), rows)
+        if job.status == "failed" and job.error is not None:
+            state += f" ({job.error.code})"
+        made = time.strftime("%Y-%m-%dT%H:%M", time.localtime(job.created_at))
+        rows.append((job.id, job.status, state, f"{step}/{total or '?'}", made, job.model, job.fine_tuned_model or ""))
+    show(("job", "status", "state", "steps", "created", "from", "model"), rows)
 
 
 def reproduce(

@@ -21,6 +21,7 @@ from cli.words import command
 from control_plane import keys, projects
 from control_plane.database import Database
 from control_plane.errors import Unauthenticated
+from control_plane.settings import EmbeddedSettings
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_PORT = 8000
@@ -79,7 +80,9 @@ def first_key(folder: DataFolder, url: str) -> str | None:
 
 def welcome(folder: DataFolder, base_url: str, new_key: str | None) -> str:
     """What to paste into a shell and into Python. A new key is shown here and never again."""
-    data = [] if folder.path == default_data() else ["--data", str(folder.path)]
+    # Another shell need not have this one's DPO_DATA.
+    found = EmbeddedSettings().data is None and folder.path == default_data()
+    data = [] if found else ["--data", str(folder.path)]
     key_file = shlex.quote(str(folder.api_key_file))
     key = new_key or f'"$(cat {key_file})"'
     shown_once = f"\nThe key is kept in {folder.api_key_file}; it is shown only this once.\n" if new_key else ""

@@ -9,7 +9,7 @@ ServiceError
 ├── NotFound            404   no such thing in this project
 ├── Conflict            400   the thing is not in a state that allows this (never 409: clients retry it)
 ├── Stalled             408   the request's body stopped coming
-├── GaveUp              408   the client hung up before it was its turn: nothing was made, and nobody hears of it
+├── GaveUp              408   the client hung up before it was its turn: nothing was made
 ├── TooLarge            413   more bytes than allowed
 ├── StorageFull         507   no room for the bytes (the openai client is told not to send them again)
 └── StaleFence                a worker reported with a fence that is no longer the job's; changes nothing

@@ -22,6 +22,8 @@ from dpo_core.prepare_report import Lengths, MemoryReport, StageMemory, Value
 from dpo_core.spec import Auto, Device, TrainingSpec
 
 T = TypeVar("T")
+FEW_STEPS = 30
+"""Below so many a run is warned of: automatic batch sizes aim at a hundred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ def resolve(spec: TrainingSpec, facts: Facts) -> Resolution:
     }
     training = TrainingSpec.model_validate({**spec.model_dump(), **resolved})
     report = _memory_report(request, facts, memory.layout)
-    return Resolution(training, choices.values, steps, report, _warnings(training) + memory.warnings)
+    return Resolution(training, choices.values, steps, report, _warnings(training, steps) + memory.warnings)
 
 
 def total_steps(train_items: int, batch_size: int, epochs: int, max_steps: int | None) -> int:
@@ -178,8 +180,10 @@ def _batch_size(spec: TrainingSpec, train_items: int, epochs: int) -> tuple[int,
         batch_size //= 2
     if batch_size > train_items:
         return max(train_items, 1), f"all {train_items} rows: there are fewer than {batch_size}"
+    if batch_size > for_100_steps:
+        return batch_size, f"{usual}, shrunk to {least} and no further: there are no rows for 100 steps"
     if batch_size < usual:
-        return batch_size, f"{usual}, shrunk to make at least 100 steps, but not below {least}"
+        return batch_size, f"{usual}, shrunk to make at least 100 steps"
     return usual, f"{usual}, the usual choice; there are rows for at least 100 steps"
 
 
@@ -278,8 +282,13 @@ def _refuse_impossible(
         raise user_error("batch_size_too_large", message, param="training.batch_size")
 
 
-def _warnings(training: TrainingSpec) -> list[str]:
+def _warnings(training: TrainingSpec, steps: int) -> list[str]:
     found = []
+    if training.method == "dpo" and steps < FEW_STEPS and training.max_steps is None:
+        found.append(
+            f"Only {steps} step{'s' * (steps > 1)}: at usual learning rates the model hardly changes in so few. "
+            "Give more rows, or raise `training.epochs`."
+        )
     if training.method == "dpo" and training.reference != "none" and not needing_reference(training.loss):
         found.append(
             "The loss needs no reference: it is measured for the rewards among the metrics alone. "

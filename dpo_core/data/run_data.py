@@ -166,5 +166,6 @@ def refuse_problems(facts: FileFacts, part: Part, file: str, tolerated: float) -
     lines += [problem_in_words(it.code, it.message, it.count, it.lines) for it in facts.problems.findings()]
     if bad < facts.rows:
         share = share_for(bad, facts.rows)
-        lines.append(f"To train without them, set `training.skip_bad_rows` to {share:g}: the share that may be bad.")
+        way = f"set `training.skip_bad_rows` to {share:g} (`dpo submit --skip-bad-rows {share:g}`)"
+        lines.append(f"To train without them, {way}: the share that may be bad.")
     raise user_error(code, "\n".join(lines), param=param, line=facts.problems.findings()[0].lines[0])

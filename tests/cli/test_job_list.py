@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from control_plane.settings import Settings
 from control_plane.storage import log_key, open_storage
 from tests.cli.conftest import Dpo
 from tests.cli.work import STEPS, claim, validated, whole_job
+from tests.cli.work import refused as fail_validation
 from tests.makers import write_rows
 
 ROOT = Path(__file__).parents[2]
@@ -23,8 +25,11 @@ def test_jobs_are_listed_newest_first_and_cancelled(
 ) -> None:
     def rows(*options: object) -> list[list[str]]:
         titles, *lines = dpo("jobs", *options).stdout.splitlines()
-        assert titles.split() == ["job", "status", "state", "steps", "from", "model"]
-        return [line.split() for line in lines]
+        assert titles.split() == ["job", "status", "state", "steps", "created", "from", "model"]
+        made = [datetime.fromisoformat(line.split()[4]) for line in lines]
+        assert made == sorted(made, reverse=True)
+        assert all(abs(datetime.now() - moment) < timedelta(minutes=10) for moment in made)
+        return [cells[:4] + cells[5:] for cells in map(str.split, lines)]
 
     whole_job(database, settings)
     waiting = dpo("submit", pairs, "--model", "base/tiny").stdout.strip()
@@ -40,6 +45,11 @@ def test_jobs_are_listed_newest_first_and_cancelled(
         refused = dpo("cancel", wrong)
         assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
         assert said in refused.stderr
+
+
+def test_a_failed_job_is_listed_with_its_reason(job_id: str, dpo: Dpo, database: Database) -> None:
+    fail_validation(database, "Line 3 is no JSON.")
+    assert " failed  failed (invalid_training_file)  " in dpo("jobs").stdout
 
 
 def test_a_job_is_paused_and_resumed(job_id: str, dpo: Dpo, database: Database) -> None:

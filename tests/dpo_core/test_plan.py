@@ -93,6 +93,30 @@ def test_a_reference_that_the_loss_does_not_need_is_told() -> None:
 
 
 @pytest.mark.parametrize(
+    ("training", "items", "warned"),
+    [
+        ({"batch_size": 16, "validation_fraction": 0}, 29 * 16, True),
+        ({"batch_size": 16, "validation_fraction": 0}, 30 * 16, False),
+        ({"max_steps": 3}, 1_000, False),
+        ({"method": "supervised"}, 50, False),
+    ],
+)
+def test_few_steps_are_warned_of_unless_they_were_asked_for(
+    training: dict[str, object], items: int, warned: bool
+) -> None:
+    warnings = resolve(TrainingSpec.model_validate(training), replace(FACTS, items=items)).warnings
+    assert any(warning.startswith("Only 29 steps") for warning in warnings) is warned
+
+
+@pytest.mark.parametrize(
+    ("items", "reason"),
+    [(1_000, "there are no rows for 100 steps"), (12_000, "shrunk to make at least 100"), (20_000, "the usual choice")],
+)
+def test_reasons_of_batch_sizes(items: int, reason: str) -> None:
+    assert reason in resolve(TrainingSpec(), replace(FACTS, items=items)).values["batch_size"].reason
+
+
+@pytest.mark.parametrize(
     ("parameters", "training", "rate"),
     [
         (35_000, {}, 1e-6),

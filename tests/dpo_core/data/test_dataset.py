@@ -279,7 +279,8 @@ def test_bad_rows_are_named(folder: Path, tmp_path: Path) -> None:
         "5 rows: a field is missing (lines 2-6). Line 2: `chosen` is missing; the row has `prompt`. Add it, say in "
         "`columns` what it is called, or remove the row.",
         "1 row: empty answer (line 7). The answer in `chosen` is empty. Write one, or remove the row.",
-        "To train without them, set `training.skip_bad_rows` to 0.6: the share that may be bad.",
+        "To train without them, set `training.skip_bad_rows` to 0.6 (`dpo submit --skip-bad-rows 0.6`): the share that "
+        "may be bad.",
     ]
     with pytest.raises(RunError, match=r"6 of 10 rows are bad in the validation file\.") as caught:
         splits(run_spec(folder, write_rows(tmp_path / "good.jsonl", [GOOD]), bad), tmp_path)
