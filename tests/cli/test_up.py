@@ -15,7 +15,9 @@ from tempfile import TemporaryDirectory
 import openai
 import pytest
 
+from cli.data_folder import DataFolder, default_data
 from cli.servers import socket_folder
+from cli.up import welcome
 from tests.cli.running import Running, dpo, until
 from tests.makers import make_tiny_model
 
@@ -152,3 +154,12 @@ def test_a_port_that_is_taken_is_named_with_the_way_out(tmp_path: Path) -> None:
     assert refused.stderr == (
         f"dpo: port {port} of 127.0.0.1 is taken by another program; choose another one, or 0 for any: --port\n"
     )
+
+
+def test_another_shell_is_told_the_data_folder_unless_every_shell_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DPO_DATA", str(tmp_path))
+    assert f" --data {tmp_path}\n" in welcome(DataFolder(tmp_path), "http://localhost", None)
+    monkeypatch.delenv("DPO_DATA")
+    assert "--data" not in welcome(DataFolder(default_data()), "http://localhost", None)
