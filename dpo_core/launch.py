@@ -88,6 +88,8 @@ def run_ranks(path: Path, ranks: int) -> tuple[int, str | None]:
     rendezvous.register()
     arguments = [f"--rdzv-backend={rendezvous.BACKEND}", f"--rdzv-endpoint={rendezvous.LOOPBACK}"]
     arguments += [f"--nproc-per-node={ranks}", "--max-restarts=0"]
+    # torchrun keeps no logs of its own: without this it would leave a folder in TMPDIR, empty, for every run.
+    arguments += [f"--log-dir={os.devnull}"]
     arguments += [f"--shutdown-timeout={SHUTDOWN_SECONDS}", "--module", "dpo_core", str(path)]
     try:
         torchrun.main(arguments)

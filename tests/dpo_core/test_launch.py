@@ -75,7 +75,10 @@ def status_of(run: RunDirectory) -> Status:
     return status
 
 
-def test_sigterm_stops_with_a_checkpoint_from_which_the_run_goes_on(workshop: Workshop) -> None:
+def test_sigterm_stops_with_a_checkpoint_from_which_the_run_goes_on(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     run = workshop.make("stopped", ranks=2, training=LONG | {"checkpoint_steps": 100_000, "zero_stage": 2})
     process = launch(run)
     wait_for(lambda: len(lines(run)) > 3, process, run)
@@ -83,6 +86,7 @@ def test_sigterm_stops_with_a_checkpoint_from_which_the_run_goes_on(workshop: Wo
     process.send_signal(signal.SIGTERM)
     assert process.wait(300) == 0, tail(run)
     assert all_gone(ranks)
+    assert list(tmp_path.iterdir()) == []
     status, ((checkpoint, manifest),) = status_of(run), run.complete_checkpoints()
     assert (status.state, status.step) == ("stopped", manifest.step)
     assert not manifest.final
