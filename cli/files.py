@@ -47,6 +47,20 @@ def list_(limit: Annotated[int, typer.Option(help="How many at most.", min=1, ma
 
 
 @app.command()
+def get(
+    file_id: Annotated[
+        str, typer.Argument(metavar="FILE_ID", callback=given, help="As `files list` or a job's `result_files` has it.")
+    ],
+) -> None:
+    """Print what a file holds: `dpo files get FILE_ID > step_metrics.csv`."""
+    from cli.client import connected
+
+    with connected() as client, client.files.with_streaming_response.content(file_id) as answer:
+        for piece in answer.iter_bytes():
+            typer.echo(piece, nl=False)
+
+
+@app.command()
 def remove(
     file_id: Annotated[str, typer.Argument(metavar="FILE_ID", callback=given, help="The id that `files list` shows.")],
 ) -> None:

@@ -5,14 +5,13 @@ They talk to the service that OPENAI_BASE_URL and OPENAI_API_KEY name, or else t
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli.tables import show
-from cli.words import command
+from cli.words import command, moment
 from control_plane.job_requests import Priority
 from dpo_core.spec import Method
 
@@ -141,8 +140,8 @@ def list_jobs(
         state = f"{run['state']} after {run['waits_for']}" if run["waits_for"] else run["state"]
         if job.status == "failed" and job.error is not None:
             state += f" ({job.error.code})"
-        made = time.strftime("%Y-%m-%dT%H:%M", time.localtime(job.created_at))
-        rows.append((job.id, job.status, state, f"{step}/{total or '?'}", made, job.model, job.fine_tuned_model or ""))
+        steps, made = f"{step}/{total or '?'}", moment(job.created_at)
+        rows.append((job.id, job.status, state, steps, made, job.model, job.fine_tuned_model or ""))
     show(("job", "status", "state", "steps", "created", "from", "model"), rows)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from cli.options import PROJECT, DataOption
 from cli.tables import show
+from cli.words import moment
 from control_plane.scopes import USUAL, Scope
 
 if TYPE_CHECKING:
@@ -81,9 +82,9 @@ def list_(project: ProjectOption = PROJECT, data: DataOption = None) -> None:
                 key.name,
                 key.hint,
                 ",".join(key.scopes),
-                _minute(key.created_at),
-                _minute(key.last_used_at),
-                _minute(key.expires_at),
+                _moment(key.created_at),
+                _moment(key.last_used_at),
+                _moment(key.expires_at),
                 _state(key, valid),
             )
             for key, valid in found
@@ -119,5 +120,5 @@ def _state(key: ApiKey, valid: bool) -> str:
     return "valid" if valid else "expired"
 
 
-def _minute(moment: datetime | None) -> str:
-    return f"{moment:%Y-%m-%d %H:%M}" if moment is not None else "-"
+def _moment(at: datetime | None) -> str:
+    return moment(at.timestamp() if at is not None else None)

@@ -23,11 +23,17 @@ def queue(
         answer = client.get("/fine_tuning/queue", cast_to=object, options={"params": {"limit": limit}})
     found = cast("Json", answer)
     rows = [_row(job) for job in found["data"]]
-    show(("job", "state", "priority", "gpus", "waits", "until", "why"), rows)
+    if rows:
+        show(("job", "state", "priority", "gpus", "waits", "until", "why"), rows)
+    else:
+        typer.echo("no job waits")
     if found["has_more"]:
         typer.echo(f"… and more: --limit {min(100, 2 * limit)} shows them" if limit < 100 else "… and more")
     typer.echo()
-    show(("worker", "device", "slots", "usable", "free", ""), [_worker(worker) for worker in found["workers"]])
+    if found["workers"]:
+        show(("worker", "device", "slots", "usable", "free", ""), [_worker(worker) for worker in found["workers"]])
+    else:
+        typer.echo("there is no worker")
     for worker in found["workers"]:
         for out in worker["out"]:
             typer.echo(f"{worker['id']}: {out['gpu']} is not used: {out['reason']}")

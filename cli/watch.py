@@ -165,7 +165,8 @@ def outcome(client: OpenAI, job: FineTuningJob) -> list[str]:
         lines.append(
             f"  best      {better['model']}: {better['metric']} {better['value']:z.4f} at step {better['step']}"
         )
-    return [*lines, "", *next_commands(model, better["model"] if better else None)]
+    steps = [f"every step: {command('files', 'get', file)} > step_metrics.csv" for file in job.result_files]
+    return [*lines, "", *next_commands(model, better["model"] if better else None), *steps]
 
 
 def next_commands(model: str, best: str | None) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
 from cli.tables import show
+from cli.words import moment
 
 ENDPOINTS = "/webhook_endpoints"
 
@@ -66,13 +66,13 @@ def log(
     rows = [
         (
             it["id"],
-            _moment(it["created_at"]),
+            moment(it["created_at"]),
             it["event_type"],
             it["fine_tuning_job_id"] or "test",
             it["status"],
             str(it["attempts"]),
             str(it["last_status_code"] or ""),
-            _moment(it["next_attempt_at"]),
+            moment(it["next_attempt_at"]),
             it["last_error"] or "",
         )
         for it in found
@@ -118,7 +118,3 @@ def _get(path: str, *, limit: int) -> dict[str, Any]:
     with connected() as client:
         answer: dict[str, Any] = client.get(path, cast_to=dict[str, Any], options={"params": {"limit": limit}})
     return answer
-
-
-def _moment(seconds: int | None) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}" if seconds is not None else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+import time
 
 
 def command(*arguments: str) -> str:
@@ -20,3 +21,8 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def moment(seconds: float | None) -> str:
+    """A Unix second by this machine's clock, without a space: `2026-11-27T15:04:05`; `-` where there is none."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds)) if seconds is not None else "-"

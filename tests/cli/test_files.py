@@ -14,6 +14,7 @@ def test_a_file_is_uploaded_listed_and_removed(client: OpenAI, pairs: Path, dpo:
     file_id = done.stdout.strip()
     assert client.files.content(file_id).read() == pairs.read_bytes()
     assert done.stderr.splitlines()[-1].endswith(f" report {file_id}")
+    assert dpo("files", "get", file_id).stdout.encode() == pairs.read_bytes()
     newer = dpo("files", "add", pairs).stdout.strip()
 
     titles, *rows = dpo("files", "list").stdout.splitlines()
@@ -29,5 +30,6 @@ def test_what_cannot_be_uploaded_or_removed_is_said(base: str, dpo: Dpo, tmp_pat
     assert f"there is no file {tmp_path / 'none'}" in dpo("files", "add", tmp_path / "none").stderr
     (tmp_path / "empty").touch()
     assert "is empty" in dpo("files", "add", tmp_path / "empty").stderr
-    refused = dpo("files", "remove", "file-none")
-    assert refused.returncode == 1 and "file-none" in refused.stderr
+    for verb in ("get", "remove"):
+        refused = dpo("files", verb, "file-none")
+        assert (refused.returncode, refused.stdout) == (1, "") and "file-none" in refused.stderr

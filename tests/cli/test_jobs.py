@@ -235,7 +235,8 @@ def test_watching_a_job_from_beginning_to_end(
     (model,) = [line.split()[2].rstrip(",") for line in lines if line.startswith(f"{job_id} succeeded: ")]
     assert "  training  loss 0.0500   margin 1.9000   accuracy 0.7500" in lines
     assert "  held out  loss 1.0000 → 0.5000   margin 0.0000 → 1.0000   accuracy 0.7500 → 0.7500" in lines
-    assert lines[-1].endswith(f" download {model} {model.partition('/')[2]}")
+    assert lines[-2].endswith(f" download {model} {model.partition('/')[2]}")
+    assert lines[-1].endswith(f" files get file-{job_id} > step_metrics.csv")
     assert len(lines) == len(set(lines) - {""}) + lines.count(""), "no line comes twice"
 
 
