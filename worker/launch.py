@@ -36,6 +36,7 @@ INHERITED_PREFIXES = (
     "PYTORCH_",
     "TRITON_",
     "OMP_",
+    "GOMP_",
     "MKL_",
     "DS_",
 )

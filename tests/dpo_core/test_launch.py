@@ -42,13 +42,19 @@ def a_failed_test_leaves_no_training(workshop: Workshop) -> Iterator[None]:
 
 
 def test_what_the_ranks_inherit(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On CPUs malloc keeps what a step frees; what the operator has set stays, but for the device."""
+    """Threads sleep after a few spins, and malloc keeps what a step frees; what the operator has set stays, but for the
+    device."""
     run = workshop.make("inherit").spec()
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    asleep = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "300"}
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert rank_environment(run).items() >= asleep.items()
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("DS_ACCELERATOR", "cuda")
     found = rank_environment(run)
-    assert (found["OMP_WAIT_POLICY"], found["DS_ACCELERATOR"]) == ("ACTIVE", "cpu")
+    assert (found["OMP_NUM_THREADS"], found["DS_ACCELERATOR"]) == ("7", "cpu")
+    assert not found.keys() & asleep.keys()
     assert {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} <= found.keys()
     assert not [name for name in rank_environment(run.model_copy(update={"device": "cuda"})) if "MALLOC" in name]
     for name, version in (("glibc", "2.34"), ("", "")):
