@@ -138,7 +138,7 @@ def measured(setting: Setting, workload: Workload, warm_up: Workload, device: De
             )
         )
         directories.append(str(directory.path))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--log-dir={os.devnull}"]
     command = [
         sys.executable,
         *torchrun,

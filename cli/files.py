@@ -1,17 +1,19 @@
-"""`dpo files`: uploaded data, over HTTP alone."""
+"""`dpo files`: uploaded data and what jobs leave, over HTTP alone."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cli.errors import CommandFailed
 from cli.jobs import given
 from cli.tables import show
 from cli.words import command
 
-app = typer.Typer(help="Uploaded files, before and beside jobs.", no_args_is_help=True)
+app = typer.Typer(help="Uploaded files, before and beside jobs, and what jobs leave.", no_args_is_help=True)
 
 
 @app.command()
@@ -48,16 +50,25 @@ def list_(limit: Annotated[int, typer.Option(help="How many at most.", min=1, ma
 
 @app.command()
 def get(
-    file_id: Annotated[
-        str, typer.Argument(metavar="FILE_ID", callback=given, help="As `files list` or a job's `result_files` has it.")
-    ],
+    file_id: Annotated[str, typer.Argument(metavar="FILE_ID", callback=given, help="The id that `files list` shows.")],
 ) -> None:
-    """Print what a file holds: `dpo files get FILE_ID > step_metrics.csv`."""
+    """Print what a file holds: `dpo files get FILE_ID > FILE`."""
     from cli.client import connected
 
     with connected() as client, client.files.with_streaming_response.content(file_id) as answer:
         for piece in answer.iter_bytes():
-            typer.echo(piece, nl=False)
+            if b"\0" in piece and sys.stdout.isatty():
+                raise CommandFailed(f"it is no text; write it to a file: {command('files', 'get', file_id)} > FILE")
+            _print(piece)
+
+
+def _print(piece: bytes) -> None:
+    try:
+        typer.echo(piece, nl=False)
+    except BrokenPipeError:  # who reads has had enough, which typer knows
+        raise
+    except OSError as error:
+        raise CommandFailed(f"can't write what the file holds: {error.strerror}") from None
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -82,9 +82,9 @@ def list_(project: ProjectOption = PROJECT, data: DataOption = None) -> None:
                 key.name,
                 key.hint,
                 ",".join(key.scopes),
-                _moment(key.created_at),
-                _moment(key.last_used_at),
-                _moment(key.expires_at),
+                moment(key.created_at),
+                moment(key.last_used_at),
+                moment(key.expires_at),
                 _state(key, valid),
             )
             for key, valid in found
@@ -118,7 +118,3 @@ def _state(key: ApiKey, valid: bool) -> str:
     if key.revoked_at is not None:
         return "revoked"
     return "valid" if valid else "expired"
-
-
-def _moment(at: datetime | None) -> str:
-    return moment(at.timestamp() if at is not None else None)

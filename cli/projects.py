@@ -9,6 +9,7 @@ import typer
 
 from cli.options import DataOption
 from cli.tables import show
+from cli.words import moment
 
 app = typer.Typer(help="Projects: what belongs to one is not seen from another.", no_args_is_help=True)
 
@@ -119,7 +120,7 @@ def audit(
         [
             (
                 entry.id,
-                f"{entry.created_at:%Y-%m-%d %H:%M:%S}",
+                moment(entry.created_at),
                 entry.actor,
                 entry.action,
                 entry.target,

@@ -165,8 +165,9 @@ def outcome(client: OpenAI, job: FineTuningJob) -> list[str]:
         lines.append(
             f"  best      {better['model']}: {better['metric']} {better['value']:z.4f} at step {better['step']}"
         )
-    steps = [f"every step: {command('files', 'get', file)} > step_metrics.csv" for file in job.result_files]
-    return [*lines, "", *next_commands(model, better["model"] if better else None), *steps]
+    for file in job.result_files:
+        lines.append(f"  all steps {command('files', 'get', file)} > {model.partition('/')[2]}.csv")
+    return [*lines, "", *next_commands(model, better["model"] if better else None)]
 
 
 def next_commands(model: str, best: str | None) -> list[str]:

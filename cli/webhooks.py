@@ -71,7 +71,7 @@ def log(
             it["fine_tuning_job_id"] or "test",
             it["status"],
             str(it["attempts"]),
-            str(it["last_status_code"] or ""),
+            str(it["last_status_code"] or "-"),
             moment(it["next_attempt_at"]),
             it["last_error"] or "",
         )

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import time
+from datetime import datetime
 
 
 def command(*arguments: str) -> str:
@@ -23,6 +24,9 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def moment(seconds: float | None) -> str:
-    """A Unix second by this machine's clock, without a space: `2026-11-27T15:04:05`; `-` where there is none."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds)) if seconds is not None else "-"
+def moment(at: datetime | float | None) -> str:
+    """A time (or Unix second) by this machine's clock, without a space: `2026-11-27T15:04:05+0000`; `-` for None."""
+    if at is None:
+        return "-"
+    seconds = at.timestamp() if isinstance(at, datetime) else at
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))

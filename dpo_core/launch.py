@@ -61,7 +61,7 @@ def rank_environment(run: RunSpec) -> dict[str, str]:
     }
     if "OMP_WAIT_POLICY" not in os.environ:
         # Threads that wait for each other by spinning take eight times the CPU on a host that is busy. A few
-        # microseconds of it cost nothing there, and spare many a wait the way through the kernel (docs/log.md).
+        # microseconds of it did not show there, and spare many a wait the way through the kernel (docs/log.md).
         wishes |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "300"}
     if run.device == "cpu" and _has_glibc(2, 35):  # older ones refuse such a threshold, and then never raise theirs
         # What a step frees the next one takes again: given back to the kernel, its pages would be zeroed each time.
@@ -90,7 +90,7 @@ def run_ranks(path: Path, ranks: int) -> tuple[int, str | None]:
     rendezvous.register()
     arguments = [f"--rdzv-backend={rendezvous.BACKEND}", f"--rdzv-endpoint={rendezvous.LOOPBACK}"]
     arguments += [f"--nproc-per-node={ranks}", "--max-restarts=0"]
-    # torchrun keeps no logs of its own: without this it would leave a folder in TMPDIR, empty, for every run.
+    # Else torchrun leaves empty folders in TMPDIR, for every run. Two threads a rank look there ten times a second.
     arguments += [f"--log-dir={os.devnull}"]
     arguments += [f"--shutdown-timeout={SHUTDOWN_SECONDS}", "--module", "dpo_core", str(path)]
     try:

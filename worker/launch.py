@@ -25,6 +25,7 @@ than the worker, which can say what happened and go on."""
 INHERITED = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "SHELL", "VIRTUAL_ENV"}
     | {"LD_LIBRARY_PATH", "LD_PRELOAD", "CPATH", "LIBRARY_PATH", "CC", "CXX", "MAX_JOBS", "XDG_CACHE_HOME"}
+    | {"GOMP_SPINCOUNT"}
 )
 INHERITED_PREFIXES = (
     "LC_",
@@ -36,7 +37,6 @@ INHERITED_PREFIXES = (
     "PYTORCH_",
     "TRITON_",
     "OMP_",
-    "GOMP_",
     "MKL_",
     "DS_",
 )

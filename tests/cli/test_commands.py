@@ -53,7 +53,7 @@ def test_projects_are_made_limited_listed_and_deleted(database_url: str) -> None
     assert made.startswith("team-b (proj-")
     assert run("projects", "list").stdout.splitlines()[1].split()[2:] == ["0", "2,147,483,648", "0", "-", "0", "4"]
     assert run("projects", "delete", "team-b", "--yes").stdout.startswith("deleted team-b (proj-")
-    actions = [line.split()[4] for line in run("audit").stdout.splitlines()[1:]]
+    actions = [line.split()[3] for line in run("audit").stdout.splitlines()[1:]]
     assert actions == ["project.deleted", "project.limits_changed", "project.created"]
 
 

@@ -28,7 +28,7 @@ def test_jobs_are_listed_newest_first_and_cancelled(
         assert titles.split() == ["job", "status", "state", "steps", "created", "from", "model"]
         made = [datetime.fromisoformat(line.split()[4]) for line in lines]
         assert made == sorted(made, reverse=True)
-        assert all(abs(datetime.now() - moment) < timedelta(minutes=10) for moment in made)
+        assert all(abs(datetime.now().astimezone() - moment) < timedelta(minutes=10) for moment in made)
         return [cells[:4] + cells[5:] for cells in map(str.split, lines)]
 
     whole_job(database, settings)

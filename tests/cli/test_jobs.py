@@ -8,8 +8,10 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ from cli.errors import CommandFailed
 from cli.job_view import describe, job_view
 from cli.submit import Flags, request_body
 from cli.watch import follow, next_commands
-from cli.words import duration
+from cli.words import duration, moment
 from control_plane.database import Database
 from control_plane.errors import InvalidRequest
 from control_plane.settings import Settings
@@ -235,8 +237,9 @@ def test_watching_a_job_from_beginning_to_end(
     (model,) = [line.split()[2].rstrip(",") for line in lines if line.startswith(f"{job_id} succeeded: ")]
     assert "  training  loss 0.0500   margin 1.9000   accuracy 0.7500" in lines
     assert "  held out  loss 1.0000 → 0.5000   margin 0.0000 → 1.0000   accuracy 0.7500 → 0.7500" in lines
-    assert lines[-2].endswith(f" download {model} {model.partition('/')[2]}")
-    assert lines[-1].endswith(f" files get file-{job_id} > step_metrics.csv")
+    name = model.partition("/")[2]
+    assert lines[-3].startswith("  all steps ") and lines[-3].endswith(f" files get file-{job_id} > {name}.csv")
+    assert lines[-1].endswith(f" download {model} {name}")
     assert len(lines) == len(set(lines) - {""}) + lines.count(""), "no line comes twice"
 
 
@@ -321,6 +324,16 @@ def test_a_bar_says_what_is_waited_for_and_no_time_to_go_after_the_last_step(
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
     assert text.strip().startswith("asking the service ") and "0/?" not in text
     assert f"{STEPS}/{STEPS} loss 0.500" in text and "ETA" not in text
+
+
+def test_a_moment_is_by_this_machines_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as there:
+        there.setenv("TZ", "UTC-5:30")
+        time.tzset()
+        noon = datetime(2026, 11, 27, 12, tzinfo=UTC)
+        assert moment(noon) == moment(noon.timestamp()) == "2026-11-27T17:30:00+0530"
+        assert moment(None) == "-"
+    time.tzset()
 
 
 def test_a_measurement_in_words() -> None:

@@ -8,11 +8,12 @@ from control_plane import leases, publication, result_files, results
 from control_plane.database import Database
 from control_plane.leases import Claim
 from control_plane.settings import Settings
-from control_plane.storage import checkpoint_prefix, open_storage
+from control_plane.storage import checkpoint_prefix, file_key, open_storage
 from dpo_core.run_directory import CHECKSUMS, Failure, Manifest, ManifestFile
 from dpo_core.spec import TrainingSpec
 
 STEPS = 20
+NUMBERS = b"step,train_loss\n0,1.0\n"
 CONTENT = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 5000}
 
 
@@ -62,9 +63,12 @@ def published(database: Database, settings: Settings, held: Claim) -> None:
     for name, content in {**CONTENT, CHECKSUMS: manifest.checksums().encode()}.items():
         with storage.writer(f"{prefix}/model/{name}") as sink:
             sink.write(content)
+    with storage.writer(file_key(f"file-{held.job_id}")) as sink:
+        sink.write(NUMBERS)
     with database.transaction() as session:
         publication.publish_checkpoint(session, held, manifest, prefix)
-        result_files.attach(session, held, file_id=f"file-{held.job_id}", bytes=1, sha256="0")
+        file_id, digest = f"file-{held.job_id}", hashlib.sha256(NUMBERS).hexdigest()
+        result_files.attach(session, held, file_id=file_id, bytes=len(NUMBERS), sha256=digest)
         results.succeed(session, held)
 
 

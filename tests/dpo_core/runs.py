@@ -78,6 +78,7 @@ def train_all(directories: list[RunDirectory], ranks: int) -> None:
 def torchrun(module: str, directories: list[RunDirectory], ranks: int) -> subprocess.CompletedProcess[str]:
     """Runs a module of the tests in `ranks` processes that find each other; alone where it is one."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}"]
+    launcher.append(f"--log-dir={os.devnull}")  # else a folder of its own stays in TMPDIR
     program = [*launcher, "--module", module] if ranks > 1 else ["-m", module]
     return subprocess.run(
         [sys.executable, *program, *(str(directory.path) for directory in directories)],

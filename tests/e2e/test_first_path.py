@@ -90,6 +90,9 @@ def test_readmes_commands_lead_from_a_file_to_an_answer(folder: Path) -> None:
         model = last.split()[-2]
         assert last.split()[-3:-1] == ["download", model]
 
+        (numbers,) = re.findall(r"  all steps \S+ (files get \S+) > \S+\.csv\n", watched)
+        assert run(f".venv/bin/dpo {numbers}", folder).startswith("step,train_loss,")
+
         again = run(f".venv/bin/dpo watch {job_id}", folder)
         assert again.splitlines()[-4:] == watched.splitlines()[-4:]
         run(re.sub(r"default/\S+", model, download), folder)

@@ -32,6 +32,7 @@ def test_no_secret_reaches_a_trainer(run: RunDirectory) -> None:
     ours = {
         "PATH": "/bin",
         "NCCL_DEBUG": "INFO",
+        "GOMP_SPINCOUNT": "0",
         "DPO_DATABASE_URL": "secret",
         "DPO_REDIS_URL": "secret",
         "AWS_SECRET_ACCESS_KEY": "secret",
@@ -40,6 +41,7 @@ def test_no_secret_reaches_a_trainer(run: RunDirectory) -> None:
     theirs = trainer_environment(ours, run, "cuda", ["GPU-a", "GPU-b"])
     assert "secret" not in theirs.values()
     assert (theirs["PATH"], theirs["NCCL_DEBUG"], theirs["CUDA_VISIBLE_DEVICES"]) == ("/bin", "INFO", "GPU-a,GPU-b")
+    assert theirs["GOMP_SPINCOUNT"] == "0"
     assert theirs["DPO_PARENT_PID"] == str(os.getpid())
     assert trainer_environment(ours | {"CUDA_VISIBLE_DEVICES": "0"}, run, "cpu", ["0"])["CUDA_VISIBLE_DEVICES"] == ""
 
