@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,14 +11,18 @@ import httpx2
 import openai
 import pytest
 from openai import OpenAI
+from sqlalchemy import select
 
 from control_plane import projects
 from control_plane.database import Database
 from control_plane.quotas import Limits
+from control_plane.repetition import Repeatable, find_earlier
 from control_plane.settings import Settings
 from control_plane.storage import DirectoryStorage
+from control_plane.tables import ApiKey
 from tests.api.conftest import Api
 from tests.control_plane.rows import set_clock_ahead
+from tests.service import poll_until
 
 ROWS = b'{"prompt": "What is 1+1?", "chosen": "2", "rejected": "3"}\n' * 100
 
@@ -295,6 +300,30 @@ def test_an_upload_that_is_sent_again_makes_no_second_file(client: OpenAI, setti
     assert sorted(path.name for path in stored(settings)) == sorted((first, second, third))
     client.files.delete(first)
     assert create(**{"Idempotency-Key": "one"}) not in (first, second, third), "what is deleted is made anew"
+
+
+def test_an_upload_whose_client_hung_up_before_its_turn_leaves_nothing(
+    http: httpx2.Client, client: OpenAI, database: Database, settings: Settings
+) -> None:
+    form = {"purpose": (None, b"fine-tune"), "file": ("f.jsonl", b"{}\n")}
+    body = {
+        "file": {
+            "filename": "f.jsonl",
+            "purpose": "fine-tune",
+            "bytes": 3,
+            "sha256": sha256(b"{}\n").hexdigest(),
+            "expires_after": None,
+        }
+    }
+    with database.transaction() as session:
+        key = session.scalars(select(ApiKey)).one()
+        find_earlier(session, key.project_id, body, Repeatable(api_key_id=key.id))
+        with pytest.raises(httpx2.ReadTimeout):
+            http.post("/v1/files", files=form, timeout=1)
+        assert stored(settings) != []
+    poll_until(lambda: stored(settings) == [], "its bytes are gone")
+    assert list(client.files.list()) == []
+    assert http.post("/v1/files", files=form).status_code == 200
 
 
 def test_too_much_for_the_project_is_refused_before_it_is_sent(  # noqa: PLR0917 - fixtures
