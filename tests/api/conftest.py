@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import shutil
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +34,18 @@ class Api:
     url: str
     host: str
     port: int
+
+
+def what_it_does(server: uvicorn.Server) -> str:
+    """Where every task of a server that does not end stands, and every thread."""
+    said = io.StringIO()
+    for task in asyncio.all_tasks(server.servers[0].get_loop()):
+        task.print_stack(file=said)
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for ident, frame in sys._current_frames().items():
+        said.write(f"\n{names.get(ident)}:\n")
+        traceback.print_stack(frame, file=said)
+    return said.getvalue()
 
 
 @contextmanager
@@ -62,7 +78,7 @@ def serving() -> Iterator[Callable[[Settings], Api]]:
     for server, thread in running:
         server.should_exit = True
         thread.join(120)
-        assert not thread.is_alive()
+        assert not thread.is_alive(), what_it_does(server)
 
 
 @pytest.fixture

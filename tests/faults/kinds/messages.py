@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 
 import redis
 
@@ -27,31 +27,36 @@ TIMES = 3
 RACES = 100
 """In one go; ten of them make a thousand."""
 PUSH = "LPUSH celery "
+OVER = "no more is repeated"
 
 
 @contextmanager
 def repeated(socket: str) -> Iterator[list[str]]:
     """Whoever pushes a message into the workers' queue meanwhile, it is there TIMES times; yields all of them."""
     seen: list[str] = []
-    over = threading.Event()
+    watched = threading.Event()
     client = redis.Redis(unix_socket_path=socket, decode_responses=True)
 
     def repeat() -> None:
-        with redis.Redis(unix_socket_path=socket, socket_timeout=0.2) as watching, watching.monitor() as monitor:
-            while not over.is_set():
-                with suppress(redis.TimeoutError):
-                    command = str(monitor.next_command()["command"])
-                    message = command.removeprefix(PUSH)
-                    if message != command and message not in seen:
-                        seen.append(message)
-                        client.lpush("celery", *[message] * (TIMES - 1))
+        # Without a timeout: one that ran out between two messages would end the connection.
+        with redis.Redis(unix_socket_path=socket, socket_timeout=None) as watching, watching.monitor() as monitor:
+            watched.set()
+            for told in monitor.listen():
+                command = str(told["command"])
+                if command == f"ECHO {OVER}":
+                    return
+                message = command.removeprefix(PUSH)
+                if message != command and message not in seen:
+                    seen.append(message)
+                    client.lpush("celery", *[message] * (TIMES - 1))
 
     thread = threading.Thread(target=repeat, name="repeats messages")
     thread.start()
+    assert watched.wait(60), "Redis tells no commands"
     try:
         yield seen
     finally:
-        over.set()
+        client.echo(OVER)
         thread.join()
         if seen:
             client.lpush("celery", *seen)  # and all of them once more, late
