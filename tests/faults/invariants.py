@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
@@ -151,9 +152,12 @@ def _left(deployment: Deployment) -> Iterator[str]:
     deployment.storage.remove_abandoned(seconds=1.0)  # as its workers do with what is a minute old
     yield from (f"{path} is left half-made" for path in (folder / ".unfinished").iterdir())
     known = deployment.ask(_known)
-    for path in sorted(path for top in ("checkpoints", "private") for path in (folder / top).rglob("*")):
+    # os.walk takes it that a folder is deleted under it.
+    walks = (os.walk(folder / top) for top in ("checkpoints", "private"))
+    files = sorted(Path(place, name) for walk in walks for place, _, names in walk for name in names)
+    for path in files:
         key = path.relative_to(folder).as_posix()
-        if path.is_file() and path.name != "log.txt" and not any(key.startswith(f"{prefix}/") for prefix in known):
+        if path.name != "log.txt" and not any(key.startswith(f"{prefix}/") for prefix in known):
             yield f"no row knows of {key}"
 
 
