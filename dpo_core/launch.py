@@ -62,6 +62,7 @@ def rank_environment(run: RunSpec) -> dict[str, str]:
     if "OMP_WAIT_POLICY" not in os.environ:
         # Threads that wait for each other by spinning take eight times the CPU on a host that is busy. A few
         # microseconds of it did not show there, and spare many a wait the way through the kernel (docs/log.md).
+        # Only together: the count would bound an operator's ACTIVE, too.
         wishes |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "300"}
     if run.device == "cpu" and _has_glibc(2, 35):  # older ones refuse such a threshold, and then never raise theirs
         # What a step frees the next one takes again: given back to the kernel, its pages would be zeroed each time.

@@ -63,11 +63,11 @@ def published(database: Database, settings: Settings, held: Claim) -> None:
     for name, content in {**CONTENT, CHECKSUMS: manifest.checksums().encode()}.items():
         with storage.writer(f"{prefix}/model/{name}") as sink:
             sink.write(content)
-    with storage.writer(file_key(f"file-{held.job_id}")) as sink:
+    file_id, digest = f"file-{held.job_id}", hashlib.sha256(NUMBERS).hexdigest()
+    with storage.writer(file_key(file_id)) as sink:
         sink.write(NUMBERS)
     with database.transaction() as session:
         publication.publish_checkpoint(session, held, manifest, prefix)
-        file_id, digest = f"file-{held.job_id}", hashlib.sha256(NUMBERS).hexdigest()
         result_files.attach(session, held, file_id=file_id, bytes=len(NUMBERS), sha256=digest)
         results.succeed(session, held)
 
