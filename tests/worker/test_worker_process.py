@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from pydantic import SecretStr
 
@@ -66,6 +67,8 @@ def test_a_second_signal_does_not_wait_for_the_checkpoint(world: World) -> None:
         world.held(job_id, step=2)
         rank = world.rank()
         rank.suspend()  # can't make a checkpoint any more
+        # Of two signals that wait for a process, it gets SIGTERM first.
+        eventually(lambda: rank.status() == psutil.STATUS_STOPPED, "it stands still")
         worker.terminate()
         eventually(lambda: pending(rank.pid, signal.SIGTERM), "the first signal was obeyed")
         worker.terminate()
