@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,7 +19,7 @@ def test_a_disk_that_does_not_answer_has_no_room(tmp_path: Path) -> None:
 
 def test_it_rests_ever_longer_until_something_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(fitness.time, "monotonic", lambda: now)
+    monkeypatch.setattr(fitness, "time", SimpleNamespace(monotonic=lambda: now))
     watched = Fitness(Room(tmp_path))
     watched.could_not_begin("job-0")
     assert watched.fit, "it may be the job's own fault"
