@@ -8,7 +8,7 @@ import shlex
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import typer
@@ -32,14 +32,20 @@ def up(folder: DataFolder, *, port: int, cpu_slots: int | None) -> None:
     """Runs the embedded service until a signal. Raises CommandFailed when it can't be started."""
     folder.make()
     with folder.locked() as lock, listening(port) as listener:
-        service = Service(folder, listener=listener, lock=lock, cpu_slots=cpu_slots, say=typer.echo)
+        service = Service(folder, listener=listener, lock=lock, cpu_slots=cpu_slots, say=say)
         with stop_signals(hurry=service.hurry):
             try:
                 _serve(service)
             except KeyboardInterrupt:
-                typer.echo("\nstopping; running jobs make a checkpoint first (again to hurry)")
+                say("\nstopping; running jobs make a checkpoint first (again to hurry)")
             finally:
                 service.stop()
+
+
+def say(message: str) -> None:
+    """To a terminal that may be gone: what runs is stopped in order, or goes on, all the same."""
+    with suppress(OSError):
+        typer.echo(message)
 
 
 def _serve(service: Service) -> None:

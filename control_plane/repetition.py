@@ -27,7 +27,8 @@ from control_plane.database import dpo_now
 from control_plane.errors import GaveUp, InvalidRequest
 from control_plane.tables import File, IdempotencyKey, Job, Json, Upload, WebhookEndpoint
 
-RETRY_WINDOW = timedelta(minutes=10)
+RETRY_WINDOW = timedelta(hours=1)
+"""OpenAI's client waits ten minutes for an answer, and asks three times."""
 Made = Job | File | Upload | WebhookEndpoint
 COLUMNS: dict[type[Made], str] = {
     Job: "job_id",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from control_plane.storage import Storage
 from dpo_core.run_directory import RunDirectory
@@ -16,15 +17,19 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 0.1
 
 
-def clear_away(folders: RunFolders, storage: Storage) -> None:
+def clear_away(folders: RunFolders, storage: Storage, *, until: Callable[[], bool]) -> None:
     """Returns when no process of it is left, and no run directory. The logs are in storage then.
+
+    Returns earlier, too, once `until` is true: the next worker goes on.
 
     Where a process can't be killed, for its GPU or file system hangs, its run directory stays, for the next worker.
     """
     for run in folders.leftovers():
         patience = time.monotonic() + UNKILLABLE_SECONDS
-        while not (swept := sweep(run, None)) and time.monotonic() < patience:
+        while not (swept := sweep(run, None)) and time.monotonic() < patience and not until():
             time.sleep(LOOK_SECONDS)
+        if until():
+            return
         if not swept:
             logger.error("%s, left by a worker that died: a process of it can't be killed", run.path)
             continue

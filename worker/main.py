@@ -7,11 +7,14 @@ import os
 import signal
 
 from control_plane.settings import Settings
+from worker import last_resort
 from worker.app import Ear
 from worker.launch import Programs
 from worker.supervisor import Supervisor
 from worker.webhooks import Postman
 
+HANGING_SECONDS = 20.0
+"""After the time for checkpoints and for handing back."""
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -26,8 +29,10 @@ def run(settings: Settings, programs: Programs | None = None) -> None:
     for noisy in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(noisy).setLevel(logging.WARNING)  # two lines for every hint
     supervisor = Supervisor(settings, programs or Programs())
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in last_resort.STOP_SIGNALS:
         signal.signal(number, lambda _number, _frame: supervisor.stop())
+    hand_back = settings.lease_seconds + HANGING_SECONDS
+    last_resort.arm(first=settings.stop_seconds + hand_back, again=hand_back)
     signal.signal(signal.SIGCHLD, lambda _number, _frame: supervisor.nudge())
     ear = Ear(settings.redis_url.get_secret_value(), supervisor.wake)
     ear.start()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from dpo_core.footprint import in_bytes
@@ -10,6 +12,8 @@ from dpo_core.run_directory import DISK_FULL, Failure
 
 LEAST = 4 * 2**20
 """Bytes without which a worker takes no work at all: not even its run directory would be sure of a place."""
+ANSWER_SECONDS = 1.0
+"""How long a disk may take to say how much room it has: one over a network may hang for hours."""
 MORE = 1.05
 """How much more than what was not enough counts as enough."""
 
@@ -29,15 +33,27 @@ class Room:
 
     def __init__(self, *folders: Path) -> None:
         self._folders = folders
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="room")
+        self._asked: Future[int] | None = None
+        self._lock = threading.Lock()
 
     @property
     def free(self) -> int:
-        """Bytes that we may still write, on the fuller disk; none where one doesn't answer."""
-        try:
-            found = [os.statvfs(folder) for folder in self._folders]
-        except OSError:
-            return 0
-        return min(disk.f_bavail * disk.f_frsize for disk in found)
+        """Bytes that we may still write, on the fuller disk; none where one doesn't answer.
+
+        One that hangs is waited for once. Until it answers, it has no room.
+        """
+        with self._lock:
+            hangs = self._asked is not None and not self._asked.done()
+            if self._asked is None or not hangs:
+                self._asked = self._pool.submit(self._measure)
+            try:
+                return self._asked.result(timeout=0 if hangs else ANSWER_SECONDS)
+            except (OSError, TimeoutError):
+                return 0
+
+    def _measure(self) -> int:
+        return min(disk.f_bavail * disk.f_frsize for disk in map(os.statvfs, self._folders))
 
     @property
     def too_little(self) -> bool:

@@ -105,7 +105,7 @@ class Supervisor:
         """Works until it was told to stop and its work is over; False where something hung and was left behind."""
         slots = self._tools.slots
         logger.info("worker %s: %d %s slots", self._id, slots.total, slots.device)
-        leftovers.clear_away(self._tools.folders, self._tools.storage)
+        leftovers.clear_away(self._tools.folders, self._tools.storage, until=lambda: self._stops_asked > 0)
         while (self._work or not self._stops_asked) and time.monotonic() < self._leave_at:
             self._round()
             self._wait()
@@ -224,11 +224,12 @@ class Supervisor:
     def _obey_stops(self) -> None:
         if self._stops_asked == self._stops_obeyed:
             return
+        first = self._stops_obeyed == 0
         self._stops_obeyed = self._stops_asked
         self._next_reconcile = 0.0  # the others hear that this worker takes no more
         seconds = self._settings.stop_seconds if self._stops_asked == 1 else 0.0
         logger.info("stopping: %d attempts have %g s to make a checkpoint", len(self._work), seconds)
-        if self._stops_asked == 1:
+        if first:
             self._give_up_at = time.monotonic() + seconds + self._settings.lease_seconds
         for work in self._work:
             work.stop(seconds)

@@ -18,7 +18,7 @@ import pytest
 from cli.data_folder import DataFolder, default_data
 from cli.servers import socket_folder
 from cli.up import welcome
-from tests.cli.running import Running, dpo, until
+from tests.cli.running import SECONDS, Running, argv, clean, dpo, until
 from tests.makers import make_tiny_model
 
 Start = Callable[[], Running]
@@ -119,6 +119,29 @@ def stops_at_once_when_asked_twice(running: Running) -> None:
     until(lambda: "stopping worker" in running.said(), "it waits for the worker")
     assert running.stop() == 0
     assert running.gone()
+
+
+def test_a_terminal_that_is_gone_stops_it_in_order(data: Path) -> None:
+    shut_down = shutdowns(data)
+    arguments = ("up", "--data", data, "--port", 0, "--cpu-slots", 1)
+    process = subprocess.Popen(argv(arguments), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=clean({}))
+    assert process.stdout is not None
+    try:
+        until(lambda: b"ready:" in process.stdout.readline(), "dpo up is ready")
+        process.stdout.close()
+        process.send_signal(signal.SIGHUP)
+        process.wait(SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+    assert shutdowns(data) == shut_down + 1
+    assert not (data / "service.json").exists()
+
+
+def shutdowns(data: Path) -> int:
+    """How often PostgreSQL was stopped in order."""
+    log = data / "logs" / "postgres.log"
+    return log.read_text().count("database system is shut down") if log.exists() else 0
 
 
 def test_a_part_that_dies_is_started_again(start: Start) -> None:

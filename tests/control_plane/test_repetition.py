@@ -80,7 +80,10 @@ def test_the_same_request_made_on_purpose_is_another_job(stocked: Database) -> N
 def test_a_retry_after_the_window_is_another_job(stocked: Database) -> None:
     job_id = create(stocked, FIRST)
     with stocked.transaction() as session:
-        set_clock_ahead(session, 601)
+        set_clock_ahead(session, 1_830)  # the third try of a client that waits ten minutes for each answer
+    assert create(stocked, RETRY) == job_id
+    with stocked.transaction() as session:
+        set_clock_ahead(session, 3_601)
     assert create(stocked, RETRY) != job_id
 
 

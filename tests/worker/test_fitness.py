@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from tests.service import poll_until
 from worker import fitness
+from worker import room as worker_room
 from worker.fitness import Fitness
 from worker.room import Room
 
@@ -15,6 +19,24 @@ from worker.room import Room
 def test_a_disk_that_does_not_answer_has_no_room(tmp_path: Path) -> None:
     assert Fitness(Room(tmp_path)).fit
     assert not Fitness(Room(tmp_path, tmp_path / "gone")).fit
+
+
+def test_a_disk_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, asked, real = threading.Event(), [], os.statvfs
+
+    def hang(path: Path) -> os.statvfs_result:
+        asked.append(path)
+        answer.wait()
+        return real(path)
+
+    monkeypatch.setattr(worker_room, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(worker_room, "os", SimpleNamespace(statvfs=hang))
+    room = Room(tmp_path)
+    try:
+        assert [room.free, room.free, len(asked)] == [0, 0, 1]
+    finally:
+        answer.set()
+    poll_until(lambda: room.free > 0, "it answers again")
 
 
 def test_it_rests_ever_longer_until_something_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

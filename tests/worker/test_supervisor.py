@@ -243,6 +243,17 @@ def test_a_worker_starts_though_a_leftover_can_not_be_killed(world: World, monke
     assert left.exists(), "it is the next one's"
 
 
+def test_a_stop_is_heard_while_leftovers_are_cleared_away(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(leftovers, "sweep", lambda *_: False)
+    left = world.runs / "ftjob-old" / "1"
+    left.mkdir(parents=True)
+    with supervisor(world.settings, stub_programs()):
+        pass
+    assert left.exists() and "can't be killed" not in caplog.text
+
+
 def test_whatever_happens_beside_them_runs_go_on(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

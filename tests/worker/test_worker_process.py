@@ -167,8 +167,9 @@ def test_a_lapsed_lease_is_seen_by_any_worker(world: World) -> None:
     assert world.outcomes(job_id)[0] == ("validate", "lost")
 
 
+@pytest.mark.parametrize("signals", [1, 2])
 def test_a_worker_that_stops_leaves_what_hangs_to_its_lease(
-    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, signals: int
 ) -> None:
     """A storage that hangs keeps the checkpoint from being published, and the job from being handed back."""
     hangs, go_on = threading.Event(), threading.Event()
@@ -187,7 +188,8 @@ def test_a_worker_that_stops_leaves_what_hangs_to_its_lease(
     try:
         job_id = world.job()
         assert hangs.wait(DEADLINE_SECONDS)
-        boss.stop()
+        for _ in range(signals):
+            boss.stop()
         thread.join(DEADLINE_SECONDS)
     finally:
         go_on.set()
