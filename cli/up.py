@@ -7,8 +7,9 @@ import os
 import shlex
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
 import typer
@@ -44,8 +45,11 @@ def up(folder: DataFolder, *, port: int, cpu_slots: int | None) -> None:
 
 def say(message: str) -> None:
     """To a terminal that may be gone: what runs is stopped in order, or goes on, all the same."""
-    with suppress(OSError):
+    try:
         typer.echo(message)
+    except OSError:
+        with open(os.devnull, "w") as nowhere:  # also for what is still in stdout's buffer
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _serve(service: Service) -> None:

@@ -2,7 +2,7 @@
 
 Two cases. A client sends an `Idempotency-Key`: the same key with the same body is the same thing, for
 good. Or OpenAI's client repeats a POST by itself after a lost answer, with no key; such a request
-differs only in its retry count, so the same API key and body within a short window is the same thing. It hangs
+differs only in its retry count, so the same API key and body within RETRY_WINDOW is the same thing. It hangs
 up before it asks again; a request whose turn comes only then makes nothing, as its repetition may have come first.
 
 A sweep is known by its first job. No body of one kind can be that of another: a sweep's holds lists where a job's
@@ -27,8 +27,8 @@ from control_plane.database import dpo_now
 from control_plane.errors import GaveUp, InvalidRequest
 from control_plane.tables import File, IdempotencyKey, Job, Json, Upload, WebhookEndpoint
 
-RETRY_WINDOW = timedelta(hours=1)
-"""OpenAI's client waits ten minutes for an answer, and asks three times."""
+RETRY_WINDOW = timedelta(minutes=35)
+"""OpenAI's client asks three times, and waits ten minutes for each answer."""
 Made = Job | File | Upload | WebhookEndpoint
 COLUMNS: dict[type[Made], str] = {
     Job: "job_id",

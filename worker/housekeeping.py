@@ -42,7 +42,7 @@ class Housekeeping:
         self._next_tidying = 0.0
 
     def go_round(self, *, draining: bool) -> None:
-        """Once through everything that is due. Waits for PostgreSQL alone."""
+        """Once through everything that is due. Waits for PostgreSQL, and a second for a disk that hangs."""
         self._beat(draining)
         settings = self._tools.settings
         with self._tools.database.transaction() as session:

@@ -29,10 +29,10 @@ def run(settings: Settings, programs: Programs | None = None) -> None:
     for noisy in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(noisy).setLevel(logging.WARNING)  # two lines for every hint
     supervisor = Supervisor(settings, programs or Programs())
-    for number in last_resort.STOP_SIGNALS:
-        signal.signal(number, lambda _number, _frame: supervisor.stop())
     hand_back = settings.lease_seconds + HANGING_SECONDS
     last_resort.arm(first=settings.stop_seconds + hand_back, again=hand_back)
+    for number in last_resort.STOP_SIGNALS:
+        signal.signal(number, lambda _number, _frame: supervisor.stop())
     signal.signal(signal.SIGCHLD, lambda _number, _frame: supervisor.nudge())
     ear = Ear(settings.redis_url.get_secret_value(), supervisor.wake)
     ear.start()

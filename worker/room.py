@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 from dpo_core.footprint import in_bytes
@@ -33,7 +33,6 @@ class Room:
 
     def __init__(self, *folders: Path) -> None:
         self._folders = folders
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="room")
         self._asked: Future[int] | None = None
         self._lock = threading.Lock()
 
@@ -41,19 +40,27 @@ class Room:
     def free(self) -> int:
         """Bytes that we may still write, on the fuller disk; none where one doesn't answer.
 
-        One that hangs is waited for once. Until it answers, it has no room.
+        One that hangs is waited for once, on a thread that keeps nobody from leaving. Until it answers, it has no room.
         """
         with self._lock:
-            hangs = self._asked is not None and not self._asked.done()
-            if self._asked is None or not hangs:
-                self._asked = self._pool.submit(self._measure)
+            patience, answer = 0.0, self._asked
+            if answer is None:
+                patience, answer = ANSWER_SECONDS, Future()
+                threading.Thread(target=self._measure, args=(answer,), name="room", daemon=True).start()
             try:
-                return self._asked.result(timeout=0 if hangs else ANSWER_SECONDS)
-            except (OSError, TimeoutError):
+                self._asked = None
+                return answer.result(patience)
+            except TimeoutError:
+                self._asked = answer
+                return 0
+            except OSError:
                 return 0
 
-    def _measure(self) -> int:
-        return min(disk.f_bavail * disk.f_frsize for disk in map(os.statvfs, self._folders))
+    def _measure(self, answer: Future[int]) -> None:
+        try:
+            answer.set_result(min(disk.f_bavail * disk.f_frsize for disk in map(os.statvfs, self._folders)))
+        except OSError as error:
+            answer.set_exception(error)
 
     @property
     def too_little(self) -> bool:

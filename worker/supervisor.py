@@ -116,7 +116,7 @@ class Supervisor:
         return in_order
 
     def _round(self) -> None:
-        """Everything that is due, without waiting for anything but PostgreSQL."""
+        """Everything that is due, without waiting for anything but PostgreSQL, and a second for a disk that hangs."""
         now = time.monotonic()
         self._obey_stops()
         self._hurry(now)
@@ -224,13 +224,11 @@ class Supervisor:
     def _obey_stops(self) -> None:
         if self._stops_asked == self._stops_obeyed:
             return
-        first = self._stops_obeyed == 0
         self._stops_obeyed = self._stops_asked
         self._next_reconcile = 0.0  # the others hear that this worker takes no more
         seconds = self._settings.stop_seconds if self._stops_asked == 1 else 0.0
         logger.info("stopping: %d attempts have %g s to make a checkpoint", len(self._work), seconds)
-        if first:
-            self._give_up_at = time.monotonic() + seconds + self._settings.lease_seconds
+        self._give_up_at = min(self._give_up_at, time.monotonic() + seconds + self._settings.lease_seconds)
         for work in self._work:
             work.stop(seconds)
 
@@ -238,7 +236,7 @@ class Supervisor:
         """What could not be handed back in time is left to its lease, so that a stop takes no longer than was said."""
         if now < self._give_up_at:
             return
-        self._give_up_at, self._leave_at = float("inf"), now + LEAVE_SECONDS
+        self._give_up_at, self._leave_at = float("inf"), min(self._leave_at, now + LEAVE_SECONDS)
         for work in self._work:
             work.give_up("the time to stop is over")
 

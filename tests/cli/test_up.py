@@ -130,7 +130,7 @@ def test_a_terminal_that_is_gone_stops_it_in_order(data: Path) -> None:
         until(lambda: b"ready:" in process.stdout.readline(), "dpo up is ready")
         process.stdout.close()
         process.send_signal(signal.SIGHUP)
-        process.wait(SECONDS)
+        assert process.wait(SECONDS) == 0
     finally:
         process.kill()
         process.wait()

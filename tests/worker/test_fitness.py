@@ -33,10 +33,11 @@ def test_a_disk_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(worker_room, "os", SimpleNamespace(statvfs=hang))
     room = Room(tmp_path)
     try:
-        assert [room.free, room.free, len(asked)] == [0, 0, 1]
+        assert room.free == room.free == 0
+        assert len(asked) <= 1
     finally:
         answer.set()
-    poll_until(lambda: room.free > 0, "it answers again")
+    poll_until(lambda: room.free > 0, "a late answer counts")
 
 
 def test_it_rests_ever_longer_until_something_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

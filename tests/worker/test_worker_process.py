@@ -180,7 +180,8 @@ def test_a_worker_that_stops_leaves_what_hangs_to_its_lease(
 
     monkeypatch.setattr(worker_supervisor, "LEAVE_SECONDS", 0.5)
     monkeypatch.setattr(DirectoryStorage, "put_file", hang)
-    settings = world.settings.model_copy(update={"stop_seconds": 1.0, "lease_seconds": 2.0})
+    seconds = 1.0 if signals == 1 else 10 * DEADLINE_SECONDS
+    settings = world.settings.model_copy(update={"stop_seconds": seconds, "lease_seconds": 2.0})
     boss = Supervisor(settings, stub_programs())
     ended: list[bool] = []
     thread = threading.Thread(target=lambda: ended.append(boss.run()))
@@ -190,6 +191,7 @@ def test_a_worker_that_stops_leaves_what_hangs_to_its_lease(
         assert hangs.wait(DEADLINE_SECONDS)
         for _ in range(signals):
             boss.stop()
+            eventually(lambda: boss._stops_obeyed == boss._stops_asked, "it is obeyed")
         thread.join(DEADLINE_SECONDS)
     finally:
         go_on.set()
