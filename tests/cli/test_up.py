@@ -122,12 +122,13 @@ def stops_at_once_when_asked_twice(running: Running) -> None:
 
 
 def test_a_terminal_that_is_gone_stops_it_in_order(data: Path) -> None:
-    shut_down = shutdowns(data)
+    shut_down, begun = shutdowns(data), workers_begun(data)
     arguments = ("up", "--data", data, "--port", 0, "--cpu-slots", 1)
     process = subprocess.Popen(argv(arguments), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=clean({}))
     assert process.stdout is not None
     try:
         until(lambda: b"ready:" in process.stdout.readline(), "dpo up is ready")
+        until(lambda: workers_begun(data) > begun, "its worker hears signals")
         process.stdout.close()
         process.send_signal(signal.SIGHUP)
         assert process.wait(SECONDS) == 0
@@ -140,8 +141,16 @@ def test_a_terminal_that_is_gone_stops_it_in_order(data: Path) -> None:
 
 def shutdowns(data: Path) -> int:
     """How often PostgreSQL was stopped in order."""
-    log = data / "logs" / "postgres.log"
-    return log.read_text().count("database system is shut down") if log.exists() else 0
+    return said(data, "postgres").count("database system is shut down")
+
+
+def workers_begun(data: Path) -> int:
+    return said(data, "worker").count("Connected to")
+
+
+def said(data: Path, part: str) -> str:
+    log = data / "logs" / f"{part}.log"
+    return log.read_text() if log.exists() else ""
 
 
 def test_a_part_that_dies_is_started_again(start: Start) -> None:
