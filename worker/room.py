@@ -48,13 +48,11 @@ class Room:
                 patience, answer = ANSWER_SECONDS, Future()
                 threading.Thread(target=self._measure, args=(answer,), name="room", daemon=True).start()
             try:
-                self._asked = None
                 return answer.result(patience)
-            except TimeoutError:
-                self._asked = answer
+            except OSError:  # TimeoutError is one, the disk's own as well as ours
                 return 0
-            except OSError:
-                return 0
+            finally:
+                self._asked = None if answer.done() else answer
 
     def _measure(self, answer: Future[int]) -> None:
         try:

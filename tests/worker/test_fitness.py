@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -19,6 +20,17 @@ from worker.room import Room
 def test_a_disk_that_does_not_answer_has_no_room(tmp_path: Path) -> None:
     assert Fitness(Room(tmp_path)).fit
     assert not Fitness(Room(tmp_path, tmp_path / "gone")).fit
+
+
+def test_a_disk_that_timed_out_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def time_out(_: Path) -> os.statvfs_result:
+        raise TimeoutError(errno.ETIMEDOUT, "as of a network file system")
+
+    room = Room(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_room, "os", SimpleNamespace(statvfs=time_out))
+        assert room.free == 0
+    assert room.free > 0
 
 
 def test_a_disk_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
