@@ -22,7 +22,7 @@ UNKILLABLE_SECONDS = 60.0
 
 
 def living(run: RunDirectory, launched: int | None) -> list[psutil.Process]:
-    """Every process of the run that still lives; zombies hold nothing and don't count."""
+    """Every process of the run that still lives; dead ones that nobody waited for hold nothing and don't count."""
     found = {*run.recorded_processes(), *_marked(run.path), *_family(launched)}
     return [process for process in found if _alive(process)]
 
@@ -59,7 +59,8 @@ def _marked(folder: Path) -> Iterator[psutil.Process]:
 
 
 def _alive(process: psutil.Process) -> bool:
+    """Linux calls a process a zombie as soon as its first thread is dead; the others may still hold all its memory."""
     try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
+        return bool(process.status() != psutil.STATUS_ZOMBIE) or process.num_threads() > 1
     except psutil.NoSuchProcess:
         return False

@@ -242,7 +242,7 @@ class Work(ABC):
                 if time.monotonic() - self._swept_since > UNKILLABLE_SECONDS:
                     self.give_up("a process of it can't be killed; another worker goes on when its lease has run out")
                 return
-            self._process.poll()  # it may have died in the sweep
+            self._process.poll()  # its death may have been seen in the sweep first
         self._tools.slots.give_back(self._slot_ids)
         self._slot_ids = []
         self._step = self._publishing_rest if self._holding else self._leaving

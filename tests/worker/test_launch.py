@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dpo_core.run_directory import RunDirectory
@@ -63,6 +65,18 @@ def test_sweep_finds_what_left_the_family(run: RunDirectory) -> None:
     (orphan,) = living(run, None)
     eventually(lambda: sweep(run, None), "the sweep is empty")
     assert not alive(orphan)
+
+
+def test_a_process_lives_as_long_as_one_of_its_threads(run: RunDirectory) -> None:
+    """As a rank that was killed does while its threads end one after the other: its GPU's memory is in use still."""
+    program = f"import ctypes, threading; threading.Thread(target=lambda: exec('{SLEEPER}')).start(); print(flush=True)"
+    program += "; ctypes.CDLL(None).pthread_exit(None)"
+    process = launch([sys.executable, "-c", program], trainer_environment(os.environ, run, "cpu", ["0"]), run)
+    eventually(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE, "its first thread has ended")
+    assert process.poll() is None
+    assert not sweep(run, process.pid)
+    eventually(lambda: sweep(run, process.pid), "the sweep is empty")
+    assert process.poll() == -signal.SIGKILL
 
 
 def test_sweep_spares_a_process_that_only_got_a_recorded_pid(run: RunDirectory) -> None:
