@@ -61,7 +61,6 @@ class Postman:
 
     def _run(self) -> None:
         while not self._stopping:
-            self._awake.clear()
             try:
                 while self._take_one():
                     continue
@@ -72,6 +71,7 @@ class Postman:
             except Exception:
                 logger.exception("webhooks could not be looked for; trying again")
             self._awake.wait(self._settings.poll_seconds)
+            self._awake.clear()
 
     def _take_one(self) -> bool:
         """Begins to send one that is due; False where there is none, or no room."""

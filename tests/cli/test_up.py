@@ -21,7 +21,8 @@ from cli.up import welcome
 from tests.cli.running import SECONDS, Running, argv, clean, dpo, until
 from tests.makers import make_tiny_model
 
-Start = Callable[[], Running]
+Start = Callable[..., Running]
+"""The program to run instead of `dpo`, if any."""
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,8 @@ def data() -> Iterator[Path]:
 def start(data: Path) -> Iterator[Start]:
     started: list[Running] = []
 
-    def one() -> Running:
-        started.append(Running(data))
+    def one(*program: str) -> Running:
+        started.append(Running(data, program=program))
         return started[-1]
 
     yield one
@@ -123,8 +124,9 @@ def stops_at_once_when_asked_twice(running: Running) -> None:
 
 def test_a_terminal_that_is_gone_stops_it_in_order(data: Path) -> None:
     shut_down, begun = shutdowns(data), workers_begun(data)
-    arguments = ("up", "--data", data, "--port", 0, "--cpu-slots", 1)
-    process = subprocess.Popen(argv(arguments), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=clean({}))
+    program = argv(("up", "--data", data, "--port", 0, "--cpu-slots", 1))
+    program = ["env", "--default-signal=HUP", *program]  # these tests may run under nohup themselves
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=clean({}))
     assert process.stdout is not None
     try:
         until(lambda: b"ready:" in process.stdout.readline(), "dpo up is ready")
@@ -154,7 +156,9 @@ def said(data: Path, part: str) -> str:
 
 
 def test_a_part_that_dies_is_started_again(start: Start) -> None:
-    running = start()
+    """Also where nobody watches any more."""
+    running = start("nohup", *argv(()))
+    running.process.send_signal(signal.SIGHUP)
     for name in ("postgres", "redis", "worker", "api"):
         kill_part(running, name)
         assert f"{name} ended (killed by SIGKILL); started again in 0.5 s" in running.said()
