@@ -6,6 +6,7 @@ import hashlib
 
 from control_plane import removals, result_files
 from control_plane.database import Database
+from control_plane.errors import Conflict, StaleFence
 from control_plane.ids import new_id
 from control_plane.leases import Claim
 from control_plane.storage import Storage, file_key
@@ -32,7 +33,10 @@ class ResultFile:
         return status is not None and status.state == "succeeded"
 
     def store(self) -> None:
-        """Raises StaleFence where the job is no longer ours, and OSError where storage refuses; nothing stays then."""
+        """Raises StaleFence where the job is no longer ours, and OSError where storage refuses; nothing stays then.
+
+        What a commit left that was not answered goes in a day, unless a row stands for it.
+        """
         file_id, digest, size = new_id("file"), hashlib.sha256(), 0
         with self._database.transaction() as session:
             removals.expect(session, file_key(file_id))
@@ -46,7 +50,7 @@ class ResultFile:
             with self._database.transaction() as session:
                 removals.keep(session, file_key(file_id))
                 result_files.attach(session, self._claim, file_id=file_id, bytes=size, sha256=digest.hexdigest())
-        except BaseException:
+        except (StaleFence, Conflict):
             self._storage.delete(file_key(file_id))
             raise
         self._stored = True
