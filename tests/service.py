@@ -27,7 +27,7 @@ from control_plane.database import Database
 from control_plane.settings import Settings
 from tests.conftest import Servers
 from tests.makers import make_tiny_model
-from worker.sweep import MARK
+from worker.sweep import MARK, alive
 
 FINAL = ("succeeded", "failed", "cancelled")
 
@@ -123,7 +123,7 @@ def run_processes(runs: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK, "").startswith(str(runs)) and process.status() != "zombie":
+            if process.environ().get(MARK, "").startswith(str(runs)) and alive(process):
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue

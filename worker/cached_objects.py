@@ -48,7 +48,7 @@ def keep(database: Database, storage: Storage, key: str, path: Path, make_known:
     """Puts the file at `path` into storage, then has `make_known` say so. One that storage refuses is not kept.
 
     Raises:
-        StaleFence: from `make_known`; nothing is kept.
+        StaleFence: from `make_known`; nothing is kept, unless it is known: an earlier commit was not answered.
         OperationalError: PostgreSQL doesn't answer; the caller tries again.
     """
     with database.transaction() as session:
@@ -63,6 +63,9 @@ def keep(database: Database, storage: Storage, key: str, path: Path, make_known:
             removals.keep(session, key)
             make_known(session)
     except StaleFence:
-        storage.delete(key)
+        with database.transaction() as session:
+            known = removals.is_known(session, key)
+        if not known:
+            storage.delete(key)
         raise
     removals.carry_out(database, storage)

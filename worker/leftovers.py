@@ -10,7 +10,7 @@ from control_plane.storage import Storage
 from dpo_core.run_directory import RunDirectory
 from worker.folders import RunFolders
 from worker.run_log import RunLog
-from worker.sweep import UNKILLABLE_SECONDS, sweep
+from worker.sweep import UNKILLABLE_SECONDS, Sweep
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +25,8 @@ def clear_away(folders: RunFolders, storage: Storage, *, until: Callable[[], boo
     Where a process can't be killed, for its GPU or file system hangs, its run directory stays, for the next worker.
     """
     for run in folders.leftovers():
-        patience = time.monotonic() + UNKILLABLE_SECONDS
-        while not (swept := sweep(run, None)) and time.monotonic() < patience and not until():
+        sweep, patience = Sweep(run), time.monotonic() + UNKILLABLE_SECONDS
+        while not (swept := sweep.kill(None)) and time.monotonic() < patience and not until():
             time.sleep(LOOK_SECONDS)
         if until():
             return

@@ -33,9 +33,8 @@ class ResultFile:
         return status is not None and status.state == "succeeded"
 
     def store(self) -> None:
-        """Raises StaleFence where the job is no longer ours, and OSError where storage refuses; nothing stays then.
-
-        What a commit left that was not answered goes in a day, unless a row stands for it.
+        """Raises StaleFence where the job is no longer ours, Conflict where this took a day, and OSError where storage
+        refuses; nothing stays then. What a commit without an answer leaves goes in a day, unless a row stands for it.
         """
         file_id, digest, size = new_id("file"), hashlib.sha256(), 0
         with self._database.transaction() as session:

@@ -21,21 +21,35 @@ UNKILLABLE_SECONDS = 60.0
 """A process that lives on for so long after kill -9 waits in the kernel, for a GPU or a file system that hangs."""
 
 
-def living(run: RunDirectory, launched: int | None) -> list[psutil.Process]:
-    """Every process of the run that still lives; dead ones that nobody waited for hold nothing and don't count."""
-    found = {*run.recorded_processes(), *_marked(run.path), *_family(launched)}
-    return [process for process in found if _alive(process)]
+class Sweep:
+    """Of one run. What it found once it looks at again: a process that dies loses its mark before its memory."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._found: set[psutil.Process] = set()
+
+    def living(self, launched: int | None) -> list[psutil.Process]:
+        """Every process of the run that still lives; dead ones that nobody waited for hold nothing and don't count."""
+        self._found.update(self._run.recorded_processes(), _marked(self._run.path), _family(launched))
+        return [process for process in self._found if alive(process)]
+
+    def kill(self, launched: int | None) -> bool:
+        """Kills what is left of the run; True when nothing was left. Call until then: a kill takes a moment."""
+        left = self.living(launched)
+        for process in left:
+            try:
+                process.kill()  # psutil compares the start time first: a reused pid is spared
+            except psutil.NoSuchProcess:
+                continue
+        return not left
 
 
-def sweep(run: RunDirectory, launched: int | None) -> bool:
-    """Kills what is left of the run; True when nothing was left. Call until then: a kill takes a moment."""
-    left = living(run, launched)
-    for process in left:
-        try:
-            process.kill()  # psutil compares the start time first: a reused pid is spared
-        except psutil.NoSuchProcess:
-            continue
-    return not left
+def alive(process: psutil.Process) -> bool:
+    """Linux calls a process a zombie as soon as its first thread is dead; the others may still hold all its memory."""
+    try:
+        return process.is_running() and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _family(launched: int | None) -> list[psutil.Process]:
@@ -56,11 +70,3 @@ def _marked(folder: Path) -> Iterator[psutil.Process]:
                 yield process
         except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
             continue
-
-
-def _alive(process: psutil.Process) -> bool:
-    """Linux calls a process a zombie as soon as its first thread is dead; the others may still hold all its memory."""
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE) or process.num_threads() > 1
-    except psutil.NoSuchProcess:
-        return False

@@ -71,7 +71,7 @@ class Postman:
             except Exception:
                 logger.exception("webhooks could not be looked for; trying again")
             self._awake.wait(self._settings.poll_seconds)
-            self._awake.clear()
+            self._awake.clear()  # before anything is looked at: a call that comes later is not lost
 
     def _take_one(self) -> bool:
         """Begins to send one that is due; False where there is none, or no room."""

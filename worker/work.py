@@ -33,7 +33,7 @@ from worker.host_memory import oom_kills
 from worker.launch import Kind, Programs, launch, trainer_environment
 from worker.room import Room
 from worker.slots import Slots
-from worker.sweep import UNKILLABLE_SECONDS, sweep
+from worker.sweep import UNKILLABLE_SECONDS, Sweep
 from worker.verdict import Ending, failure_of, how_it_ended
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ class Work(ABC):
         self._holding = True
         self._stopping = False
         self._kill_at = float("inf")
+        self._sweep = Sweep(self._run)
         self._swept_since: float | None = None
         self.begun = True
         """False where no process of it could be started, through trouble of the worker or its storage."""
@@ -238,7 +239,7 @@ class Work(ABC):
         if self._process is not None:
             self._process.poll()
             self._swept_since = self._swept_since or time.monotonic()
-            if not sweep(self._run, self._process.pid if self._process.returncode is None else None):
+            if not self._sweep.kill(self._process.pid if self._process.returncode is None else None):
                 if time.monotonic() - self._swept_since > UNKILLABLE_SECONDS:
                     self.give_up("a process of it can't be killed; another worker goes on when its lease has run out")
                 return

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from worker.sweep import alive
+
 SECONDS = 120.0
 
 
@@ -88,13 +90,6 @@ class Running:
             self.process.kill()
             self.process.wait()
         until(self.gone, "the parts end with dpo up")
-
-
-def alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def argv(arguments: tuple[object, ...]) -> list[str]:

@@ -12,6 +12,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from control_plane.errors import StaleFence
+from control_plane.tables import TokenTable
 from tests.worker.stubs import World
 from worker import cached_objects
 from worker.cached_objects import fetch, keep
@@ -78,3 +79,21 @@ def test_under_a_stale_fence_nothing_is_kept(world: World, tmp_path: Path) -> No
     with pytest.raises(StaleFence):
         keep(world.database, world.storage, KEY, file, stale)
     assert not world.storage.exists(KEY)
+
+
+def test_what_is_known_stays_when_its_repetition_comes_too_late(world: World, tmp_path: Path) -> None:
+    """The answer to the first commit was lost, so it is kept again; meanwhile the job is another worker's."""
+    file, job_id = tmp_path / "made", world.job()
+    file.write_bytes(BYTES)
+
+    def make_known(session: Session) -> None:
+        of = {"project_id": world.project_id, "job_id": job_id, "content": "", "file_ids": []}
+        session.add(TokenTable(key=KEY, bytes=len(BYTES), sha256=SHA256, **of))
+
+    def stale(_: Session) -> None:
+        raise StaleFence("it is another worker's now")
+
+    keep(world.database, world.storage, KEY, file, make_known)
+    with pytest.raises(StaleFence):
+        keep(world.database, world.storage, KEY, file, stale)
+    assert fetch(world.storage, KEY, SHA256, tmp_path / "found") == "here"

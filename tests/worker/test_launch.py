@@ -14,13 +14,12 @@ import psutil
 import pytest
 
 from dpo_core.run_directory import RunDirectory
-from tests.cli.running import alive
 from tests.worker.nvidia_smi import answer, gpu
 from tests.worker.stubs import DEADLINE_SECONDS, eventually
 from worker.folders import RunFolders
 from worker.launch import GOES_FIRST, launch, trainer_environment
 from worker.slots import Slots, find_slots
-from worker.sweep import living, sweep
+from worker.sweep import Sweep, alive
 
 SLEEPER = "import time; time.sleep(600)"
 
@@ -62,28 +61,63 @@ def test_sweep_finds_what_left_the_family(run: RunDirectory) -> None:
     environment = trainer_environment(os.environ, run, "cpu", ["0"])
     process = launch([sys.executable, "-c", program], environment, run)
     assert process.wait(timeout=DEADLINE_SECONDS) == 0
-    (orphan,) = living(run, None)
-    eventually(lambda: sweep(run, None), "the sweep is empty")
+    sweep = Sweep(run)
+    (orphan,) = sweep.living(None)
+    eventually(lambda: sweep.kill(None), "the sweep is empty")
     assert not alive(orphan)
 
 
+HALF_DEAD = f"""
+import ctypes, signal, threading
+signal.signal(signal.SIGUSR1, lambda *_: ctypes.CDLL(None).pthread_exit(None))
+threading.Thread(target=lambda: exec({SLEEPER!r})).start()
+print("ready", flush=True)
+signal.pause()
+"""
+"""Its first thread ends at SIGUSR1, the other one doesn't: so is for a moment what was killed, its memory in use."""
+
+
+def ready(run: RunDirectory) -> bool:
+    return "ready" in run.log_file.read_text()
+
+
+def half_dead(process: psutil.Process) -> bool:
+    return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() == 2
+
+
 def test_a_process_lives_as_long_as_one_of_its_threads(run: RunDirectory) -> None:
-    """As a rank that was killed does while its threads end one after the other: its GPU's memory is in use still."""
-    program = f"import ctypes, threading; threading.Thread(target=lambda: exec('{SLEEPER}')).start(); print(flush=True)"
-    program += "; ctypes.CDLL(None).pthread_exit(None)"
-    process = launch([sys.executable, "-c", program], trainer_environment(os.environ, run, "cpu", ["0"]), run)
-    eventually(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE, "its first thread has ended")
+    process = launch([sys.executable, "-c", HALF_DEAD], trainer_environment(os.environ, run, "cpu", ["0"]), run)
+    eventually(lambda: ready(run), "it began")
+    process.send_signal(signal.SIGUSR1)
+    eventually(lambda: half_dead(psutil.Process(process.pid)), "its first thread has ended")
     assert process.poll() is None
-    assert not sweep(run, process.pid)
-    eventually(lambda: sweep(run, process.pid), "the sweep is empty")
+    sweep = Sweep(run)
+    assert not sweep.kill(process.pid)
+    eventually(lambda: sweep.kill(process.pid), "the sweep is empty")
     assert process.poll() == -signal.SIGKILL
+
+
+def test_what_was_found_by_its_mark_is_looked_at_again_without_it(run: RunDirectory) -> None:
+    program = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {HALF_DEAD!r}], start_new_session=True)"
+    environment = trainer_environment(os.environ, run, "cpu", ["0"])
+    assert launch([sys.executable, "-c", program], environment, run).wait(timeout=DEADLINE_SECONDS) == 0
+    eventually(lambda: ready(run), "it began")
+    sweep = Sweep(run)
+    (orphan,) = sweep.living(None)
+    orphan.send_signal(signal.SIGUSR1)
+    eventually(lambda: half_dead(orphan), "its first thread has ended")
+    with pytest.raises(psutil.NoSuchProcess):
+        orphan.environ()
+    assert not sweep.kill(None)
+    eventually(lambda: sweep.kill(None), "the sweep is empty")
+    assert not alive(orphan)
 
 
 def test_sweep_spares_a_process_that_only_got_a_recorded_pid(run: RunDirectory) -> None:
     run.processes.mkdir()
     with subprocess.Popen([sys.executable, "-c", SLEEPER]) as stranger:
         (run.processes / "0.json").write_text(json.dumps({"pid": stranger.pid, "started": time.time() - 3600}))
-        assert sweep(run, None)
+        assert Sweep(run).kill(None)
         assert stranger.poll() is None
         stranger.kill()
 
