@@ -8,7 +8,8 @@ from datetime import datetime
 
 from psycopg.errors import IdleInTransactionSessionTimeout, ReadOnlySqlTransaction
 from sqlalchemy import ColumnElement, DateTime, Engine, Integer, create_engine, literal_column
-from sqlalchemy.exc import InternalError, OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql.functions import GenericFunction
 
@@ -26,6 +27,9 @@ milliseconds) instead of two hours. A query that merely takes long is not affect
 
 AWAY = (IdleInTransactionSessionTimeout, ReadOnlySqlTransaction)
 """No OperationalErrors to psycopg, but to us: the second comes from a server that was demoted in a failover."""
+
+DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
+"""PostgreSQL doesn't answer: worth another try."""
 
 ONE: ColumnElement[int] = literal_column("1", Integer)
 """For LIMIT in what workers ask for ever. PostgreSQL keeps a plan that is no worse than those for each call's values,

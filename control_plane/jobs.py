@@ -118,9 +118,13 @@ def get(session: Session, project_id: str, job_id: str) -> Job:
     return _found(job, job_id)
 
 
-def exists(session: Session, job_id: str) -> bool:
-    """Whether the job is there, in any project."""
-    return session.scalar(select(Job.id).where(Job.id == job_id)) is not None
+def keeps_logs(session: Session, job_id: str) -> bool:
+    """Whether the job is there, in any project, with all its files: its logs go with any of them."""
+    job = session.get(Job, job_id)
+    if job is None:
+        return False
+    named = {job.training_file_id, job.validation_file_id, *(file["id"] for file in job.training_files or ())} - {None}
+    return len(session.scalars(select(File.id).where(File.id.in_(named))).all()) == len(named)
 
 
 def lock(session: Session, project_id: str, job_id: str) -> Job:

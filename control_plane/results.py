@@ -24,6 +24,7 @@ from control_plane.tables import Attempt, Checkpoint, File, Job, Json, Metric, M
 from dpo_core.prepare_report import MemoryReport
 from dpo_core.run_directory import (
     CHECKPOINT_CORRUPT,
+    CHECKPOINT_UNREADABLE,
     DISK_FULL,
     HOST_OUT_OF_MEMORY,
     OUT_OF_MEMORY,
@@ -156,7 +157,8 @@ def fail(
 ) -> None:
     """The attempt failed. Through infrastructure: as a lost one, another follows. Otherwise the job fails.
 
-    One whose worker never came to start a process, through trouble of its own, is not `begun`.
+    One whose worker never came to start a process, through trouble of its own, is not `begun`; nor, in effect, is one
+    that could not read the state to resume from.
 
     Where the state to resume from was damaged, the next attempt goes on from the checkpoint before. Where the host's
     memory was used up, another follows, too: what else used it may be gone. Out of memory comes with what would fit.
@@ -174,7 +176,7 @@ def fail(
         failure = failure.model_copy(
             update={"message": f"{failure.message.removesuffix(IN_GENERAL).rstrip()} {advice}"}
         )
-    if failure.kind == "infrastructure" and not begun:
+    if failure.code == CHECKPOINT_UNREADABLE or (failure.kind == "infrastructure" and not begun):
         attempts.end_unbegun(session, job, failure, retry_seconds=retry_seconds)
         return
     if failure.kind == "infrastructure" or failure.code in (HOST_OUT_OF_MEMORY, READER_KILLED):

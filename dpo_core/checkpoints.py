@@ -33,7 +33,7 @@ from dpo_core.run_directory import (
     write_whole,
 )
 from dpo_core.spec import Device, RunSpec, StrictModel
-from dpo_core.verification import corrupt, verify
+from dpo_core.verification import corrupt, unreadable, verify
 
 
 class Progress(StrictModel):
@@ -114,12 +114,14 @@ def read_progress(checkpoint: Path) -> Progress:
     """Verifies the checkpoint and reads its counters.
 
     Raises:
-        RunError: kind `infrastructure`; it is corrupt, or of a version whose states were of another form.
+        RunError: kind `infrastructure`; it is corrupt, of a version whose states were of another form, or unreadable.
     """
     verify(checkpoint)
     try:
         return Progress.model_validate_json((checkpoint / "state" / "progress.json").read_bytes())
-    except (OSError, ValidationError) as error:
+    except OSError as error:
+        raise unreadable(checkpoint, error) from error
+    except ValidationError as error:
         raise corrupt(checkpoint, "its progress.json can't be read: another version may have written it") from error
 
 

@@ -106,6 +106,8 @@ def load_weights(folder: Path, dtype: torch.dtype, device: LoadDevice = "cpu") -
             **dict.fromkeys(dropouts(folder), 0.0),
         )
     except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's own, such as a network's disk that is away; transformers' have no number
         raise user_error(
             "model_unreadable",
             f"The model folder {folder.name} can't be loaded: {error} It needs config.json and safetensors weights "

@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpo_core.errors import RunError
-from dpo_core.run_directory import CHECKPOINT_CORRUPT, MANIFEST, Failure, Manifest, sha256_of
+from dpo_core.run_directory import (
+    CHECKPOINT_CORRUPT,
+    CHECKPOINT_UNREADABLE,
+    MANIFEST,
+    Failure,
+    Manifest,
+    sha256_of,
+)
 
 
 def verify(checkpoint: Path) -> Manifest:
@@ -14,7 +21,7 @@ def verify(checkpoint: Path) -> Manifest:
     The run goes on from `state/` alone. But a checkpoint of which any byte is wrong is none to build on.
 
     Raises:
-        RunError: kind `infrastructure`; a file differs, is missing, can't be read, or is not listed.
+        RunError: kind `infrastructure`; a file differs, is missing, or is not listed; or the system can't read one.
     """
     manifest = read_manifest(checkpoint)
     listed = {file.path: file for file in manifest.files}
@@ -26,7 +33,7 @@ def verify(checkpoint: Path) -> Manifest:
         try:
             intact = (checkpoint / name).stat().st_size == file.bytes and sha256_of(checkpoint / name) == file.sha256
         except OSError as error:
-            raise corrupt(checkpoint, f"{name} can't be read ({error.strerror or error})") from error
+            raise unreadable(checkpoint, error) from error
         if not intact:
             raise corrupt(checkpoint, f"{name} does not match its size and sha256")
     return manifest
@@ -36,10 +43,18 @@ def read_manifest(checkpoint: Path) -> Manifest:
     """Raises RunError, kind `infrastructure`, where it can't be read."""
     try:
         return Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes())
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise corrupt(checkpoint, f"its {MANIFEST} can't be read") from error
+    except OSError as error:
+        raise unreadable(checkpoint, error) from error
 
 
 def corrupt(checkpoint: Path, what: str) -> RunError:
     message = f"Can't resume from {checkpoint.name}: {what}. Resume from an older checkpoint, or start over."
     return RunError(Failure(kind="infrastructure", code=CHECKPOINT_CORRUPT, message=message))
+
+
+def unreadable(checkpoint: Path, error: OSError) -> RunError:
+    """It may be as good as ever: a network's disk says so when it is late."""
+    message = f"{checkpoint.name} can't be read, to resume from it: {error}."
+    return RunError(Failure(kind="infrastructure", code=CHECKPOINT_UNREADABLE, message=message))

@@ -151,7 +151,9 @@ class Rank:
             if step % self.options.checkpoint_every == 0 or step == steps:
                 self.checkpoint(step, link, final=step == steps)
         self.run.write_status(Status(state="succeeded", step=step, total_steps=steps))
-        return 0
+        if self.options.then == "hangs":
+            hang_for_ever()
+        return 134 if self.options.then == "dies" else 0
 
     def begin(self) -> tuple[int, str]:
         """Step and link to go on from. RunError: the checkpoint's bytes are not its manifest's."""
@@ -225,6 +227,7 @@ def main() -> int:
     parser.add_argument("--hold-at", type=int, default=-1)
     parser.add_argument("--until", type=Path, default=Path("/nonexistent"))
     parser.add_argument("--hang-at", type=int, default=-1, help="in a first attempt; a resumed one passes")
+    parser.add_argument("--then", default="ends", help="how it ends when it has succeeded: hangs, dies")
     parser.add_argument("--exhaust-at", type=int, default=-1, help="in a first attempt")
     parser.add_argument("--fail-at", type=int, default=-1)
     parser.add_argument("--failure", default="user")

@@ -6,7 +6,7 @@ import json
 
 from sqlalchemy.orm import Session
 
-from control_plane import jobs, leases, results
+from control_plane import leases, results
 from control_plane.leases import Claim
 from dpo_core.run_directory import DISK_FULL, Failure
 from worker.inputs import collect
@@ -16,7 +16,7 @@ from worker.relay import Relay
 from worker.run_log import RunLog
 from worker.token_tables import TokenTables
 from worker.verdict import Ending
-from worker.work import DATABASE_AWAY, Tools, Work
+from worker.work import Tools, Work
 
 
 class Attempt(Work):
@@ -105,16 +105,5 @@ class Attempt(Work):
 
     def _clear(self) -> None:
         """The log outlives its run directory, in storage."""
-        self._log.bound()
-        self._log.keep()
-        if not self._job_is_there():  # its project was deleted meanwhile
-            self._log.forget()
+        self._log.keep_last(self._tools.database)
         super()._clear()
-
-    def _job_is_there(self) -> bool:
-        """Taken for granted while PostgreSQL is away: without it nobody deletes a project either."""
-        try:
-            with self._tools.database.transaction() as session:
-                return jobs.exists(session, self._claim.job_id)
-        except DATABASE_AWAY:
-            return True

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from control_plane import removals
 from control_plane.database import Database
-from control_plane.errors import StaleFence
+from control_plane.errors import Conflict, StaleFence
 from control_plane.storage import Storage
 from dpo_core.run_directory import sha256_of
 
@@ -62,7 +62,7 @@ def keep(database: Database, storage: Storage, key: str, path: Path, make_known:
         with database.transaction() as session:
             removals.keep(session, key)
             make_known(session)
-    except StaleFence:
+    except (StaleFence, Conflict):
         with database.transaction() as session:
             known = removals.is_known(session, key)
         if not known:

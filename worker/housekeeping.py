@@ -12,10 +12,11 @@ import time
 from concurrent.futures import Future
 
 from control_plane import checks, deliveries, files, leases, removals, room, uploads, workers
+from control_plane.database import DATABASE_AWAY
 from control_plane.hints import Hints
 from control_plane.ids import new_id
 from worker.room import LEAST
-from worker.work import DATABASE_AWAY, Tools
+from worker.work import Tools
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ def collect(
     """Fetches what the attempt reads and says where it lies. Base models are used in place.
 
     Raises:
-        OSError: a file is not in storage, or the disk is full.
+        OSError: a file is not in storage, a base model's folder not on this host, or the disk is full.
     """
     inputs = run.path / "input"
     resume_from = None
@@ -73,6 +73,7 @@ def fetch_model(storage: Storage, model: Model, base: Model | None, folder: Path
 
 def _model(storage: Storage, model: Model, folder: Path) -> Path:
     if model.path is not None:
+        (Path(model.path) / "config.json").stat()  # a mount that is missing here is no fault of the job's
         return Path(model.path)
     _fetch_folder(storage, f"{model.storage_prefix}/model", folder)
     return folder

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from control_plane.database import Database
 from control_plane.storage import Storage
 from dpo_core.run_directory import RunDirectory
 from worker.folders import RunFolders
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 0.1
 
 
-def clear_away(folders: RunFolders, storage: Storage, *, until: Callable[[], bool]) -> None:
+def clear_away(database: Database, folders: RunFolders, storage: Storage, *, until: Callable[[], bool]) -> None:
     """Returns when no process of it is left, and no run directory. The logs are in storage then.
 
     Returns earlier, too, once `until` is true: the next worker goes on.
@@ -34,12 +35,10 @@ def clear_away(folders: RunFolders, storage: Storage, *, until: Callable[[], boo
             logger.error("%s, left by a worker that died: a process of it can't be killed", run.path)
             continue
         logger.info("cleared away %s, left by a worker that died", run.path)
-        _keep_log(storage, run)
+        _keep_log(database, storage, run)
         folders.remove(run)
 
 
-def _keep_log(storage: Storage, run: RunDirectory) -> None:
+def _keep_log(database: Database, storage: Storage, run: RunDirectory) -> None:
     """What the last words were of an attempt whose worker died is most worth knowing."""
-    log = RunLog(storage, run.path.parent.name, int(run.path.name), run)
-    log.bound()
-    log.keep()
+    RunLog(storage, run.path.parent.name, int(run.path.name), run).keep_last(database)

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from control_plane import checks, merges, models, removals
 from control_plane.checks import Claim
-from control_plane.errors import StaleFence
+from control_plane.errors import Conflict, StaleFence
 from control_plane.model_files import CARD
 from control_plane.storage import merged_prefix
 from dpo_core.provenance import FILE_NAME as PROVENANCE
@@ -77,7 +77,7 @@ class Merging(Checking):
             with self._tools.database.transaction() as session:
                 removals.keep(session, self._prefix)
                 merges.publish(session, self._claim, manifest, self._prefix)
-        except StaleFence:  # perhaps with the model, or its project: nobody else would remove the files
+        except (StaleFence, Conflict):  # perhaps with the model, or its project: nobody else would remove the files
             with self._tools.database.transaction() as session:
                 models.note_if_nameless(session, self._prefix)
             removals.carry_out(self._tools.database, self._tools.storage)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from control_plane import model_card, publication, removals
 from control_plane.database import Database
-from control_plane.errors import StaleFence, StorageFull
+from control_plane.errors import Conflict, StaleFence, StorageFull
 from control_plane.leases import Claim
 from control_plane.model_files import CARD
 from control_plane.storage import Storage, checkpoint_prefix, state_prefix
@@ -186,7 +186,8 @@ class Publisher:
 def publish_stored(
     database: Database, storage: Storage, claim: Claim, manifest: Manifest, *, public: str, private: str
 ) -> None:
-    """Makes a checkpoint known whose files lie in storage. StaleFence: the job is no longer ours.
+    """Makes a checkpoint known whose files lie in storage. StaleFence: the job is no longer ours. Conflict: that took a
+    day.
 
     Then the files are removed, perhaps with the whole project: nobody else would do so. Not those of a checkpoint that
     is known: its first commit took place, though the answer was lost.
@@ -195,7 +196,7 @@ def publish_stored(
         with database.transaction() as session:
             removals.keep(session, public, private)
             publication.publish_checkpoint(session, claim, manifest, public)
-    except StaleFence:
+    except (StaleFence, Conflict):
         with database.transaction() as session:
             known = removals.is_known(session, public)
         for prefix in () if known else (public, private):

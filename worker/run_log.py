@@ -7,6 +7,10 @@ import shutil
 import time
 from pathlib import Path
 
+from sqlalchemy.exc import ProgrammingError
+
+from control_plane import jobs
+from control_plane.database import DATABASE_AWAY, Database
 from control_plane.errors import StorageFull
 from control_plane.storage import Storage, log_key
 from dpo_core.run_directory import RunDirectory
@@ -29,6 +33,7 @@ class RunLog:
 
     def __init__(self, storage: Storage, job_id: str, fence: int, run: RunDirectory) -> None:
         self._storage = storage
+        self._job_id = job_id
         self._key = log_key(job_id, fence)
         self._file = run.log_file
         self._left_out = 0
@@ -57,9 +62,20 @@ class RunLog:
         except (OSError, StorageFull) as error:
             logger.warning("%s could not be stored: %s", self._key, error)
 
-    def forget(self) -> None:
-        """Removes the copy: nobody can ask for it any more."""
-        self._storage.delete(self._key)
+    def keep_last(self, database: Database) -> None:
+        """The last copy; none where the job, or a file of it, was deleted meanwhile, and its earlier copies with it."""
+        self.bound()
+        self.keep()
+        if not self._wanted(database):
+            self._storage.delete(self._key)
+
+    def _wanted(self, database: Database) -> bool:
+        """Asked after the copy: who deletes later removes it. While PostgreSQL is away nobody deletes anything."""
+        try:
+            with database.transaction() as session:
+                return jobs.keeps_logs(session, self._job_id)
+        except (*DATABASE_AWAY, ProgrammingError):  # the latter: not migrated yet
+            return True
 
 
 def leave_out_middle(path: Path, head: int, tail: int, *, before: int = 0) -> int:

@@ -20,7 +20,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
 from control_plane import checks, leases, results
-from control_plane.database import Database
+from control_plane.database import DATABASE_AWAY, Database
 from control_plane.errors import StaleFence
 from control_plane.settings import Settings
 from control_plane.storage import open_storage
@@ -37,7 +37,7 @@ from worker.merging import Merging
 from worker.room import LEAST, Room
 from worker.slots import GpuWatch, find_slots
 from worker.verdict import failure_of
-from worker.work import DATABASE_AWAY, Tools, Work
+from worker.work import Tools, Work
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,8 @@ class Supervisor:
         """Works until it was told to stop and its work is over; False where something hung and was left behind."""
         slots = self._tools.slots
         logger.info("worker %s: %d %s slots", self._id, slots.total, slots.device)
-        leftovers.clear_away(self._tools.folders, self._tools.storage, until=lambda: self._stops_asked > 0)
+        folders, storage = self._tools.folders, self._tools.storage
+        leftovers.clear_away(self._database, folders, storage, until=lambda: self._stops_asked > 0)
         while (self._work or not self._stops_asked) and time.monotonic() < self._leave_at:
             self._round()
             self._wait()

@@ -37,19 +37,23 @@ def failure_of(error: BaseException, doing: str, kind: Kind) -> Failure:
 def how_it_ended(
     run: RunDirectory, process: subprocess.Popen[bytes] | None, *, stopping: bool, oom_killed: bool = False
 ) -> Ending:
-    """What the trainer says, if its exit code agrees. `process` has ended, or None if it was never started.
+    """What the trainer says. `process` has ended, or None if it was never started.
+
+    That it succeeded is its last word, when all that it made is durable, however it ends then; that it stopped, if its
+    exit code agrees.
 
     A process that was asked to stop may end by the signal itself, or be killed when its time is up. `oom_killed`: the
     kernel has killed a process for want of memory meanwhile, and we killed none.
     """
     status = run.status()
+    if status is not None and status.state == "succeeded":
+        return "succeeded"
     if oom_killed and _died_without_a_word(status, process):
         return _with_log(OUT_OF_HOST_MEMORY, run)
     if status is not None and status.failure is not None and not (stopping and status.failure.kind == "infrastructure"):
         return _with_log(status.failure, run)
-    if status is not None and status.state in ("succeeded", "stopped") and process and process.returncode == 0:
-        return "succeeded" if status.state == "succeeded" else "stopped"
-    if stopping or process is None:
+    says_stopped = status is not None and status.state == "stopped" and process is not None and process.returncode == 0
+    if says_stopped or stopping or process is None:
         return "stopped"
     if process.returncode == DISK_FULL_EXIT:
         return _with_log(NO_ROOM_TO_SPEAK, run)

@@ -16,14 +16,13 @@ from sqlalchemy.exc import ProgrammingError
 
 from control_plane import deliveries
 from control_plane.addresses import Address, read_url, why_not
-from control_plane.database import Database
+from control_plane.database import DATABASE_AWAY, Database
 from control_plane.deliveries import Claim, Outcome
 from control_plane.errors import InvalidRequest, StaleFence
 from control_plane.ids import new_id
 from control_plane.settings import Settings
 from control_plane.webhooks import signature
 from worker.posting import NotSent, Permit, Resolve, post, resolve
-from worker.work import DATABASE_AWAY
 
 logger = logging.getLogger(__name__)
 

@@ -17,11 +17,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from control_plane.database import Database
+from control_plane.database import DATABASE_AWAY, Database
 from control_plane.errors import StaleFence
 from control_plane.settings import Settings
 from control_plane.storage import Storage
@@ -38,8 +36,6 @@ from worker.verdict import Ending, failure_of, how_it_ended
 
 logger = logging.getLogger(__name__)
 
-DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
-"""PostgreSQL doesn't answer: tried again until the lease runs out."""
 LEASE_MARGIN = 0.2
 """The share of a lease that is left for killing the processes before somebody else may start."""
 RETRY_SECONDS = 1.0
@@ -256,7 +252,7 @@ class Work(ABC):
         self._step = self._reporting
 
     def _reporting(self) -> None:
-        ending = self._failure or self._hung or self._how_it_ended()
+        ending = self._failure or self._how_it_ended()
         with self._tools.database.transaction() as session:
             self._report(session, ending)
         self._holding = False
@@ -267,7 +263,8 @@ class Work(ABC):
     def _how_it_ended(self) -> Ending:
         killed = time.monotonic() >= self._kill_at
         oom_killed = not killed and oom_kills() > self._oom_kills_before
-        return how_it_ended(self._run, self._process, stopping=self._stopping, oom_killed=oom_killed)
+        ended = how_it_ended(self._run, self._process, stopping=self._stopping, oom_killed=oom_killed)
+        return ended if self._hung is None or ended == "succeeded" else self._hung
 
     def _leaving(self) -> None:
         if not self._busy:

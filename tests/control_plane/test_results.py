@@ -18,7 +18,7 @@ from control_plane.progress import estimated_finish
 from control_plane.tables import Attempt, Base, Job, Model
 from dpo_core.best import Best
 from dpo_core.errors import reader_killed
-from dpo_core.run_directory import CHECKPOINT_CORRUPT, Failure, Manifest
+from dpo_core.run_directory import CHECKPOINT_CORRUPT, CHECKPOINT_UNREADABLE, Failure, Manifest
 from dpo_core.spec import LoraSpec, TrainingSpec
 from dpo_core.takes_less import IN_GENERAL
 from tests.control_plane.rows import (
@@ -300,6 +300,21 @@ def test_a_damaged_state_is_gone_round_by_the_checkpoint_before(stocked: Databas
     with stocked.transaction() as session:
         page = jobs.list_checkpoints(session, PROJECT, claim.job_id)
         assert [(row.step, row.state_kept) for row in page.items] == [(2, False), (1, False)], "as models they stay"
+
+
+def test_a_state_that_could_not_be_read_stays_and_counts_for_nothing(stocked: Database) -> None:
+    claim = started(stocked)
+    for _ in range(2):
+        with stocked.transaction() as session:
+            if claim.fence == 1:
+                publication.publish_checkpoint(session, claim, manifest(1), "p1")
+            late = Failure(kind="infrastructure", code=CHECKPOINT_UNREADABLE, message="step-1 can't be read: EIO.")
+            results.fail(session, claim, late, max_attempts=1)
+        claim = claim_one(stocked)
+        with stocked.transaction() as session:
+            checkpoint = results.work_order(session, claim).checkpoint
+            assert checkpoint is not None and checkpoint.step == 1
+            assert jobs.get(session, PROJECT, claim.job_id).fruitless_attempts == 0
 
 
 def test_an_adapter_names_its_full_model(stocked: Database) -> None:

@@ -66,6 +66,23 @@ def hide(folder: Path) -> None:
     path.symlink_to(path.parent / "optimizer")
 
 
+def unreadable(path: Path) -> None:
+    """The system says EIO to whoever reads it: nothing is at address 0."""
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "model/config.json", "state/progress.json"])
+def test_one_that_the_system_can_not_read_now_is_no_damage(checkpoint: Path, name: str) -> None:
+    manifest = Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes())
+    files = [file.model_copy(update={"bytes": 0} if file.path == name else {}) for file in manifest.files]
+    (checkpoint / MANIFEST).write_text(manifest.model_copy(update={"files": files}).model_dump_json())
+    unreadable(checkpoint / name)
+    with pytest.raises(RunError, match=r"step-4 can't be read, to resume from it:.*Input/output error") as caught:
+        read_progress(checkpoint)
+    assert caught.value.failure.code == "checkpoint_unreadable"
+
+
 @pytest.mark.parametrize("damage", [flip, remove, smuggle, no_manifest, cut, hide])
 def test_a_damaged_state_is_refused(checkpoint: Path, damage: Callable[[Path], None]) -> None:
     damage(checkpoint)

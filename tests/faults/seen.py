@@ -13,14 +13,13 @@ import psutil
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from control_plane.database import Database
+from control_plane.database import DATABASE_AWAY, Database
 from control_plane.job_states import FINAL
 from control_plane.tables import Attempt, Job, Worker
 from dpo_core.run_directory import RunDirectory, read_lines
 from tests.cli.running import alive
 from tests.service import Service, poll_until
 from worker.sweep import MARK
-from worker.work import DATABASE_AWAY
 
 T = TypeVar("T")
 

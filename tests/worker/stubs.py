@@ -153,6 +153,7 @@ class World:
 
 def make_world(settings: Settings, database: Database, folder: Path) -> World:
     (folder / "tiny").mkdir()
+    (folder / "tiny" / "config.json").write_text("{}")
     with database.transaction() as session:
         project = projects.ensure(session, "default")
         session.add(Model(id="base/tiny", kind="base", form="full", path=str(folder / "tiny"), facts={}))

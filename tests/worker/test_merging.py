@@ -70,7 +70,7 @@ def test_a_merged_model_is_published_whole(world: World, adapter: Model) -> None
 
 def test_a_base_that_can_not_be_loaded_is_the_answer(world: World, adapter: Model) -> None:
     assert adapter.base_id == "base/tiny"
-    (world.storage.folder.parent / "tiny" / "config.json").unlink()
+    (world.storage.folder.parent / "tiny" / "config.json").write_text('{"model_type": "none"}')
     with supervisor(world.settings, stub_programs()):
         check = ended(world, order(world, adapter))
         world.nothing_left()

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from control_plane import files, jobs
 from control_plane.storage import DirectoryStorage, log_key
 from dpo_core.run_directory import RunDirectory
+from tests.worker.stubs import World
 from worker import run_log
 from worker.run_log import RunLog, last_lines, leave_out_middle
 
@@ -76,8 +78,6 @@ def test_a_log_is_copied_when_it_grew_and_some_time_passed(run: RunDirectory, lo
     log._next_copy = 0.0
     assert not log.to_keep, "it has not grown"
     assert kept(tmp_path) == "one\n"
-    log.forget()
-    assert not (tmp_path / "storage" / log_key("ftjob-1", 3)).exists()
 
 
 def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
@@ -85,3 +85,19 @@ def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
     assert last_lines(path) is None
     path.write_bytes(b"\xff broken\n" + b"".join(b"line %d\n" % number for number in range(100)))
     assert last_lines(path) == "\n".join(f"line {number}" for number in range(85, 100))
+
+
+@pytest.mark.parametrize("deleted", ["nothing", "a file", "the job"])
+def test_nothing_is_kept_of_a_job_whose_file_was_deleted_meanwhile(world: World, tmp_path: Path, deleted: str) -> None:
+    job_id = world.job()
+    (run := RunDirectory(tmp_path / "run")).path.mkdir()
+    run.log_file.write_text("one\n")
+    with world.database.transaction() as session:
+        job = jobs.cancel(session, world.project_id, job_id)
+    if deleted == "a file":
+        with world.database.transaction() as session:
+            files.delete(session, world.project_id, job.training_file_id)
+    elif deleted == "the job":
+        job_id = "ftjob-with-its-project"
+    RunLog(world.storage, job_id, 1, run).keep_last(world.database)
+    assert world.storage.exists(log_key(job_id, 1)) == (deleted == "nothing")

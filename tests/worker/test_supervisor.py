@@ -19,6 +19,7 @@ from tests.conftest import Servers
 from tests.stub_trainer import chain
 from tests.worker.stubs import World, eventually, stub_programs, supervisor
 from worker import fitness, leftovers, publish, work
+from worker.sweep import Sweep
 
 
 def test_a_job_goes_from_its_file_to_published_weights(world: World) -> None:
@@ -221,7 +222,7 @@ def test_storage_that_is_away_fails_no_job(world: World, monkeypatch: pytest.Mon
 def test_what_can_not_be_killed_is_left_to_its_lease(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither its job nor the next worker waits for it; its slots do."""
     monkeypatch.setattr(work, "UNKILLABLE_SECONDS", 0.2)
-    monkeypatch.setattr(work, "sweep", lambda *_: False)
+    monkeypatch.setattr(Sweep, "kill", lambda *_: False)
     settings = world.settings.model_copy(update={"lease_seconds": 2.0, "retry_seconds": 0.0})
     with supervisor(settings, stub_programs()):
         job_id = world.job()
@@ -232,9 +233,14 @@ def test_what_can_not_be_killed_is_left_to_its_lease(world: World, monkeypatch: 
     assert world.state(job_id) == "succeeded"
 
 
+class Unkillable(Sweep):
+    def kill(self, launched: int | None) -> bool:
+        return False
+
+
 def test_a_worker_starts_though_a_leftover_can_not_be_killed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leftovers, "UNKILLABLE_SECONDS", 0.2)
-    monkeypatch.setattr(leftovers, "sweep", lambda *_: False)
+    monkeypatch.setattr(leftovers, "Sweep", Unkillable)
     left = world.runs / "ftjob-old" / "1"
     left.mkdir(parents=True)
     with supervisor(world.settings, stub_programs()):
@@ -246,7 +252,7 @@ def test_a_worker_starts_though_a_leftover_can_not_be_killed(world: World, monke
 def test_a_stop_is_heard_while_leftovers_are_cleared_away(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(leftovers, "sweep", lambda *_: False)
+    monkeypatch.setattr(leftovers, "Sweep", Unkillable)
     left = world.runs / "ftjob-old" / "1"
     left.mkdir(parents=True)
     with supervisor(world.settings, stub_programs()):
@@ -266,6 +272,30 @@ def test_whatever_happens_beside_them_runs_go_on(
         for each in (job_id, world.job()):
             world.reaches(each, "succeeded", "failed")
             assert world.outcomes(each) == [("validate", "succeeded"), ("train", "succeeded")]
+
+
+@pytest.mark.parametrize("then", ["dies", "hangs"])
+def test_what_succeeded_has_succeeded_however_its_process_ends(world: World, then: str) -> None:
+    settings = world.settings.model_copy(update={"max_attempts": 1, "hang_seconds": 2.0})
+    with supervisor(settings, stub_programs([f"--then={then}"])):
+        job_id = world.job()
+        world.reaches(job_id, "succeeded", "failed")
+        world.nothing_left()
+    assert world.state(job_id) == "succeeded", world.row(job_id).error
+    assert world.outcomes(job_id) == [("validate", "succeeded"), ("train", "succeeded")]
+
+
+def test_a_base_model_that_is_not_on_this_host_fails_no_job(world: World) -> None:
+    """Its mount is missing, after a reboot perhaps."""
+    folder = world.storage.folder.parent / "tiny"
+    folder.rename(away := folder.with_name("not mounted"))
+    settings = world.settings.model_copy(update={"max_attempts": 1, "retry_seconds": 0.1})
+    with supervisor(settings, stub_programs()):
+        job_id = world.job()
+        eventually(lambda: world.codes(job_id).count("not_begun") > 1, "it is tried again")
+        away.rename(folder)
+        world.reaches(job_id, "succeeded", "failed")
+    assert world.state(job_id) == "succeeded"
 
 
 def test_a_job_whose_file_is_gone_keeps_no_other_waiting(world: World) -> None:
