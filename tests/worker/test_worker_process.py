@@ -177,6 +177,7 @@ def test_a_worker_that_stops_leaves_what_hangs_to_its_lease(
     def hang(*_: object) -> None:
         hangs.set()
         go_on.wait(DEADLINE_SECONDS)
+        raise OSError("it hung")  # so that this thread asks nothing more of a database that is not used any more
 
     monkeypatch.setattr(worker_supervisor, "LEAVE_SECONDS", 0.5)
     monkeypatch.setattr(DirectoryStorage, "put_file", hang)
