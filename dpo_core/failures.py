@@ -86,8 +86,10 @@ def drop_echo(directory: RunDirectory) -> None:
 
 
 def write_failed(directory: RunDirectory, failure: Failure) -> None:
-    """Status `failed` with the first failure of any rank, keeping the step that was reached."""
+    """Status `failed` with the first failure of any rank, keeping the step that was reached; what succeeded stays."""
     status = directory.status() or Status(state="starting")
+    if status.state == "succeeded":  # a process group, say, did not end well afterwards
+        return
     standing = claim(directory, failure)
     directory.write_status(status.model_copy(update={"state": "failed", "failure": standing}))
 

@@ -192,7 +192,7 @@ def with_weights_in(dtype: torch.dtype, model: PreTrainedModel) -> PreTrainedMod
 def adapter_config(folder: Path) -> dict[str, object]:
     try:
         config: dict[str, object] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise user_error(
             "adapter_unreadable", f"The adapter folder {folder.name} has no readable {ADAPTER_CONFIG}.", param="model"
         ) from error

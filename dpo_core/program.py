@@ -34,7 +34,9 @@ def run(path: Path, task: Task) -> int:
         directory.write_status(Status(state="running"))
         directory.write_status(task(directory))
     except Stopped:
-        directory.write_status(Status(state="stopped"))
+        status = directory.status()
+        if status is None or status.state != "succeeded":
+            directory.write_status(Status(state="stopped"))
         return 0
     except Exception as error:  # noqa: BLE001 (whatever it was, the status must say so)
         if not isinstance(error, RunError):

@@ -34,8 +34,9 @@ from dpo_core.spec import RunSpec, StrictModel
 FailureKind = Literal["user", "resource", "infrastructure", "divergence"]
 State = Literal["starting", "running", "stopped", "succeeded", "failed"]
 CHECKPOINT_CORRUPT = "checkpoint_corrupt"
-CHECKPOINT_UNREADABLE = "checkpoint_unreadable"
 """The code of a Failure: the checkpoint to go on from is damaged, an older one may not be."""
+CHECKPOINT_UNREADABLE = "checkpoint_unreadable"
+"""The code of a Failure: the system can't read the checkpoint to go on from, now; it may be as good as ever."""
 RANK_LOST = "rank_lost"
 """The code of a Failure: a rank ended without a word, or its peers lost the connection to it."""
 DISK_FULL = "disk_full"

@@ -25,7 +25,10 @@ def verify(checkpoint: Path) -> Manifest:
     """
     manifest = read_manifest(checkpoint)
     listed = {file.path: file for file in manifest.files}
-    found = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
+    try:
+        found = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
+    except OSError as error:
+        raise unreadable(checkpoint, error) from error
     wrong = (listed.keys() - found) | {path for path in found - listed.keys() if path.startswith("state/")}
     if wrong:
         raise corrupt(checkpoint, f"these files are missing or unexpected: {', '.join(sorted(wrong))}")

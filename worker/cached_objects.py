@@ -49,6 +49,7 @@ def keep(database: Database, storage: Storage, key: str, path: Path, make_known:
 
     Raises:
         StaleFence: from `make_known`; nothing is kept, unless it is known: an earlier commit was not answered.
+        Conflict: it took a day; the same.
         OperationalError: PostgreSQL doesn't answer; the caller tries again.
     """
     with database.transaction() as session:

@@ -17,7 +17,7 @@ def collect(storage: Storage, order: WorkOrder, run: RunDirectory, device: Devic
     """Fetches what the question is about and says where it lies. Base models are used in place.
 
     Raises:
-        OSError: a file or model is not in storage, or the disk is full.
+        OSError: a file or model is not in storage, a base model's folder not on this host, or the disk is full.
     """
     inputs = _Inputs(storage, order, run.path / "input")
     return CheckSpec(question=_question(inputs, order.check, device))

@@ -22,6 +22,10 @@ def collect(
         OSError: a file is not in storage, a base model's folder not on this host, or the disk is full.
     """
     inputs = run.path / "input"
+    model = fetch_model(storage, order.start, order.start_base, inputs / "model")
+    reference = None
+    if order.reference is not None:
+        reference = fetch_model(storage, order.reference, order.reference_base, inputs / "reference")
     resume_from = None
     if claim.kind == "train" and order.checkpoint is not None:
         resume_from = _checkpoint(storage, order.checkpoint, inputs / "checkpoint")
@@ -30,10 +34,8 @@ def collect(
         job_id=claim.job_id,
         fence=claim.fence,
         training=_training(order, claim),
-        model=fetch_model(storage, order.start, order.start_base, inputs / "model"),
-        reference=fetch_model(storage, order.reference, order.reference_base, inputs / "reference")
-        if order.reference is not None
-        else None,
+        model=model,
+        reference=reference,
         reference_cache=reference_cache,
         training_file=training[order.job.training_file_id],
         training_files=[WeighedFile(path=training[file["id"]], **file) for file in order.job.training_files or ()],
@@ -73,7 +75,8 @@ def fetch_model(storage: Storage, model: Model, base: Model | None, folder: Path
 
 def _model(storage: Storage, model: Model, folder: Path) -> Path:
     if model.path is not None:
-        (Path(model.path) / "config.json").stat()  # a mount that is missing here is no fault of the job's
+        if not (Path(model.path) / "config.json").exists():  # the worker's trouble and not the job's
+            raise FileNotFoundError(f"the folder of {model.id} is not on this host, or has no config.json")
         return Path(model.path)
     _fetch_folder(storage, f"{model.storage_prefix}/model", folder)
     return folder

@@ -25,18 +25,26 @@ def clear_away(database: Database, folders: RunFolders, storage: Storage, *, unt
 
     Where a process can't be killed, for its GPU or file system hangs, its run directory stays, for the next worker.
     """
-    for run in folders.leftovers():
-        sweep, patience = Sweep(run), time.monotonic() + UNKILLABLE_SECONDS
-        while not (swept := sweep.kill(None)) and time.monotonic() < patience and not until():
-            time.sleep(LOOK_SECONDS)
+    swept = [run for run in folders.leftovers() if _swept(run, until)]
+    for run in swept:
         if until():
             return
-        if not swept:
-            logger.error("%s, left by a worker that died: a process of it can't be killed", run.path)
-            continue
-        logger.info("cleared away %s, left by a worker that died", run.path)
         _keep_log(database, storage, run)
         folders.remove(run)
+        logger.info("cleared away %s, left by a worker that died", run.path)
+
+
+def _swept(run: RunDirectory, until: Callable[[], bool]) -> bool:
+    """Whether no process of it is left, after some patience."""
+    sweep, patience = Sweep(run), time.monotonic() + UNKILLABLE_SECONDS
+    while not sweep.kill(None):
+        if until():
+            return False
+        if time.monotonic() > patience:
+            logger.error("%s, left by a worker that died: a process of it can't be killed", run.path)
+            return False
+        time.sleep(LOOK_SECONDS)
+    return True
 
 
 def _keep_log(database: Database, storage: Storage, run: RunDirectory) -> None:

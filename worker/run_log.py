@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy.exc import ProgrammingError
 
-from control_plane import jobs
+from control_plane import jobs, removals
 from control_plane.database import DATABASE_AWAY, Database
 from control_plane.errors import StorageFull
 from control_plane.storage import Storage, log_key
@@ -63,19 +64,15 @@ class RunLog:
             logger.warning("%s could not be stored: %s", self._key, error)
 
     def keep_last(self, database: Database) -> None:
-        """The last copy; none where the job, or a file of it, was deleted meanwhile, and its earlier copies with it."""
+        """The last copy. It is to go again where the job, or a file of it, was deleted meanwhile.
+
+        Whoever deletes later removes it, and while PostgreSQL is away or not yet migrated nobody does.
+        """
         self.bound()
         self.keep()
-        if not self._wanted(database):
-            self._storage.delete(self._key)
-
-    def _wanted(self, database: Database) -> bool:
-        """Asked after the copy: who deletes later removes it. While PostgreSQL is away nobody deletes anything."""
-        try:
-            with database.transaction() as session:
-                return jobs.keeps_logs(session, self._job_id)
-        except (*DATABASE_AWAY, ProgrammingError):  # the latter: not migrated yet
-            return True
+        with suppress(*DATABASE_AWAY, ProgrammingError), database.transaction() as session:
+            if not jobs.keeps_logs(session, self._job_id):
+                removals.note(session, self._key)
 
 
 def leave_out_middle(path: Path, head: int, tail: int, *, before: int = 0) -> int:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dpo_core import program
 from dpo_core.errors import user_error
-from dpo_core.failures import classify, drop_echo, write_failed
+from dpo_core.failures import classify, drop_echo, end_with, write_failed
 from dpo_core.run_directory import Failure, RunDirectory, Status
 
 
@@ -70,3 +71,26 @@ def test_the_word_of_a_peer_gives_way_to_that_of_the_launcher(tmp_path: Path) ->
     write_failed(directory, killed)
     status = directory.status()
     assert status is not None and status.failure == cause
+
+
+def test_what_succeeded_stays_though_its_end_raises(tmp_path: Path) -> None:
+    """As leaving a process group may, when all is published."""
+    directory = RunDirectory(tmp_path)
+    directory.write_status(Status(state="succeeded", step=6))
+    end_with(directory, RuntimeError("Connection closed by peer"))
+    assert directory.status() == Status(state="succeeded", step=6)
+
+
+def test_what_succeeded_stays_though_a_stop_comes_right_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = RunDirectory.write_status
+
+    def stopped_behind(directory: RunDirectory, status: Status) -> None:
+        real(directory, status)
+        if status.state == "succeeded":
+            raise program.Stopped
+
+    monkeypatch.setattr(RunDirectory, "write_status", stopped_behind)
+    assert program.run(tmp_path, lambda _: Status(state="succeeded")) == 0
+    assert RunDirectory(tmp_path).status() == Status(state="succeeded")

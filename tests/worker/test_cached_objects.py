@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from control_plane.errors import StaleFence
+from control_plane.errors import Conflict, StaleFence
 from control_plane.tables import TokenTable
 from tests.worker.stubs import World
 from worker import cached_objects
@@ -69,15 +69,18 @@ def test_while_postgresql_is_away_nothing_is_lost(world: World, tmp_path: Path) 
     assert fetch(world.storage, KEY, SHA256, tmp_path / "found") == "here"
 
 
-def test_under_a_stale_fence_nothing_is_kept(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [StaleFence, Conflict])
+def test_under_a_stale_fence_or_after_a_day_nothing_is_kept(
+    world: World, tmp_path: Path, error: type[Exception]
+) -> None:
     file = tmp_path / "made"
     file.write_bytes(BYTES)
 
-    def stale(_: Session) -> None:
-        raise StaleFence("it is another worker's now")
+    def refuse(_: Session) -> None:
+        raise error("it is another worker's now, or gone")
 
-    with pytest.raises(StaleFence):
-        keep(world.database, world.storage, KEY, file, stale)
+    with pytest.raises(error):
+        keep(world.database, world.storage, KEY, file, refuse)
     assert not world.storage.exists(KEY)
 
 

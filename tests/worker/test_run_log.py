@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane import files, jobs
+from control_plane import files, jobs, removals
 from control_plane.storage import DirectoryStorage, log_key
 from dpo_core.run_directory import RunDirectory
 from tests.worker.stubs import World
@@ -100,4 +100,5 @@ def test_nothing_is_kept_of_a_job_whose_file_was_deleted_meanwhile(world: World,
     elif deleted == "the job":
         job_id = "ftjob-with-its-project"
     RunLog(world.storage, job_id, 1, run).keep_last(world.database)
+    removals.carry_out(world.database, world.storage)
     assert world.storage.exists(log_key(job_id, 1)) == (deleted == "nothing")
