@@ -135,7 +135,9 @@ class Deployment(Seen):
         tiny = self.folder / "tiny"
         if self.trainer == "real":
             make_tiny_model(tiny)
-        tiny.mkdir(exist_ok=True)
+        else:
+            tiny.mkdir(exist_ok=True)
+            (tiny / "config.json").write_text("{}")
         with self.database.transaction() as session:
             if self.trainer == "real":
                 models.register_base(session, tiny, "tiny")
