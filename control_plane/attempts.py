@@ -10,11 +10,11 @@ from typing import Literal
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from control_plane import events, fences
+from control_plane import events, fences, removals
 from control_plane.database import dpo_now
 from control_plane.job_states import State, move
 from control_plane.tables import Attempt, Checkpoint, Job, Json
-from dpo_core.run_directory import Failure
+from dpo_core.run_directory import CHECKPOINT_UNREADABLE, Failure
 
 Outcome = Literal["succeeded", "stopped", "failed", "cancelled", "lost"]
 
@@ -66,8 +66,10 @@ def end_unbegun(session: Session, job: Job, failure: Failure, *, retry_seconds: 
     """Ends an attempt whose worker could not even begin it, such as where its storage is away.
 
     That tells of the worker and not of the job, so it doesn't count towards its attempts. The job waits ever longer,
-    and fails when nobody could begin it for UNBEGUN: what it needs may be gone for good.
+    and fails when nobody could begin it for UNBEGUN: what it needs may be gone for good. Where that is the state to
+    resume from, and there is one before it, the job goes on from there instead.
     """
+    unreadable = failure.code == CHECKPOINT_UNREADABLE
     failure = failure.model_copy(update={"code": NOT_BEGUN})
     attempt = end(session, job, "failed", failure)
     mine, begun = Attempt.job_id == job.id, func.coalesce(Attempt.error["code"].astext, "") != NOT_BEGUN
@@ -75,6 +77,11 @@ def end_unbegun(session: Session, job: Job, failure: Failure, *, retry_seconds: 
     tries = select(func.count(), func.min(Attempt.started_at)).where(mine, Attempt.fence > last_begun)
     count, since = session.execute(tries).one()
     if count >= UNBEGUN_TRIES and attempt.ended_at is not None and attempt.ended_at - since > UNBEGUN:
+        states = session.scalars(resumable(job).limit(2)).all() if unreadable else []
+        if len(states) > 1:
+            removals.note_state(session, states[0])
+            _wait_again(session, job, failure, 0.0)
+            return
         message = (
             f"No worker could begin it in {count} tries since {since:%Y-%m-%d %H:%M} UTC; the last: {failure.message}"
         )

@@ -12,7 +12,7 @@ from control_plane.database import Database, dpo_now
 from control_plane.job_states import State
 from control_plane.leases import Claim
 from control_plane.tables import Event, Job
-from dpo_core.run_directory import Failure, Manifest
+from dpo_core.run_directory import CHECKPOINT_UNREADABLE, Failure, Manifest
 from tests.control_plane.rows import PROJECT, claim_one, create, read_job, set_clock_ahead, started
 
 RETRY_SECONDS = 8.0
@@ -178,6 +178,28 @@ def test_what_nobody_could_begin_for_half_a_day_fails(stocked: Database) -> None
     assert job.state == State.failed and job.error is not None
     assert job.error["code"] == "not_begun"
     assert f"No worker could begin it in {UNBEGUN_TRIES} tries since " in job.error["message"]
+
+
+def test_a_state_that_nobody_could_read_for_half_a_day_is_gone_round(stocked: Database) -> None:
+    claim, passed, steps = started(stocked), 0.0, []
+    with stocked.transaction() as session:
+        for step in (1, 2):
+            manifest = Manifest(step=step, kind="full", files=[])
+            publication.publish_checkpoint(session, claim, manifest, f"p{step}")
+    unreadable = Failure(kind="infrastructure", code=CHECKPOINT_UNREADABLE, message="It can't be read: EIO.")
+    for _ in range(UNBEGUN_TRIES + 1):
+        with stocked.transaction() as session:
+            results.fail(session, claim, unreadable, max_attempts=2, retry_seconds=RETRY_SECONDS)
+        if read_job(stocked, claim.job_id).state == State.failed:
+            break
+        passed += 3600
+        set_ahead(stocked, passed)
+        claim = claim_one(stocked)
+        with stocked.transaction() as session:
+            checkpoint = results.work_order(session, claim).checkpoint
+            steps.append(checkpoint.step if checkpoint else 0)
+    assert steps == [2] * (UNBEGUN_TRIES - 1) + [1]
+    assert read_job(stocked, claim.job_id).state == State.failed, "neither can be read"
 
 
 def test_tries_that_did_not_count_are_not_named_where_others_are_counted(stocked: Database) -> None:
