@@ -81,6 +81,7 @@ class Deployment(Seen):
         self.cables = {f"beside-{number}": cable for number, cable in enumerate(cables)}
         self.data = folder / "data"
         self.account = folder / "account.txt"
+        self.base_model = folder / "tiny"
         self.environment = {
             "DPO_LEASE_SECONDS": f"{size.lease_seconds:g}",
             "DPO_HEARTBEAT_SECONDS": f"{HEARTBEAT_SECONDS:g}",
@@ -132,7 +133,7 @@ class Deployment(Seen):
         self.service = Service(self.settings, url, (self.data / "api_key").read_text().strip(), self.data / "logs")
         # An API that is away for some seconds is part of the plan, so this client is patient.
         self.service.openai = self.service.openai.with_options(max_retries=20)
-        tiny = self.folder / "tiny"
+        tiny = self.base_model
         if self.trainer == "real":
             make_tiny_model(tiny)
         else:

@@ -1,4 +1,4 @@
-"""The disk is full, takes no writes, or gives back other bytes: storage and run directories on small tmpfs mounts."""
+"""The disk is full, takes no writes, gives back other bytes or lacks a model; storage and run directories on tmpfs."""
 
 from __future__ import annotations
 
@@ -95,6 +95,18 @@ def corrupt(scene: Scene) -> None:
     kill(scene.draw.choice(scene.ranks()))
 
 
+def lose_base_model(scene: Scene) -> None:
+    """A rank dies, and its successor can't be begun, for the mount with the base model is away for some seconds."""
+    folder = scene.deployment.base_model
+    away = folder.rename(folder.with_name(f"{folder.name} not mounted"))
+    try:
+        kill(scene.draw.choice(scene.ranks()))
+        pass_by(scene.draw.uniform(1.0, 3.0))
+    finally:
+        away.rename(folder)
+    scene.mark()
+
+
 def _flip_a_byte(path: Path, scene: Scene) -> None:
     """In a file of its own: the run directory may share the bytes of the old one."""
     content = bytearray(path.read_bytes())
@@ -123,6 +135,12 @@ FAULTS = [
         "a byte of a checkpoint is another",
         "it is noticed before anything is read of it, and the checkpoint before is used",
         struck(corrupt, another_attempt=True, earliest=10),
+        trainers=("stub", "real"),
+    ),
+    Fault(
+        "the base model's folder is away for a while",
+        "it is the worker's trouble and counts for nothing; the job goes on when the folder is back",
+        struck(lose_base_model, another_attempt=True, earliest=0),
         trainers=("stub", "real"),
     ),
 ]
