@@ -86,6 +86,15 @@ def carry_out(database: Database, storage: Storage) -> None:
             session.delete(removal)
 
 
+def undo(database: Database, storage: Storage, prefix: str, *more: str) -> None:
+    """What was stored there for a commit that was refused goes, and `more` that belongs to it. Not where `prefix` is
+    known: an earlier commit took place, though its answer was lost."""
+    with database.transaction() as session:
+        known = is_known(session, prefix)
+    for stored in () if known else (prefix, *more):
+        storage.delete_prefix(stored)
+
+
 def is_known(session: Session, prefix: str) -> bool:
     """Whether a row stands for what is stored there: a commit that was not answered is tried, and expected, again."""
     state = func.concat("private/", Checkpoint.job_id, "/", Checkpoint.fence, "/step-", Checkpoint.step)

@@ -64,9 +64,6 @@ def keep(database: Database, storage: Storage, key: str, path: Path, make_known:
             removals.keep(session, key)
             make_known(session)
     except (StaleFence, Conflict):
-        with database.transaction() as session:
-            known = removals.is_known(session, key)
-        if not known:
-            storage.delete(key)
+        removals.undo(database, storage, key)
         raise
     removals.carry_out(database, storage)

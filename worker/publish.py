@@ -197,10 +197,7 @@ def publish_stored(
             removals.keep(session, public, private)
             publication.publish_checkpoint(session, claim, manifest, public)
     except (StaleFence, Conflict):
-        with database.transaction() as session:
-            known = removals.is_known(session, public)
-        for prefix in () if known else (public, private):
-            storage.delete_prefix(prefix)
+        removals.undo(database, storage, public, private)
         raise
 
 
