@@ -18,7 +18,7 @@ from dpo_core.prepare_report import Disk
 from dpo_core.run_directory import Failure, Manifest
 
 ROOM_AGAIN = "room_again"
-RETRY_AFTER, LONGEST = timedelta(minutes=2), timedelta(hours=4)
+RETRY_AFTER, LONGEST = timedelta(seconds=15), timedelta(hours=4)
 """How long a job waits for more room than its estimate: at first, and at most. See `release`."""
 
 

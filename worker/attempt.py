@@ -13,6 +13,7 @@ from worker.inputs import collect
 from worker.publish import Publisher
 from worker.reference_shards import ReferenceShards
 from worker.relay import Relay
+from worker.room import more_than
 from worker.run_log import RunLog
 from worker.token_tables import TokenTables
 from worker.verdict import Ending
@@ -97,7 +98,7 @@ class Attempt(Work):
         """Of room to go on, after there was none."""
         if self._process is None and self._still_to_write:  # it was not begun
             return self._still_to_write
-        return self._tools.room.after_failure(self._run.path, self._still_to_write)
+        return more_than(self._room_at_end, self._run.path, self._still_to_write)
 
     @property
     def _busy(self) -> bool:

@@ -69,8 +69,9 @@ class Room:
         if needed > (free := self.free):
             raise NoRoom(needed, free)
 
-    def after_failure(self, run: Path, needed: int) -> int:
-        """How much room there must be to try again after a run ended for want of it: `needed`, by the estimate, and in
-        any case more than there will be without this run, which was not enough."""
-        own = sum(file.st_blocks * 512 for path in run.rglob("*") if (file := path.lstat()).st_nlink == 1)
-        return max(needed, int(MORE * (self.free + own)) + LEAST)
+
+def more_than(free: int, run: Path, needed: int) -> int:
+    """How much room there must be to try again after a run ended for want of it, when `free` bytes were left: `needed`,
+    by the estimate, and in any case more than there is without this run, which was not enough."""
+    own = sum(file.st_blocks * 512 for path in run.rglob("*") if (file := path.lstat()).st_nlink == 1)
+    return max(needed, int(MORE * (free + own)) + LEAST)

@@ -75,6 +75,7 @@ class Work(ABC):
         self._watch: Watch | None = None
         self._oom_kills_before = 0
         self._failure: Failure | None = None
+        self._room_at_end = 0
         self._hung: Failure | None = None
         self._holding = True
         self._stopping = False
@@ -174,16 +175,23 @@ class Work(ABC):
             logger.warning("%s: PostgreSQL doesn't answer, trying again: %s", self.id, error)
             self._not_before = time.monotonic() + RETRY_SECONDS
         except Exception as error:
+            first = self._failure is None
+            if first:
+                self._end()
             logger.exception("%s: error while %s", self.id, doing)
             self._not_before = time.monotonic() + RETRY_SECONDS
-            if self._failure is None:
+            if first:
                 self._failure = failure_of(error, doing, self.kind)
                 self.begun = self._process is not None or not isinstance(error, OSError)
                 if not self.begun:
                     self._tools.fitness.could_not_begin(self.id)
-                self._step = self._sweeping
             elif self._holding:
                 self.abandon("its failure could not be reported; its lease will run out")
+
+    def _end(self) -> None:
+        """Ends the run, if it has not ended, and remembers how much room there is before anybody makes more."""
+        self._room_at_end = self._tools.room.free
+        self._step = self._sweeping
 
     def _beat_and_hold(self) -> None:
         sent = time.monotonic()
@@ -224,9 +232,10 @@ class Work(ABC):
 
     def _running(self) -> None:
         if self._process is None or self._process.poll() is not None or time.monotonic() >= self._kill_at:
-            self._step = self._sweeping
+            self._end()
         elif self._watch is not None and (hung := self._watch.look()) is not None:
-            self._hung, self._step = hung, self._sweeping
+            self._hung = hung
+            self._end()
         elif time.monotonic() >= self._next_publish and not self._publish():
             self._next_publish = time.monotonic() + PUBLISH_SECONDS
 
