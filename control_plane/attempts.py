@@ -80,6 +80,7 @@ def end_unbegun(session: Session, job: Job, failure: Failure, *, retry_seconds: 
         states = session.scalars(resumable(job).limit(2)).all() if unreadable else []
         if len(states) > 1:
             removals.note_state(session, states[0])
+            attempt.error = failure.model_dump() | {"code": CHECKPOINT_UNREADABLE}  # the other one has its own UNBEGUN
             _wait_again(session, job, failure, 0.0)
             return
         message = (
@@ -125,7 +126,9 @@ def _in_vain(session: Session, job: Job, last: Failure) -> str:
     if count == 1:
         return f"1 attempt ended without a new checkpoint; the last: {last.message}"
     ended = select(Attempt.error["code"].astext).where(
-        Attempt.job_id == job.id, Attempt.outcome.in_(("lost", "failed")), Attempt.error["code"].astext != NOT_BEGUN
+        Attempt.job_id == job.id,
+        Attempt.outcome.in_(("lost", "failed")),
+        Attempt.error["code"].astext.not_in((NOT_BEGUN, CHECKPOINT_UNREADABLE)),
     )
     codes = Counter(session.scalars(ended.order_by(Attempt.fence.desc()).limit(count)))
     how = ", ".join(f"{times} times {code}" if times > 1 else f"once {code}" for code, times in codes.items())

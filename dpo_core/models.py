@@ -221,8 +221,14 @@ def save_model(start: Start, weights: dict[str, Tensor], run: RunSpec, folder: P
 
 def copy_companions(source: ModelSource, folder: Path) -> None:
     """Tokenizer, chat template and generation config: the files of `source` itself, those of an adapter before its
-    base's."""
+    base's.
+
+    Raises:
+        FileNotFoundError: a folder is not there any more. What is missing in it would be missing in the result.
+    """
     for start in filter(None, (source.base_path, source.path)):
+        if not any(start.glob("*config.json")):
+            raise FileNotFoundError(f"The folder of {source.id} has no config.json any more: {start}.")
         for name in COPIED:
             if (start / name).is_file():
                 shutil.copyfile(start / name, folder / name)

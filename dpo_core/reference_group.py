@@ -41,7 +41,11 @@ def reference_group(run: RunSpec) -> str | None:
 
 
 def weights_digest(source: ModelSource) -> str:
-    """One digest of the effective weights: of config.json and weights, for an adapter also of those of its base."""
+    """One digest of the effective weights: of config.json and weights, for an adapter also of those of its base.
+
+    Raises:
+        OSError: a folder is not there.
+    """
     folders = {"base": source.base_path, "model": source.path}
     files = [(role, path) for role, folder in folders.items() if folder is not None for path in _weights_in(folder)]
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
@@ -51,7 +55,10 @@ def weights_digest(source: ModelSource) -> str:
 
 
 def _weights_in(folder: Path) -> list[Path]:
-    return sorted([*folder.glob("*.safetensors"), *folder.glob("config.json"), *folder.glob("adapter_config.json")])
+    configs = [*folder.glob("config.json"), *folder.glob("adapter_config.json")]
+    if not configs:
+        raise FileNotFoundError(f"The model's folder has no config.json: {folder}.")
+    return sorted([*folder.glob("*.safetensors"), *configs])
 
 
 def form(run: RunSpec, source: ModelSource) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from control_plane.leases import Claim
 from control_plane.results import WorkOrder
 from control_plane.storage import Storage, state_prefix
 from control_plane.tables import Checkpoint, File, Model
+from dpo_core.failures import FULL
 from dpo_core.run_directory import MANIFEST, Manifest, RunDirectory, write_whole
 from dpo_core.spec import Device, ModelSource, RunSpec, TrainingSpec, WeighedFile
+from dpo_core.verification import unreadable
 
 
 def collect(
@@ -84,10 +87,19 @@ def _model(storage: Storage, model: Model, folder: Path) -> Path:
 
 def _checkpoint(storage: Storage, checkpoint: Checkpoint, folder: Path) -> Path:
     """The checkpoint as its trainer wrote it. Its manifest comes from PostgreSQL, not from storage: the trainer
-    compares the sha256 of every file with it before it reads anything, and so finds out what is not there, too."""
+    compares the sha256 of every file with it before it reads anything, and so finds out what is not there, too.
+
+    Raises:
+        RunError: kind `infrastructure`; storage can't be linked to, and doesn't let it be read.
+    """
     state = state_prefix(checkpoint.job_id, checkpoint.fence, checkpoint.step)
-    _fetch_all(storage, f"{checkpoint.storage_prefix}/model", folder / "model")
-    _fetch_all(storage, f"{state}/state", folder / "state")
+    try:
+        _fetch_all(storage, f"{checkpoint.storage_prefix}/model", folder / "model")
+        _fetch_all(storage, f"{state}/state", folder / "state")
+    except OSError as error:
+        if error.errno in (errno.ENOENT, *FULL):
+            raise
+        raise unreadable(folder, error) from error
     write_whole(folder / MANIFEST, Manifest.model_validate(checkpoint.manifest).model_dump_json())
     return folder
 

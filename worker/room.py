@@ -46,7 +46,10 @@ class Room:
             patience, answer = 0.0, self._asked
             if answer is None:
                 patience, answer = ANSWER_SECONDS, Future()
-                threading.Thread(target=self._measure, args=(answer,), name="room", daemon=True).start()
+                try:
+                    threading.Thread(target=self._measure, args=(answer,), name="room", daemon=True).start()
+                except RuntimeError:  # the host has no thread left; the next who asks begins anew
+                    return 0
             try:
                 return answer.result(patience)
             except OSError:  # TimeoutError is one, the disk's own as well as ours

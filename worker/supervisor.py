@@ -192,9 +192,9 @@ class Supervisor:
         return taken.check is not None and self._begin_check(taken.check, sent)
 
     def _begin_job(self, claim: leases.Claim, sent: float) -> bool:
-        def give_back(session: Session, failure: Failure) -> None:
-            most, more = self._settings.max_attempts, self._tools.room.free + LEAST
-            retry = self._settings.retry_seconds
+        def give_back(session: Session, failure: Failure, free: int) -> None:
+            most, retry = self._settings.max_attempts, self._settings.retry_seconds
+            more = free + LEAST
             results.fail(session, claim, failure, max_attempts=most, retry_seconds=retry, needs_bytes=more, begun=False)
 
         return self._begin(lambda: Attempt(self._tools, claim, sent), claim.job_id, give_back)
@@ -202,21 +202,22 @@ class Supervisor:
     def _begin_check(self, claim: checks.Claim, sent: float) -> bool:
         work = Merging if claim.kind == "merge" else Checking
 
-        def give_back(session: Session, failure: Failure) -> None:
+        def give_back(session: Session, failure: Failure, _: int) -> None:
             checks.fail(session, claim, failure, max_attempts=self._settings.max_attempts)
 
         return self._begin(lambda: work(self._tools, claim, sent), claim.check_id, give_back)
 
-    def _begin(self, make: Callable[[], Work], row_id: str, give_back: Callable[[Session, Failure], None]) -> bool:
-        """Whether the work was begun; without a run directory it is given back at once."""
+    def _begin(self, make: Callable[[], Work], row_id: str, give_back: Callable[[Session, Failure, int], None]) -> bool:
+        """Whether the work was begun; without a run directory it is given back, with the bytes that were free."""
         try:
             self._work.append(make())
             self.nudge()  # the round that took it has passed the others' work already
         except OSError as error:
+            free = self._tools.room.free
             logger.exception("%s: no run directory could be made", row_id)
             self._tools.fitness.could_not_begin(row_id)
             with suppress(StaleFence), self._database.transaction() as session:
-                give_back(session, failure_of(error, "making a run directory", "train"))
+                give_back(session, failure_of(error, "making a run directory", "train"), free)
             return False
         return True
 

@@ -7,6 +7,7 @@ import subprocess
 from typing import Literal
 
 from control_plane.errors import StorageFull
+from dpo_core.errors import RunError
 from dpo_core.failures import DISK_FULL_EXIT, FULL
 from dpo_core.run_directory import DISK_FULL, HOST_OUT_OF_MEMORY, RANK_LOST, Failure, RunDirectory, Status
 from worker.launch import Kind
@@ -25,7 +26,7 @@ OUT_OF_HOST_MEMORY = Failure(
 
 def failure_of(error: BaseException, doing: str, kind: Kind) -> Failure:
     """The Failure for an error on the worker's own side, while it was `doing` something for work of that kind."""
-    if isinstance(error, NoRoom):
+    if isinstance(error, NoRoom | RunError):
         return error.failure
     if isinstance(error, StorageFull) or (isinstance(error, OSError) and error.errno in FULL):
         where = "The storage is" if isinstance(error, StorageFull) else "The worker's disk is"

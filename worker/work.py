@@ -190,8 +190,8 @@ class Work(ABC):
 
     def _end(self) -> None:
         """Ends the run, if it has not ended, and remembers how much room there is before anybody makes more."""
-        self._room_at_end = self._tools.room.free
         self._step = self._sweeping
+        self._room_at_end = self._tools.room.free
 
     def _beat_and_hold(self) -> None:
         sent = time.monotonic()

@@ -27,9 +27,10 @@ def release(database: Database, free: int) -> list[str]:
         return room.release(session, free)
 
 
-def let_time_pass(database: Database, minutes: int) -> None:
+def let_time_pass(database: Database, times: int) -> None:
+    """So many times as long, in all, as the first wait."""
     with database.transaction() as session:
-        set_clock_ahead(session, 60.0 * minutes)
+        set_clock_ahead(session, times * room.RETRY_AFTER.total_seconds())
 
 
 def test_a_job_goes_on_once_there_is_as_much_room_as_it_waits_for(stocked: Database) -> None:
@@ -44,19 +45,19 @@ def test_room_that_was_made_before_anybody_measured_is_not_asked_for_twice(stock
     """It waits for more than was free then, which was plenty: its estimate decides after a while."""
     job_id = stopped(stocked, 21 * GIGABYTE, estimate=GIGABYTE)
     assert release(stocked, 20 * GIGABYTE) == []
-    let_time_pass(stocked, 3)
+    let_time_pass(stocked, 2)
     assert release(stocked, GIGABYTE // 2) == [], "the estimate doesn't fit"
     assert release(stocked, 20 * GIGABYTE) == [job_id]
 
 
 def test_a_job_whose_estimate_is_too_low_is_tried_ever_less_often(stocked: Database) -> None:
     job_id = stopped(stocked, 21 * GIGABYTE, estimate=GIGABYTE)
-    let_time_pass(stocked, 3)
+    let_time_pass(stocked, 2)
     assert release(stocked, 20 * GIGABYTE) == [job_id]
     claim = claim_one(stocked)
     with stocked.transaction() as session:
         results.fail(session, claim, FULL, max_attempts=5, needs_bytes=21 * GIGABYTE)
-    let_time_pass(stocked, 6)
-    assert release(stocked, 20 * GIGABYTE) == [], "three minutes are not enough this time"
-    let_time_pass(stocked, 12)
+    let_time_pass(stocked, 5)
+    assert release(stocked, 20 * GIGABYTE) == [], "three times as long is not enough this time"
+    let_time_pass(stocked, 8)
     assert release(stocked, 20 * GIGABYTE) == [job_id]

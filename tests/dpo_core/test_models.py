@@ -79,3 +79,13 @@ def test_an_adapter_in_bfloat16_keeps_the_rotary_frequencies_in_float32(base: Pa
         assert found.keys() == expected.keys()
         assert all(found[name].dtype == buffer.dtype == torch.float32 for name, buffer in expected.items())
         assert all(torch.equal(found[name], buffer) for name, buffer in expected.items())
+
+
+def test_no_model_is_published_without_its_tokenizer_where_the_bases_folder_is_gone(base: Path, tmp_path: Path) -> None:
+    """Its mount goes away while the run trains."""
+    run = run_of(base)
+    start = load_start(run, torch.float32)
+    base.rename(tmp_path / "not mounted")
+    base.mkdir()
+    with pytest.raises(FileNotFoundError, match="The folder of m has no"):
+        published(start, run, tmp_path / "out")

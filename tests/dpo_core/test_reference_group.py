@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dpo_core.reference_group import reference_group
+from dpo_core.reference_group import reference_group, weights_digest
 from dpo_core.spec import ModelSource, RunSpec, TrainingSpec
 
 
@@ -82,3 +82,9 @@ def test_a_named_model_shares_with_jobs_that_start_from_it(base: Path, adapter: 
 def test_a_run_without_a_reference_has_no_group(base: Path) -> None:
     assert group(base, method="supervised") is None
     assert group(base, loss="simpo", reference="none") is None
+
+
+def test_weights_that_are_not_there_have_no_digest(base: Path, adapter: Path) -> None:
+    (base / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has no config"):
+        weights_digest(ModelSource(id="m", path=adapter, base_path=base))

@@ -26,13 +26,16 @@ WHOLE: dict[str, tuple[int, dict[str, Any]]] = {
 Resumed = tuple[str, int, int]
 """What goes on from step 3 of a whole run: its name, and the ranks and the ZeRO stage then."""
 
-MORE_RANKS_AND_FEWER: list[Resumed] = [("full, 1 rank, stage 2", 2, 3), ("full, 2 ranks, stage 3", 1, 1)]
+MORE_RANKS_AND_FEWER: list[Resumed] = [
+    ("full, 1 rank, stage 2", 2, 3),
+    ("full, 2 ranks, stage 3", 1, 1),
+    ("dropout, 2 ranks, stage 1", 1, 0),
+]
 OTHERS: list[Resumed] = [
     ("lora, 1 rank, stage 0", 2, 1),
     ("full, 2 ranks, stage 3", 2, 2),
     ("full, 2 ranks, stage 2", 1, 0),
     ("lora, 2 ranks, stage 3", 1, 0),
-    ("dropout, 2 ranks, stage 1", 1, 0),
 ]
 
 
@@ -45,13 +48,13 @@ OTHERS: list[Resumed] = [
 )
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str | Resumed, RunDirectory]:
     """Those of some resumptions, and the whole runs that they go on from."""
-    resumptions: list[Resumed] = request.param
+    some: list[Resumed] = request.param
     workshop = Workshop(tmp_path_factory.mktemp("layouts"))
     whole, resumed = {}, {}
-    for name in dict.fromkeys(name for name, _, _ in resumptions):
+    for name in dict.fromkeys(name for name, _, _ in some):
         ranks, training = WHOLE[name]
         whole[name] = workshop.make(name, ranks=ranks, training=training)
-    for name, ranks, stage in resumptions:
+    for name, ranks, stage in some:
         resumed[name, ranks, stage] = workshop.make(
             f"{name}, then {ranks} and {stage}",
             ranks=ranks,

@@ -3,14 +3,16 @@ before."""
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from control_plane import pauses
-from control_plane.storage import state_prefix
+from control_plane.storage import DirectoryStorage, state_prefix
 from tests.stub_trainer import chain
-from tests.worker.stubs import World, stub_programs, supervisor
+from tests.worker.stubs import World, eventually, stub_programs, supervisor
 from tests.worker.test_hangs import event
 
 
@@ -103,3 +105,27 @@ def test_both_are_damaged_and_the_job_begins_again(world: World) -> None:
         goes_on(world, job_id)
     assert world.codes(job_id).count("checkpoint_corrupt") == 2
     assert world.outcomes(job_id)[2:] == [("train", "failed"), ("train", "failed"), ("train", "succeeded")]
+
+
+def test_a_state_that_the_worker_cannot_read_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where run directories can't link to storage the worker reads it: a network's disk that is late is no damage."""
+    fetch, late = DirectoryStorage.fetch, True
+
+    def late_for_states(storage: DirectoryStorage, key: str, path: Path) -> None:
+        if late and "/state/" in key:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fetch(storage, key, path)
+
+    monkeypatch.setattr(DirectoryStorage, "fetch", late_for_states)
+    settings = world.settings.model_copy(update={"max_attempts": 1, "retry_seconds": 0.1})
+    with supervisor(settings, stub_programs(["--hold-at=3", f"--until={world.go}"])):
+        job_id = paused_at_3(world)
+        world.go.touch()
+        with world.database.transaction() as session:
+            pauses.resume(session, world.project_id, job_id)
+        eventually(lambda: world.codes(job_id).count("not_begun") > 1, "it is tried again")
+        assert "can't be read, to resume from it" in event(world, job_id, "not_begun").message
+        late = False
+        world.reaches(job_id, "succeeded", "failed")
+    assert world.state(job_id) == "succeeded" and world.row(job_id).fruitless_attempts == 0
+    assert world.measured(job_id) == list(range(6)), "it went on from the newest state"

@@ -82,8 +82,8 @@ def test_room_that_was_made_at_once_is_not_asked_for_again(
     with supervisor(small.settings, stub_programs(["--hold-at=3", f"--until={small.go}"])):
         job_id = small.job()
         small.held(job_id, step=2)
-        ballast = fill(disk)
-        eventually(lambda: "error while renewing the lease" in caplog.text, "the worker met it")
+        ballast = disk / "ballast"
+        eventually(lambda: fill(disk) and "error while renewing the lease" in caplog.text, "the worker met it")
         ballast.unlink()
         small.go.touch()
         small.reaches(job_id, "succeeded", "failed")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from control_plane.attempts import resumable
+from control_plane.attempts import NOT_BEGUN, resumable
 from control_plane.storage import state_prefix
 from control_plane.tables import Job
 from tests.faults.fault import Fault, struck
@@ -96,15 +96,27 @@ def corrupt(scene: Scene) -> None:
 
 
 def lose_base_model(scene: Scene) -> None:
-    """A rank dies, and its successor can't be begun, for the mount with the base model is away for some seconds."""
-    folder = scene.deployment.base_model
+    """A rank dies, and its successor can't be begun, for the mount with the base model is away until that is seen."""
+    folder, before = scene.deployment.base_model, _fruitless(scene)
     away = folder.rename(folder.with_name(f"{folder.name} not mounted"))
     try:
         kill(scene.draw.choice(scene.ranks()))
-        pass_by(scene.draw.uniform(1.0, 3.0))
+        poll_until(lambda: _not_begun(scene), "the next attempt is not begun", every=0.1)
     finally:
         away.rename(folder)
     scene.mark()
+    assert _fruitless(scene) <= before + 1, "only the one with the rank that died counts"
+
+
+def _fruitless(scene: Scene) -> int:
+    return scene.deployment.ask(lambda session: session.get_one(Job, scene.job_id).fruitless_attempts)
+
+
+def _not_begun(scene: Scene) -> bool:
+    if scene.deployment.is_over(scene.job_id):
+        raise Missed
+    ended = scene.deployment.attempts(scene.job_id)[-1].error
+    return ended is not None and ended["code"] == NOT_BEGUN
 
 
 def _flip_a_byte(path: Path, scene: Scene) -> None:
