@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -96,12 +97,16 @@ def corrupt(scene: Scene) -> None:
 
 
 def lose_base_model(scene: Scene) -> None:
-    """A rank dies, and its successor can't be begun, for the mount with the base model is away until that is seen."""
+    """A rank dies, and its successor can't be begun, for the mount with the base model is away until that is seen.
+
+    Or for five seconds: what the dead attempt has left to publish names the model's digest, and waits for it, too.
+    """
     folder, before = scene.deployment.base_model, _fruitless(scene)
     away = folder.rename(folder.with_name(f"{folder.name} not mounted"))
     try:
         kill(scene.draw.choice(scene.ranks()))
-        poll_until(lambda: _not_begun(scene), "the next attempt is not begun", every=0.1)
+        until = time.monotonic() + 5.0
+        poll_until(lambda: _not_begun(scene) or time.monotonic() > until, "the next attempt is not begun", every=0.1)
     finally:
         away.rename(folder)
     scene.mark()
