@@ -92,7 +92,10 @@ class Seen:
 
     def attempt(self, job_id: str) -> RunDirectory | None:
         """The newest attempt's run directory, if there is one."""
-        folders = (self.service.runs / job_id).glob("[0-9]*")
+        try:
+            folders = list((self.service.runs / job_id).iterdir())
+        except FileNotFoundError:
+            return None
         newest = max(folders, key=lambda folder: int(folder.name), default=None)
         return RunDirectory(newest) if newest else None
 
