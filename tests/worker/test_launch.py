@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -136,6 +137,24 @@ def test_a_directory_is_a_leftover_only_when_its_owner_died(tmp_path: Path) -> N
     (left,) = folders.leftovers()
     folders.remove(left)
     assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
+
+
+def test_directories_that_another_worker_removes_disturb_nobody_who_looks_for_leftovers(tmp_path: Path) -> None:
+    owner, looking, over = RunFolders(tmp_path), RunFolders(tmp_path), threading.Event()
+
+    def come_and_go() -> None:
+        fence = 0
+        while not over.is_set():
+            fence += 1
+            owner.remove(owner.make(f"ftjob-{fence % 7}", fence))
+
+    busy = threading.Thread(target=come_and_go)
+    busy.start()
+    try:
+        assert [left for _ in range(5000) for left in looking.leftovers()] == []
+    finally:
+        over.set()
+        busy.join()
 
 
 def test_slots_are_taken_and_come_back() -> None:
