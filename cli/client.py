@@ -27,6 +27,8 @@ def connected() -> Iterator[OpenAI]:
     Every refusal and every broken connection in the block becomes a CommandFailed of one line.
     """
     settings = _settings()
+    if settings.base_url is None and settings.api_key is None:
+        raise CommandFailed(f"no service runs in {default_data()}, and OPENAI_BASE_URL is not set; {_way_in()}")
     if settings.base_url is None or settings.api_key is None:
         missing = "OPENAI_BASE_URL" if settings.base_url is None else "OPENAI_API_KEY"
         raise CommandFailed(f"{missing} is not set in the environment; {_way_in()}")

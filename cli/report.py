@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from urllib.parse import quote
 
 import typer
@@ -12,7 +13,9 @@ from rich.console import Console
 from cli.answers import answer
 from cli.client import connected
 from cli.columns import columns_of
+from cli.errors import CommandFailed
 from cli.tables import show
+from cli.words import command
 from dpo_core.data.file_report import FileReport, Statistics, TokenReport
 from dpo_core.data.problems import lines_in_words, problem_in_words, rows_in_words
 from dpo_core.prepare_report import Lengths
@@ -22,6 +25,9 @@ COLUMNS = ("", "mean", "median", "90 %", "99 %", "longest")
 
 def report(file_id: str, model: str | None, columns: Sequence[str], console: Console) -> None:
     """Prints the file's report, with what `model` makes of it. Raises CommandFailed where there is none."""
+    if Path(file_id).exists():
+        wanted = f"`{command('files', 'add', file_id)}` prints one, `{command('validate', file_id)}` needs none"
+        raise CommandFailed(f"{file_id} is a file here; a report is of an uploaded one, by its id: {wanted}")
     params: dict[str, object] = {"model": model} if model else {}
     if columns:
         params["columns"] = json.dumps(columns_of(columns))

@@ -132,7 +132,7 @@ class _Watcher:
             return "waiting until a worker has read and checked the data"
         if job.status == "running":
             return "waiting for the first step: the trainer loads the model"
-        again = " to go on from the last checkpoint" if self._trained else ""
+        again = " to go on" if self._trained else ""
         return f"waiting for a worker with {gpus} free {'slot' if gpus == 1 else 'slots'}{again}"
 
 

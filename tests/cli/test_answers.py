@@ -70,6 +70,13 @@ def test_a_report_by_the_files_own_names(client: OpenAI, working: None, dpo: Dpo
     assert done.stdout.startswith("JSONL; a prompt with two answers: 1 row\n1 row: 1 pairs, ")
 
 
+def test_a_report_of_a_file_that_was_not_uploaded(dpo: Dpo, tmp_path: Path) -> None:
+    (path := tmp_path / "pairs.jsonl").write_text("{}")
+    done = dpo("report", path)
+    assert done.returncode == 1 and done.stdout == ""
+    assert f"{path} is a file here; " in done.stderr and f" files add {path}` prints one" in done.stderr
+
+
 def test_a_report_of_nothing(dpo: Dpo) -> None:
     done = dpo("report", "file-none")
     assert (done.returncode, done.stdout) == (1, "")

@@ -173,6 +173,8 @@ def test_without_exports_the_running_embedded_service_is_meant(tmp_path: Path, m
     for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DPO_DATA", str(tmp_path))
+    with pytest.raises(CommandFailed, match=f"no service runs in {tmp_path}, "), cli.client.connected():
+        pass
     folder = DataFolder(tmp_path)
     folder.keep_key("sk-dpo-of-the-folder")
     folder.announce("http://127.0.0.1:8000/v1")
