@@ -61,6 +61,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def configs(folder: Path) -> list[Path]:
+    """config.json of a model, adapter_config.json of an adapter.
+
+    Raises:
+        FileNotFoundError: neither is there; a mount that went away leaves an empty folder.
+    """
+    found = [folder / name for name in ("config.json", "adapter_config.json") if (folder / name).is_file()]
+    if not found:
+        raise FileNotFoundError(f"The model's folder has no config.json any more: {folder}.")
+    return found
+
+
 def model_facts(model: ModelSource) -> ModelFacts:
     """Facts of `model`; an adapter's are those of its base.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dpo_core.errors import user_error
-from dpo_core.model_folder import read_json
+from dpo_core.model_folder import configs, read_json
 from dpo_core.spec import LoraSpec, ModelSource, RunSpec
 
 if TYPE_CHECKING:
@@ -227,8 +227,7 @@ def copy_companions(source: ModelSource, folder: Path) -> None:
         FileNotFoundError: a folder is not there any more. What is missing in it would be missing in the result.
     """
     for start in filter(None, (source.base_path, source.path)):
-        if not any(start.glob("*config.json")):
-            raise FileNotFoundError(f"The folder of {source.id} has no config.json any more: {start}.")
+        configs(start)  # raises
         for name in COPIED:
             if (start / name).is_file():
                 shutil.copyfile(start / name, folder / name)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
+from dpo_core.model_folder import configs
 from dpo_core.run_directory import sha256_of
 from dpo_core.spec import ModelSource, RunSpec
 
@@ -55,10 +56,7 @@ def weights_digest(source: ModelSource) -> str:
 
 
 def _weights_in(folder: Path) -> list[Path]:
-    configs = [*folder.glob("config.json"), *folder.glob("adapter_config.json")]
-    if not configs:
-        raise FileNotFoundError(f"The model's folder has no config.json: {folder}.")
-    return sorted([*folder.glob("*.safetensors"), *configs])
+    return sorted([*folder.glob("*.safetensors"), *configs(folder)])
 
 
 def form(run: RunSpec, source: ModelSource) -> str:

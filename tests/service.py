@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ class Service:
 
     def nothing_left(self) -> None:
         poll_until(lambda: not self.trainers(), "no trainer process is left")
-        poll_until(lambda: not list(self.runs.glob("*/*")), "no run directory is left")
+        poll_until(lambda: not glob("*/*", root_dir=self.runs), "no run directory is left")  # noqa: PTH207 - see folders.py
 
     def log(self, name: str) -> str:
         return (self.logs / f"{name}.log").read_text(errors="replace")

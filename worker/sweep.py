@@ -50,6 +50,8 @@ def alive(process: psutil.Process) -> bool:
         return process.is_running() and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
     except psutil.NoSuchProcess:
         return False
+    except FileNotFoundError:  # psutil lets it through where another one takes the pid: the next look tells
+        return True
 
 
 def _family(launched: int | None) -> list[psutil.Process]:
@@ -58,9 +60,12 @@ def _family(launched: int | None) -> list[psutil.Process]:
         return []
     try:
         root = psutil.Process(launched)
-        return [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+    try:
+        return [root, *root.children(recursive=True)]
+    except (psutil.NoSuchProcess, FileNotFoundError):  # as in `alive`
+        return [root]
 
 
 def _marked(folder: Path) -> Iterator[psutil.Process]:

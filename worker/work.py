@@ -175,18 +175,16 @@ class Work(ABC):
             logger.warning("%s: PostgreSQL doesn't answer, trying again: %s", self.id, error)
             self._not_before = time.monotonic() + RETRY_SECONDS
         except Exception as error:
-            first = self._failure is None
-            if first:
-                self._end()
-            logger.exception("%s: error while %s", self.id, doing)
             self._not_before = time.monotonic() + RETRY_SECONDS
-            if first:
+            if self._failure is None:
+                self._end()
                 self._failure = failure_of(error, doing, self.kind)
                 self.begun = self._process is not None or not isinstance(error, OSError)
                 if not self.begun:
                     self._tools.fitness.could_not_begin(self.id)
             elif self._holding:
                 self.abandon("its failure could not be reported; its lease will run out")
+            logger.exception("%s: error while %s", self.id, doing)
 
     def _end(self) -> None:
         """Ends the run, if it has not ended, and remembers how much room there is before anybody makes more."""

@@ -87,5 +87,5 @@ def test_no_model_is_published_without_its_tokenizer_where_the_bases_folder_is_g
     start = load_start(run, torch.float32)
     base.rename(tmp_path / "not mounted")
     base.mkdir()
-    with pytest.raises(FileNotFoundError, match="The folder of m has no"):
+    with pytest.raises(FileNotFoundError, match="The model's folder has no config"):
         published(start, run, tmp_path / "out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from glob import glob
 from http import HTTPStatus
 from typing import Any, NamedTuple, TypeVar
 
@@ -92,12 +93,9 @@ class Seen:
 
     def attempt(self, job_id: str) -> RunDirectory | None:
         """The newest attempt's run directory, if there is one."""
-        try:
-            folders = list((self.service.runs / job_id).iterdir())
-        except FileNotFoundError:
-            return None
-        newest = max(folders, key=lambda folder: int(folder.name), default=None)
-        return RunDirectory(newest) if newest else None
+        fences = glob("[0-9]*", root_dir=self.service.runs / job_id)  # noqa: PTH207 - Path.glob fails where it goes meanwhile
+        newest = max(fences, key=int, default=None)
+        return RunDirectory(self.service.runs / job_id / newest) if newest else None
 
     def reached(self, job_id: str) -> tuple[int, int]:
         """The newest attempt's fence, and the last step that it measured; -1 before its first."""
@@ -137,7 +135,7 @@ class Seen:
 
     def _process(self, worker: Worker) -> psutil.Process | None:
         """If it lives; another process may have its pid by now."""
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError):  # the last: see worker/sweep.py
             process = psutil.Process(worker.pid)
             ours = process.environ().get("DPO_RUNS_DIR") == str(self.service.runs)
             return process if ours and alive(process) else None

@@ -123,6 +123,26 @@ def test_sweep_spares_a_process_that_only_got_a_recorded_pid(run: RunDirectory) 
         stranger.kill()
 
 
+def test_a_pid_that_another_process_takes_while_it_is_looked_at_is_looked_at_again(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """psutil raises a bare FileNotFoundError then; a storm of processes shows it once in half an hour."""
+    taken = [FileNotFoundError("/proc/1/stat")]
+    looked = psutil.Process.is_running
+
+    def is_running(process: psutil.Process) -> bool:
+        if taken:
+            raise taken.pop()
+        return looked(process)
+
+    with subprocess.Popen([sys.executable, "-c", SLEEPER]) as process:
+        sweep = Sweep(run)
+        monkeypatch.setattr(psutil.Process, "is_running", is_running)
+        assert not sweep.kill(process.pid), "it may live"
+        process.wait(timeout=DEADLINE_SECONDS)
+        assert sweep.kill(None)
+
+
 def test_a_directory_is_a_leftover_only_when_its_owner_died(tmp_path: Path) -> None:
     owner = (
         "import sys, time; from pathlib import Path; from worker.folders import RunFolders\n"
