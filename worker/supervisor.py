@@ -108,8 +108,8 @@ class Supervisor:
         folders, storage = self._tools.folders, self._tools.storage
         leftovers.clear_away(self._database, folders, storage, until=lambda: self._stops_asked > 0)
         while (self._work or not self._stops_asked) and time.monotonic() < self._leave_at:
+            self._wait()  # before the round: with its last work this worker leaves, and nobody would call any more
             self._round()
-            self._wait()
         self._housekeeping.say_goodbye()
         in_order = not self._work and self._all_done()
         self._tools.pool.shutdown(wait=in_order, cancel_futures=True)
