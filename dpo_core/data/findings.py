@@ -25,6 +25,7 @@ FindingCode = Literal[
     "tool_calls_dropped",
     "tools_dropped",
     "turn_changed",
+    "unknown_token",
 ]
 
 FINDINGS: dict[FindingCode, str] = {
@@ -52,6 +53,8 @@ FINDINGS: dict[FindingCode, str] = {
     "tools_dropped": "The chat template left out the row's `tools`: the model doesn't see which functions there are. "
     "Give a `chat_template` that writes them.",
     "turn_changed": "The chat template left out or changed the text of a turn (the thinking of earlier turns, often).",
+    "unknown_token": "The tokenizer doesn't know some of the text: it is read as the unknown token, and what it said "
+    "is lost. Check that the model is made for this language and script.",
 }
 
 Render = Callable[[Sequence[Message], JsonText | None], str]

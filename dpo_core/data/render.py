@@ -56,6 +56,8 @@ class Renderer:
         self.encoder = Encoder(self.tokenizer, self._sample_opening())
         special = [token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special]
         self._special = re.compile("|".join(map(re.escape, special)) or "(?!)")
+        unknown = tokenizer_files.unknown_token(folder, self.tokenizer)
+        self._unknown = None if unknown in self._ends else unknown
         self._blank: dict[int, bool] = {}
         self._seen = Tally()
 
@@ -143,6 +145,8 @@ class Renderer:
                 found.add("doubled_bos")
             if self._has_special(answer.turns[answer.prompt :]):
                 found.add("special_token_in_text")
+            if self._unknown in tokens:
+                found.add("unknown_token")
             if self.template is not None:
                 self._refuse_end_inside(answer)
                 found |= set(self._of_answer(texts, answer))

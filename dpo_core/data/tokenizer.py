@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import Unigram
 
 from dpo_core.errors import user_error
 from dpo_core.model_folder import read_json
@@ -87,3 +88,10 @@ def end_tokens(folder: Path, tokenizer: Tokenizer) -> list[int]:
         given = read_json(folder / name).get("eos_token_id")
         ends.extend(given if isinstance(given, list) else [given])
     return list(dict.fromkeys(end for end in ends if end is not None))
+
+
+def unknown_token(folder: Path, tokenizer: Tokenizer) -> int | None:
+    """Id of what stands for text that the tokenizer doesn't know; None where it knows all, as byte-level ones do."""
+    model = tokenizer.model
+    named = special_tokens(folder).get("unk_token") if isinstance(model, Unigram) else getattr(model, "unk_token", None)
+    return None if named is None else tokenizer.token_to_id(named)

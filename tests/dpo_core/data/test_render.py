@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from dpo_core.data.formats import read_rows
 from dpo_core.data.options import ReadOptions
@@ -119,6 +119,35 @@ def test_special_tokens_in_text_are_reported_once_a_row(folder: Path) -> None:
     renderer = Renderer(folder)
     renderer.pair(Pair(7, "q<|im_start|>", "a<|im_start|>", "b"))
     assert codes(renderer) == {"special_token_in_text": 1}
+
+
+WORDS = {"<unk>": 0, "</s>": 1, "two": 2, "four": 3}
+SCORES = [(word, -float(place)) for word, place in WORDS.items()]
+
+
+@pytest.mark.parametrize(
+    ("model", "named", "lines"),
+    [
+        (models.WordLevel(WORDS, unk_token="<unk>"), {}, [2, 3]),
+        (models.WordPiece(WORDS, unk_token="<unk>"), {}, [2, 3]),
+        (models.Unigram(SCORES, unk_id=0), {"unk_token": "<unk>"}, [2, 3]),
+        # what ends a text stands for nothing unknown, though some files call it so
+        (models.WordLevel(WORDS, unk_token="</s>"), {}, []),
+    ],
+)
+def test_text_that_the_tokenizer_does_not_know_is_reported(
+    tmp_path: Path, model: models.Model, named: dict[str, str], lines: list[int]
+) -> None:
+    make_tokenizer(tmp_path, chat_template=None)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    configure(tmp_path, eos_token="</s>", pad_token="</s>", **named)
+    renderer = Renderer(tmp_path)
+    rows = [("two", " four", " two"), ("two", " four", " vier"), ("zwei", " four", " two")]
+    renderer.pairs([Pair(line, *texts, row=line) for line, texts in enumerate(rows, 1)])
+    found = {finding.code: finding.lines for finding in renderer.take_findings()}
+    assert found.get("unknown_token", []) == lines
 
 
 def test_a_doubled_begin_of_text_is_removed(folder: Path, tmp_path: Path) -> None:
