@@ -47,6 +47,9 @@ STATUS: dict[type[ServiceError], HTTPStatus] = {
     StorageFull: HTTPStatus.INSUFFICIENT_STORAGE,
 }
 
+INFERENCE = ("/v1/chat/", "/v1/completions", "/v1/responses", "/v1/embeddings")
+"""What OpenAI's clients also ask for."""
+
 
 class ErrorBody(BaseModel):
     message: str
@@ -117,7 +120,11 @@ def _http_error(request: Request, failure: Exception) -> JSONResponse:
     error = cast(HTTPException, failure)
     where = f"{request.method} {request.url.path}"
     if error.status_code == 404:
-        return envelope(404, f"There is no route {where}. The API's routes begin with /v1.", code="unknown_url")
+        message = f"There is no route {where}; GET /openapi.json lists those that there are."
+        if request.url.path.startswith(INFERENCE):
+            message = f"There is no route {where}: this service trains models, and a server such as vLLM runs them. "
+            message += "`dpo download MODEL` fetches one."
+        return envelope(404, message, code="unknown_url")
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
         response = envelope(405, f"{where} is not possible; this URL takes {allowed}.", code="method_not_allowed")

@@ -185,7 +185,7 @@ def list_metrics(
     services: ServicesOf,
     caller: CallerOf,
     *,
-    split: str | None = None,
+    split: Literal["train", "validation"] | None = None,
     after_step: int | None = None,
     form: Annotated[Literal["json", "csv"], Query(alias="format")] = "json",
 ) -> MetricsList | StreamingResponse:

@@ -29,7 +29,12 @@ def error_of(answer: httpx2.Response, status: int) -> dict[str, str | None]:
 
 def test_routes_and_methods(http: httpx2.Client) -> None:
     assert error_of(http.get("/v1/nothing"), 404)["code"] == "unknown_url"
-    assert error_of(http.get("/"), 404)["code"] == "unknown_url"
+    unknown = error_of(http.get("/"), 404)
+    assert (unknown["code"], unknown["message"]) == (
+        "unknown_url",
+        "There is no route GET /; GET /openapi.json lists those that there are.",
+    )
+    assert "vLLM" in (error_of(http.post("/v1/chat/completions", json={}), 404)["message"] or "")
     answer = http.put("/v1/files")
     assert "POST" in (error_of(answer, 405)["message"] or "")
     assert "POST" in answer.headers["allow"]

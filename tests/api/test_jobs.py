@@ -27,6 +27,7 @@ from control_plane.tables import ApiKey, Job
 from dpo_core.run_directory import Failure
 from dpo_core.spec import TrainingSpec
 from tests.api.conftest import Api
+from tests.api.test_errors import error_of
 from tests.control_plane.model_folders import make_folder
 from tests.service import poll_until
 
@@ -308,7 +309,8 @@ def test_metrics(http: httpx2.Client, request_body: dict[str, Any], database: Da
     rows = list(csv.DictReader(answer.text.splitlines()))
     assert rows[0] == {"split": "train", "step": "1", "loss": "0.5", "lr": "1e-06"}
     assert rows[2] == {"split": "validation", "step": "2", "loss": "0.75", "lr": ""}
-    assert http.get(url, params={"format": "xml"}).json()["error"]["param"] == "format"
+    for name in ("format", "split"):
+        assert error_of(http.get(url, params={name: "other"}), 400)["param"] == name
 
 
 def test_another_projects_job_is_not_there(
