@@ -76,6 +76,9 @@ class Run(BaseModel):
     progress: Progress
     eta: int | None
     """Unix second at which training will be done at its present speed."""
+    lease_until: int | None
+    """Unix second until which its worker has it; a worker that is well renews that every few seconds. Then another one
+    goes on with it. None while no worker has it."""
     attempt: int
     """How often its training was begun; 0 before the first time, 1 for a job that trained in one go."""
     best: BestCheckpoint | None
@@ -192,6 +195,7 @@ def _run(job: Job, state: State, finish: int | None) -> Run:
         state=state,
         progress=Progress(step=job.progress.get("step", 0), total_steps=total_steps),
         eta=finish,
+        lease_until=_seconds(job.lease_until),
         attempt=job.training_attempts,
         best=BestCheckpoint.model_validate({"model": best_name(job.result_name), **job.best}) if job.best else None,
         sweep_id=job.sweep_id,

@@ -13,7 +13,7 @@ from rich.console import Console
 from cli.client import connected, reason
 from cli.errors import CommandFailed
 from cli.job_view import NAMES, JobView, job_view, progress
-from cli.words import command, duration
+from cli.words import clock, command, duration
 
 T = TypeVar("T")
 
@@ -22,6 +22,8 @@ POLL_SECONDS = 0.5
 LONGEST_PAUSE = 10.0
 PATIENCE = 600.0
 """Seconds without an answer after which a watcher gives up; the job itself doesn't need us."""
+SILENT_SECONDS = 10.0
+"""Without news from a job's worker, which sends some every two (DPO_HEARTBEAT_SECONDS), until the watcher is told."""
 MARGIN = 20
 """Steps before the newest one of which measurements are asked for: they may be stored a moment later than the step."""
 
@@ -90,6 +92,9 @@ class _Watcher:
         self._client, self._view, self._events = client, view, events
         self._newest_event = ""
         self._trained = False
+        self._news: object = None
+        self._heard = 0.0
+        """Unix second at which that was new."""
 
     def look(self) -> None:
         """One look at the service, however long it takes to answer."""
@@ -102,7 +107,9 @@ class _Watcher:
         step, _ = progress(job)
         # A resumed run goes back to its checkpoint: what was measured beyond is not the newest any more.
         lines = [line for line in measurements(self._client, job.id, "train", step - MARGIN) if line["step"] <= step]
-        if lines and (job.status == "running" or job.status in FINAL):
+        if silence := self._silence(job):
+            self._view.waiting(silence)
+        elif lines and (job.status == "running" or job.status in FINAL):
             self._trained = True
             self._view.training(job, lines[-1]["values"])
         elif job.status not in FINAL:
@@ -119,6 +126,16 @@ class _Watcher:
             if event.level != "error":  # the job's end, which its `error` tells
                 self._view.event(event)
             self._newest_event = event.id
+
+    def _silence(self, job: FineTuningJob) -> str | None:
+        """That the job's worker is not heard of, if it is not."""
+        lease_until = (job.model_extra or {})["run"]["lease_until"]
+        if (news := (lease_until, progress(job))) != self._news:
+            self._news, self._heard = news, time.time()
+        if lease_until is None or time.time() - self._heard < SILENT_SECONDS:
+            return None
+        since, until = clock(self._heard), clock(lease_until)
+        return f"no news from its worker since {since}; if it is gone, another one goes on after {until}"
 
     def _awaited(self, job: FineTuningJob) -> str:
         run = (job.model_extra or {})["run"]

@@ -20,6 +20,7 @@ from openai import OpenAI
 from rich.console import Console
 
 import cli.client
+import cli.watch
 from api.main import create_app
 from cli.data_folder import DataFolder
 from cli.download import how_to_load, verify
@@ -243,6 +244,28 @@ def test_watching_a_job_from_beginning_to_end(
     assert lines[-3].startswith("  all steps ") and lines[-3].endswith(f" files get file-{job_id} > {name}.csv")
     assert lines[-1].endswith(f" download {model} {name}")
     assert len(lines) == len(set(lines) - {""}) + lines.count(""), "no line comes twice"
+
+
+def test_a_worker_that_is_not_heard_of_is_missed(
+    job_id: str, client: OpenAI, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.watch, "SILENT_SECONDS", 0.0)
+    validated(database)
+    held = claim(database)
+    screen = io.StringIO()
+    watcher = threading.Thread(target=follow, args=(client, job_id, Console(file=screen)), kwargs={"events": False})
+    watcher.start()
+    lines = screen.getvalue
+    until(lambda: "no news" in lines(), "it is said")
+    monkeypatch.setattr(cli.watch, "SILENT_SECONDS", 600.0)
+    trained(database, held, range(10))
+    until(lambda: "step 10 of" in lines(), "it is heard of again")
+    client.fine_tuning.jobs.cancel(job_id)
+    watcher.join()
+    said = (
+        r"no news from its worker since (\d\d:\d\d:\d\d); if it is gone, another one goes on after (\d\d:\d\d:\d\d)\n"
+    )
+    assert re.match(said, lines())
 
 
 def test_a_failed_job_is_an_exit_code(job_id: str, database: Database, dpo: Dpo) -> None:

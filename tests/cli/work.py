@@ -17,9 +17,9 @@ NUMBERS = b"step,train_loss\n0,1.0\n"
 CONTENT = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 5000}
 
 
-def claim(database: Database) -> Claim:
+def claim(database: Database, lease_seconds: float = 600) -> Claim:
     with database.transaction() as session:
-        found = leases.claim(session, worker_id="w", free=8, total=8, lease_seconds=600)
+        found = leases.claim(session, worker_id="w", free=8, total=8, lease_seconds=lease_seconds)
     assert found is not None
     return found
 
