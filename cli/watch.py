@@ -22,6 +22,7 @@ POLL_SECONDS = 0.5
 LONGEST_PAUSE = 10.0
 PATIENCE = 600.0
 """Seconds without an answer after which a watcher gives up; the job itself doesn't need us."""
+CHOSEN = "logps/chosen"
 SILENT_SECONDS = 10.0
 """Without news from a job's worker, which sends some every two (DPO_HEARTBEAT_SECONDS), until the watcher is told."""
 MARGIN = 20
@@ -175,7 +176,8 @@ def outcome(client: OpenAI, job: FineTuningJob) -> list[str]:
         lines.append(f"  training  {_numbers(trained[-1]['values'])}")
     held_out = measurements(client, job.id, "validation")
     if held_out:
-        lines.append(f"  held out  {_numbers(held_out[-1]['values'], before=held_out[0]['values'])}")
+        before, after = held_out[0]["values"], held_out[-1]["values"]
+        lines += [f"  held out  {_numbers(after, before)}", *likelihood(before, after)]
     best = (job.model_extra or {})["run"]["best"]
     better = best if best is not None and best["step"] != step else None
     if better is not None:
@@ -193,6 +195,19 @@ def next_commands(model: str, best: str | None) -> list[str]:
     if best is None:
         return [f"next: {last}"]
     return [f"next: {command('download', best, best.partition('/')[2])}", f"or the last step's: {last}"]
+
+
+def likelihood(before: dict[str, float], after: dict[str, float]) -> list[str]:
+    """Whether the chosen answers became likelier: margin and accuracy only compare them with the rejected ones."""
+    if CHOSEN not in before or CHOSEN not in after:
+        return []
+    line = f"            log-probability of the chosen answers {before[CHOSEN]:z.2f} → {after[CHOSEN]:z.2f}"
+    if after[CHOSEN] >= before[CHOSEN]:
+        return [line]
+    return [
+        line,
+        "            they became less likely: docs/losses.md says what keeps them up, should they matter by themselves",
+    ]
 
 
 def _numbers(values: dict[str, float], before: dict[str, float] | None = None) -> str:

@@ -27,7 +27,7 @@ from cli.download import how_to_load, verify
 from cli.errors import CommandFailed
 from cli.job_view import describe, job_view
 from cli.submit import Flags, request_body
-from cli.watch import follow, next_commands
+from cli.watch import follow, likelihood, next_commands
 from cli.words import duration, moment
 from control_plane.database import Database
 from control_plane.errors import InvalidRequest
@@ -240,10 +240,20 @@ def test_watching_a_job_from_beginning_to_end(
     (model,) = [line.split()[2].rstrip(",") for line in lines if line.startswith(f"{job_id} succeeded: ")]
     assert "  training  loss 0.0500   margin 1.9000   accuracy 0.7500" in lines
     assert "  held out  loss 1.0000 → 0.5000   margin 0.0000 → 1.0000   accuracy 0.7500 → 0.7500" in lines
+    assert "            log-probability of the chosen answers 0.00 → -10.00" in lines
     name = model.partition("/")[2]
     assert lines[-3].startswith("  all steps ") and lines[-3].endswith(f" files get file-{job_id} > {name}.csv")
     assert lines[-1].endswith(f" download {model} {name}")
     assert len(lines) == len(set(lines) - {""}) + lines.count(""), "no line comes twice"
+
+
+def test_the_outcome_says_where_the_chosen_answers_became_less_likely() -> None:
+    def said(before: float, after: float) -> list[str]:
+        return likelihood({"logps/chosen": before}, {"logps/chosen": after})
+
+    assert said(-9, -7) == ["            log-probability of the chosen answers -9.00 → -7.00"]
+    assert "they became less likely: docs/losses.md" in said(-7, -9)[1]
+    assert likelihood({"loss": 1}, {"loss": 0}) == []
 
 
 def test_a_worker_that_is_not_heard_of_is_missed(
