@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 from urllib.parse import quote
@@ -14,6 +15,8 @@ from cli.tables import show
 
 if TYPE_CHECKING:
     from openai import OpenAI
+
+    from control_plane.tables import Model
 
 app = typer.Typer(help="Models that jobs may start from.", no_args_is_help=True)
 
@@ -40,18 +43,37 @@ def list_(
     project: Annotated[
         str, typer.Option("--project", help="Whose checkpoints to list beside the base models.")
     ] = PROJECT,
+    every: Annotated[bool, typer.Option("--all", help="Also the checkpoints that a job made on its way.")] = False,
     data: DataOption = None,
 ) -> None:
-    """List base models and the project's own checkpoints, newest first."""
+    """List base models, then what the project's jobs made, newest first."""
     from cli.connection import transaction
     from control_plane import models, projects
 
     with transaction(data) as session:
         found = models.list_models(session, projects.ensure(session, project).id)
+    shown = sorted(found if every else _ends(found), key=lambda model: model.kind != "base")
     show(
         ("model", "kind", "form", "from"),
-        [(model.id, model.kind, model.form, model.path or model.job_id or "") for model in found],
+        [(model.id, model.kind, model.form, model.path or model.job_id or "") for model in shown],
     )
+    if len(shown) < len(found):
+        typer.echo(f"… and {len(found) - len(shown)} checkpoints on the way: --all shows them", err=True)
+
+
+def _ends(models: Sequence[Model]) -> Iterator[Model]:
+    """All but the steps of a job before its newest model. `models`: newest first."""
+    ended = {model.job_id for model in models if not _is_step(model)}
+    for model in models:
+        if not _is_step(model):
+            yield model
+        elif model.job_id not in ended:
+            ended.add(model.job_id)
+            yield model
+
+
+def _is_step(model: Model) -> bool:
+    return model.id.endswith(f"-step-{model.step}")
 
 
 @app.command()

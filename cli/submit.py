@@ -238,6 +238,8 @@ def _set_method(body: Json, flag: Method | None) -> None:
 
 def require_file(path: Path) -> None:
     """Raises CommandFailed where there is nothing to upload."""
+    if path.is_dir():
+        raise CommandFailed(f"{path} is a folder; name one file")
     if not path.is_file():
         raise CommandFailed(f"there is no file {path}")
     if path.stat().st_size == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from control_plane import keys
 from control_plane.database import Database
 from control_plane.errors import Unauthenticated
 from tests.cli.running import dpo
+from tests.control_plane.rows import PROJECT, add_model, add_project
 from tests.makers import make_tiny_model
 
 
@@ -65,6 +67,31 @@ def test_models_are_added_listed_and_removed(database_url: str, tmp_path: Path) 
     assert [line.split() for line in listed[1:]] == [["base/small", "base", "full", str(folder)]]
     dpo("models", "remove", "base/small", DPO_DATABASE_URL=database_url)
     assert len(dpo("models", "list", DPO_DATABASE_URL=database_url).stdout.splitlines()) == 1
+
+
+def test_of_a_job_the_newest_model_is_listed(database_url: str, database: Database) -> None:
+    checkpoints = [
+        ("default/a-step-1", "ftjob-a", 1),
+        ("default/a-step-2", "ftjob-a", 2),
+        ("default/a", "ftjob-a", 2),
+        ("default/b-step-1", "ftjob-b", 1),
+        ("default/b-step-2", "ftjob-b", 2),
+    ]
+    made = {"project_id": PROJECT, "kind": "checkpoint", "path": None}
+    with database.transaction() as session:
+        add_project(session)
+        add_model(session, created_at=datetime(2026, 1, 1, tzinfo=UTC))
+        for minute, (name, job_id, step) in enumerate(checkpoints):
+            moment = datetime(2026, 1, 2, 0, minute, tzinfo=UTC)
+            add_model(session, name, **made, job_id=job_id, step=step, created_at=moment)
+
+    def listed(*options: str) -> list[str]:
+        done = dpo("models", "list", *options, DPO_DATABASE_URL=database_url)
+        assert ("--all shows them" in done.stderr) == (not options)
+        return [line.split()[0] for line in done.stdout.splitlines()[1:]]
+
+    assert listed() == ["base/tiny", "default/b-step-2", "default/a"]
+    assert listed("--all") == ["base/tiny", *(name for name, _, _ in reversed(checkpoints))]
 
 
 def test_a_refusal_is_one_line(database_url: str, tmp_path: Path) -> None:
