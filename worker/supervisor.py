@@ -107,14 +107,19 @@ class Supervisor:
         logger.info("worker %s: %d %s slots", self._id, slots.total, slots.device)
         folders, storage = self._tools.folders, self._tools.storage
         leftovers.clear_away(self._database, folders, storage, until=lambda: self._stops_asked > 0)
-        while (self._work or not self._stops_asked) and time.monotonic() < self._leave_at:
-            self._wait()  # before the round: with its last work this worker leaves, and nobody would call any more
+        while self._goes_on:
             self._round()
+            if self._goes_on:  # else nobody may ever call any more
+                self._wait()
         self._housekeeping.say_goodbye()
         in_order = not self._work and self._all_done()
         self._tools.pool.shutdown(wait=in_order, cancel_futures=True)
         self._database.dispose()
         return in_order
+
+    @property
+    def _goes_on(self) -> bool:
+        return (bool(self._work) or not self._stops_asked) and time.monotonic() < self._leave_at
 
     def _round(self) -> None:
         """Everything that is due, without waiting for anything but PostgreSQL, and a second for a disk that hangs."""

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from dpo_core.run_directory import RunDirectory
 from tests.stub_trainer import chain
-from tests.worker.stubs import World, running, stub_programs
+from tests.worker.stubs import World, eventually, running, stub_programs
 from worker import supervisor as supervisor_module
 from worker.supervisor import Supervisor
 
@@ -26,14 +27,20 @@ def nobody_polls(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 @contextmanager
-def called(world: World) -> Iterator[Supervisor]:
+def called(world: World, *options: str) -> Iterator[Supervisor]:
     """A supervisor to which this process hands on that a child ended, as worker/main.py does."""
-    boss = Supervisor(world.settings, stub_programs())
+    boss = Supervisor(world.settings, stub_programs(options))
     before = signal.signal(signal.SIGCHLD, lambda _number, _frame: boss.nudge())
     try:
         yield boss
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+def steps(world: World) -> list[int]:
+    """How far the runs say they are; nobody relays it."""
+    found = [RunDirectory(world.runs / folder).status() for folder in world.run_directories()]
+    return [status.step for status in found if status is not None]
 
 
 def test_a_job_goes_from_its_claim_to_its_end(nobody_polls: World) -> None:
@@ -51,3 +58,11 @@ def test_the_next_job_begins_where_a_slot_comes_free(nobody_polls: World) -> Non
         for job_id in jobs:
             nobody_polls.reaches(job_id, "succeeded", "failed")
     assert [nobody_polls.state(job_id) for job_id in jobs] == ["succeeded", "succeeded"]
+
+
+def test_a_stopping_worker_leaves_with_its_last_work(nobody_polls: World) -> None:
+    job_id = nobody_polls.job()
+    with called(nobody_polls, "--hold-at=3", f"--until={nobody_polls.go}") as boss, running(boss):
+        eventually(lambda: 3 in steps(nobody_polls), "its rank is held")
+    assert nobody_polls.state(job_id) == "queued"
+    assert nobody_polls.outcomes(job_id) == [("validate", "succeeded"), ("train", "stopped")]
