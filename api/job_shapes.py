@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
+from math import ceil
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -76,9 +77,9 @@ class Run(BaseModel):
     progress: Progress
     eta: int | None
     """Unix second at which training will be done at its present speed."""
-    lease_until: int | None
-    """Unix second until which its worker has it; a worker that is well renews that every few seconds. Then another one
-    goes on with it. None while no worker has it."""
+    lease_left: int | None
+    """Seconds for which its worker still has it. One that is well renews that every few seconds; at 0 it counts as
+    gone, and the next worker to look takes the job from it. None while no worker has it."""
     attempt: int
     """How often its training was begun; 0 before the first time, 1 for a job that trained in one go."""
     best: BestCheckpoint | None
@@ -164,7 +165,8 @@ def job_object(job: Job) -> JobObject:
         "n_epochs": resolved["epochs"],
     }
     settings = {**shown, "beta": resolved["beta"]} if job.method == "dpo" else shown
-    finish = _seconds(estimated_finish(job))
+    left = _left(job.lease_until)
+    finish = None if left == 0 else _seconds(estimated_finish(job))
     return JobObject(
         id=job.id,
         created_at=int(job.created_at.timestamp()),
@@ -185,17 +187,17 @@ def job_object(job: Job) -> JobObject:
         integrations=job.request.get("integrations") or [],
         metadata=job.user_metadata,
         method={"type": job.method, job.method: {"hyperparameters": settings}},
-        run=_run(job, state, finish),
+        run=_run(job, state, finish, left),
     )
 
 
-def _run(job: Job, state: State, finish: int | None) -> Run:
+def _run(job: Job, state: State, finish: int | None, left: int | None) -> Run:
     total_steps = job.progress.get("total_steps") or (job.resolved or {}).get("total_steps")
     return Run(
         state=state,
         progress=Progress(step=job.progress.get("step", 0), total_steps=total_steps),
         eta=finish,
-        lease_until=_seconds(job.lease_until),
+        lease_left=left,
         attempt=job.training_attempts,
         best=BestCheckpoint.model_validate({"model": best_name(job.result_name), **job.best}) if job.best else None,
         sweep_id=job.sweep_id,
@@ -238,6 +240,11 @@ def measurement(metric: Metric) -> Measurement:
     return Measurement(
         split=metric.split, step=metric.step, created_at=int(metric.created_at.timestamp()), values=metric.values
     )
+
+
+def _left(lease_until: datetime | None) -> int | None:
+    """By this host's clock, as it is only told; leases themselves are compared with PostgreSQL's."""
+    return None if lease_until is None else max(0, ceil((lease_until - datetime.now(UTC)).total_seconds()))
 
 
 def _seconds(moment: datetime | None) -> int | None:

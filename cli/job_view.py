@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
-from cli.words import clock, duration
+from cli.words import duration
 
 if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
@@ -66,7 +66,8 @@ class JobView:
 
 def event_line(event: FineTuningJobEvent) -> str:
     """The event in one line of rich's markup."""
-    return f"[dim]{clock(event.created_at)}[/] {STYLES.get(event.level, '')}{escape(event.message)}"
+    clock = time.strftime("%H:%M:%S", time.localtime(event.created_at))
+    return f"[dim]{clock}[/] {STYLES.get(event.level, '')}{escape(event.message)}"
 
 
 @contextmanager

@@ -5,7 +5,6 @@ They talk to the service that OPENAI_BASE_URL and OPENAI_API_KEY name, or else t
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -139,8 +138,8 @@ def list_jobs(
         step, total = progress(job)
         run = (job.model_extra or {})["run"]
         state = f"{run['state']} after {run['waits_for']}" if run["waits_for"] else run["state"]
-        if run["lease_until"] is not None and run["lease_until"] < time.time():
-            state += " (its worker is gone)"
+        if run.get("lease_left") == 0:
+            state += " (not heard of)"
         if job.status == "failed" and job.error is not None:
             state += f" ({job.error.code})"
         steps, made = f"{step}/{total or '?'}", moment(job.created_at)

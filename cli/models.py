@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 from urllib.parse import quote
@@ -58,18 +58,22 @@ def list_(
         [(model.id, model.kind, model.form, model.path or model.job_id or "") for model in shown],
     )
     if len(shown) < len(found):
-        typer.echo(f"… and {len(found) - len(shown)} checkpoints on the way: --all shows them", err=True)
+        typer.echo(f"… and, with --all, checkpoints on the way: {len(found) - len(shown)}", err=True)
 
 
-def _ends(models: Sequence[Model]) -> Iterator[Model]:
-    """All but the steps of a job before its newest model. `models`: newest first."""
-    ended = {model.job_id for model in models if not _is_step(model)}
+def _ends(models: Sequence[Model]) -> list[Model]:
+    """All but the checkpoints of a job on its way to its newest, and that only where it has no other name."""
+    from control_plane.result_names import MERGED
+
+    newest: dict[str | None, int] = {}
     for model in models:
-        if not _is_step(model):
-            yield model
-        elif model.job_id not in ended:
-            ended.add(model.job_id)
-            yield model
+        newest[model.job_id] = max(newest.get(model.job_id, 0), model.step or 0)
+    named = {(model.job_id, model.step) for model in models if not _is_step(model) and MERGED not in model.facts}
+    return [
+        model
+        for model in models
+        if not _is_step(model) or ((model.job_id, model.step) not in named and model.step == newest[model.job_id])
+    ]
 
 
 def _is_step(model: Model) -> bool:

@@ -13,7 +13,7 @@ from rich.console import Console
 from cli.client import connected, reason
 from cli.errors import CommandFailed
 from cli.job_view import NAMES, JobView, job_view, progress
-from cli.words import clock, command, duration
+from cli.words import command, duration
 
 T = TypeVar("T")
 
@@ -22,9 +22,7 @@ POLL_SECONDS = 0.5
 LONGEST_PAUSE = 10.0
 PATIENCE = 600.0
 """Seconds without an answer after which a watcher gives up; the job itself doesn't need us."""
-CHOSEN = "logps/chosen"
-SILENT_SECONDS = 10.0
-"""Without news from a job's worker, which sends some every two (DPO_HEARTBEAT_SECONDS), until the watcher is told."""
+CHOSEN = "logps/chosen_per_token"
 MARGIN = 20
 """Steps before the newest one of which measurements are asked for: they may be stored a moment later than the step."""
 
@@ -93,9 +91,8 @@ class _Watcher:
         self._client, self._view, self._events = client, view, events
         self._newest_event = ""
         self._trained = False
-        self._news: object = None
-        self._heard = 0.0
-        """Unix second at which that was new."""
+        self._longest_lease = 0
+        self._silence: str | None = None
 
     def look(self) -> None:
         """One look at the service, however long it takes to answer."""
@@ -108,8 +105,9 @@ class _Watcher:
         step, _ = progress(job)
         # A resumed run goes back to its checkpoint: what was measured beyond is not the newest any more.
         lines = [line for line in measurements(self._client, job.id, "train", step - MARGIN) if line["step"] <= step]
-        if silence := self._silence(job):
-            self._view.waiting(silence)
+        self._listen(job)
+        if self._silence is not None:
+            self._view.waiting(self._silence)
         elif lines and (job.status == "running" or job.status in FINAL):
             self._trained = True
             self._view.training(job, lines[-1]["values"])
@@ -128,15 +126,14 @@ class _Watcher:
                 self._view.event(event)
             self._newest_event = event.id
 
-    def _silence(self, job: FineTuningJob) -> str | None:
-        """That the job's worker is not heard of, if it is not."""
-        lease_until = (job.model_extra or {})["run"]["lease_until"]
-        if (news := (lease_until, progress(job))) != self._news:
-            self._news, self._heard = news, time.time()
-        if lease_until is None or time.time() - self._heard < SILENT_SECONDS:
-            return None
-        since, until = clock(self._heard), clock(lease_until)
-        return f"no news from its worker since {since}; if it is gone, another one goes on after {until}"
+    def _listen(self, job: FineTuningJob) -> None:
+        """Whether the job's worker is heard of."""
+        run = (job.model_extra or {})["run"]
+        left = run.get("lease_left")
+        self._longest_lease = max(self._longest_lease, left or 0)
+        missed, self._silence = self._silence, silence(run["state"], left, self._longest_lease)
+        if missed is not None and self._silence is None and left is not None:
+            self._view.line("it is heard of again")
 
     def _awaited(self, job: FineTuningJob) -> str:
         run = (job.model_extra or {})["run"]
@@ -152,6 +149,17 @@ class _Watcher:
             return "waiting for the first step: the trainer loads the model"
         again = " to go on" if self._trained else ""
         return f"waiting for a worker with {gpus} free {'slot' if gpus == 1 else 'slots'}{again}"
+
+
+def silence(state: str, left: int | None, longest: int) -> str | None:
+    """That the job's worker is not heard of, if it is not.
+
+    `left`: seconds of its lease, `longest`: as many as there ever were. It is renewed before half of it is over.
+    """
+    then = "the job is paused" if state == "pausing" else "another one goes on"
+    if left is None or (left > 0 and 2 * left >= longest):
+        return None
+    return f"no news from its worker; if that lasts, {then}" if left else f"its worker is not heard of: {then} soon"
 
 
 def measurements(client: OpenAI, job_id: str, split: str, after_step: int | None = None) -> list[dict[str, Any]]:
@@ -201,13 +209,11 @@ def likelihood(before: dict[str, float], after: dict[str, float]) -> list[str]:
     """Whether the chosen answers became likelier: margin and accuracy only compare them with the rejected ones."""
     if CHOSEN not in before or CHOSEN not in after:
         return []
-    line = f"            log-probability of the chosen answers {before[CHOSEN]:z.2f} → {after[CHOSEN]:z.2f}"
-    if after[CHOSEN] >= before[CHOSEN]:
-        return [line]
-    return [
-        line,
-        "            they became less likely: docs/losses.md says what keeps them up, should they matter by themselves",
-    ]
+    begin, end = round(before[CHOSEN], 2), round(after[CHOSEN], 2)
+    lines = [f"            log-probability of the chosen answers, a token: {begin:z.2f} → {end:z.2f}"]
+    if end < begin:
+        lines.append("            they became less likely; docs/losses.md says what keeps them up")
+    return lines
 
 
 def _numbers(values: dict[str, float], before: dict[str, float] | None = None) -> str:

@@ -24,11 +24,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def clock(at: float) -> str:
-    """A Unix second of today, by this machine's clock: `15:04:05`."""
-    return time.strftime("%H:%M:%S", time.localtime(at))
-
-
 def moment(at: datetime | float | None) -> str:
     """A time (or Unix second) by this machine's clock, without a space: `2026-11-27T15:04:05+0000`; `-` for None."""
     if at is None:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from dpo_core.spec import ModelSource, PositiveInt, RunSpec, StrictModel
 
-ANSWERS = 3
+ANSWERS = 4
 """Raised with every change of what an answer says: answers of an earlier version are not given any more."""
 
 

@@ -54,7 +54,7 @@ FINDINGS: dict[FindingCode, str] = {
     "Give a `chat_template` that writes them.",
     "turn_changed": "The chat template left out or changed the text of a turn (the thinking of earlier turns, often).",
     "unknown_token": "The tokenizer doesn't know some of the text: it is read as the unknown token, and what it said "
-    "is lost. Check that the model is made for this language and script.",
+    "is lost. Look whether the model is made for this language, script and these signs.",
 }
 
 Render = Callable[[Sequence[Message], JsonText | None], str]

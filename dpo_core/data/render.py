@@ -57,7 +57,9 @@ class Renderer:
         special = [token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special]
         self._special = re.compile("|".join(map(re.escape, special)) or "(?!)")
         unknown = tokenizer_files.unknown_token(folder, self.tokenizer)
-        self._unknown = None if unknown in self._ends else unknown
+        # what begins or ends every text stands for nothing unknown, though some files name it so
+        self._unknown = None if unknown in {self._bos, *self._ends} else unknown
+        self._unknown_text = None if self._unknown is None else self.tokenizer.id_to_token(self._unknown)
         self._blank: dict[int, bool] = {}
         self._seen = Tally()
 
@@ -145,7 +147,7 @@ class Renderer:
                 found.add("doubled_bos")
             if self._has_special(answer.turns[answer.prompt :]):
                 found.add("special_token_in_text")
-            if self._unknown in tokens:
+            if self._reads_as_unknown(answer.text, tokens):
                 found.add("unknown_token")
             if self.template is not None:
                 self._refuse_end_inside(answer)
@@ -197,6 +199,12 @@ class Renderer:
         )
         if writes_before(answer.text, texts.opening, answer.turns[answer.prompt]):
             yield "text_before_answer"
+
+    def _reads_as_unknown(self, text: str, tokens: list[int]) -> bool:
+        """Whether the unknown token stands for more than its own name in the text."""
+        if self._unknown is None or self._unknown_text is None or self._unknown not in tokens:
+            return False
+        return tokens.count(self._unknown) > text.count(self._unknown_text)
 
     def _has_special(self, turns: Sequence[Message]) -> bool:
         return any(self._special.search(turn.content) or self._special.search(turn.reasoning or "") for turn in turns)

@@ -92,6 +92,8 @@ def end_tokens(folder: Path, tokenizer: Tokenizer) -> list[int]:
 
 def unknown_token(folder: Path, tokenizer: Tokenizer) -> int | None:
     """Id of what stands for text that the tokenizer doesn't know; None where it knows all, as byte-level ones do."""
-    model = tokenizer.model
-    named = special_tokens(folder).get("unk_token") if isinstance(model, Unigram) else getattr(model, "unk_token", None)
+    if isinstance(tokenizer.model, Unigram):  # which doesn't tell
+        found: int | None = read_json(folder / "tokenizer.json")["model"].get("unk_id")
+        return found
+    named = getattr(tokenizer.model, "unk_token", None)
     return None if named is None else tokenizer.token_to_id(named)

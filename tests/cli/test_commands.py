@@ -75,6 +75,7 @@ def test_of_a_job_the_newest_model_is_listed(database_url: str, database: Databa
         ("default/a-step-2", "ftjob-a", 2),
         ("default/a", "ftjob-a", 2),
         ("default/b-step-1", "ftjob-b", 1),
+        ("default/b-best", "ftjob-b", 1),
         ("default/b-step-2", "ftjob-b", 2),
     ]
     made = {"project_id": PROJECT, "kind": "checkpoint", "path": None}
@@ -87,10 +88,10 @@ def test_of_a_job_the_newest_model_is_listed(database_url: str, database: Databa
 
     def listed(*options: str) -> list[str]:
         done = dpo("models", "list", *options, DPO_DATABASE_URL=database_url)
-        assert ("--all shows them" in done.stderr) == (not options)
+        assert ("with --all, checkpoints on the way: 3\n" in done.stderr) == (not options)
         return [line.split()[0] for line in done.stdout.splitlines()[1:]]
 
-    assert listed() == ["base/tiny", "default/b-step-2", "default/a"]
+    assert listed() == ["base/tiny", "default/b-step-2", "default/b-best", "default/a"]
     assert listed("--all") == ["base/tiny", *(name for name, _, _ in reversed(checkpoints))]
 
 

@@ -52,9 +52,9 @@ def test_a_failed_job_is_listed_with_its_reason(job_id: str, dpo: Dpo, database:
     assert " failed  failed (invalid_training_file)  " in dpo("jobs").stdout
 
 
-def test_a_job_whose_worker_is_gone_is_listed_so(job_id: str, dpo: Dpo, database: Database) -> None:
+def test_a_job_whose_worker_is_not_heard_of_is_listed_so(job_id: str, dpo: Dpo, database: Database) -> None:
     claim(database, lease_seconds=0.001)
-    assert " validating (its worker is gone)  " in dpo("jobs").stdout
+    assert " validating (not heard of)  " in dpo("jobs").stdout
 
 
 def test_a_job_is_paused_and_resumed(job_id: str, dpo: Dpo, database: Database) -> None:

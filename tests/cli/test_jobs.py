@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,15 +21,15 @@ from openai import OpenAI
 from rich.console import Console
 
 import cli.client
-import cli.watch
 from api.main import create_app
 from cli.data_folder import DataFolder
 from cli.download import how_to_load, verify
 from cli.errors import CommandFailed
 from cli.job_view import describe, job_view
 from cli.submit import Flags, request_body
-from cli.watch import follow, likelihood, next_commands
+from cli.watch import follow, likelihood, next_commands, silence
 from cli.words import duration, moment
+from control_plane import leases
 from control_plane.database import Database
 from control_plane.errors import InvalidRequest
 from control_plane.settings import Settings
@@ -240,7 +241,7 @@ def test_watching_a_job_from_beginning_to_end(
     (model,) = [line.split()[2].rstrip(",") for line in lines if line.startswith(f"{job_id} succeeded: ")]
     assert "  training  loss 0.0500   margin 1.9000   accuracy 0.7500" in lines
     assert "  held out  loss 1.0000 → 0.5000   margin 0.0000 → 1.0000   accuracy 0.7500 → 0.7500" in lines
-    assert "            log-probability of the chosen answers 0.00 → -10.00" in lines
+    assert "            log-probability of the chosen answers, a token: 0.00 → -1.00" in lines
     name = model.partition("/")[2]
     assert lines[-3].startswith("  all steps ") and lines[-3].endswith(f" files get file-{job_id} > {name}.csv")
     assert lines[-1].endswith(f" download {model} {name}")
@@ -249,33 +250,44 @@ def test_watching_a_job_from_beginning_to_end(
 
 def test_the_outcome_says_where_the_chosen_answers_became_less_likely() -> None:
     def said(before: float, after: float) -> list[str]:
-        return likelihood({"logps/chosen": before}, {"logps/chosen": after})
+        return likelihood({"logps/chosen_per_token": before}, {"logps/chosen_per_token": after})
 
-    assert said(-9, -7) == ["            log-probability of the chosen answers -9.00 → -7.00"]
-    assert "they became less likely: docs/losses.md" in said(-7, -9)[1]
+    assert said(-2, -1.5) == ["            log-probability of the chosen answers, a token: -2.00 → -1.50"]
+    assert "they became less likely; docs/losses.md" in said(-1.5, -2)[1]
+    assert len(said(-1.501, -1.502)) == 1
     assert likelihood({"loss": 1}, {"loss": 0}) == []
 
 
-def test_a_worker_that_is_not_heard_of_is_missed(
-    job_id: str, client: OpenAI, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cli.watch, "SILENT_SECONDS", 0.0)
+@pytest.mark.parametrize(
+    ("state", "left", "said"),
+    [
+        ("queued", None, None),
+        ("running", 15, None),
+        ("running", 14, "no news from its worker; if that lasts, another one goes on"),
+        ("pausing", 14, "no news from its worker; if that lasts, the job is paused"),
+        ("running", 0, "its worker is not heard of: another one goes on soon"),
+    ],
+)
+def test_a_lease_that_is_not_renewed_is_silence(state: str, left: int | None, said: str | None) -> None:
+    assert silence(state, left, 30) == said
+
+
+def test_a_worker_that_is_not_heard_of_is_missed(job_id: str, client: OpenAI, database: Database) -> None:
     validated(database)
-    held = claim(database)
+    held = claim(database, lease_seconds=0.001)
     screen = io.StringIO()
-    watcher = threading.Thread(target=follow, args=(client, job_id, Console(file=screen)), kwargs={"events": False})
+    asked, quiet = (client, job_id, Console(file=screen)), {"events": False}
+    watcher = threading.Thread(target=follow, args=asked, kwargs=quiet, daemon=True)
     watcher.start()
-    lines = screen.getvalue
-    until(lambda: "no news" in lines(), "it is said")
-    monkeypatch.setattr(cli.watch, "SILENT_SECONDS", 600.0)
+    until(lambda: screen.getvalue() != "", "it is said")
+    with database.transaction() as session:
+        leases.renew(session, replace(held, lease_seconds=600))
     trained(database, held, range(10))
-    until(lambda: "step 10 of" in lines(), "it is heard of again")
+    until(lambda: "step 10 of" in screen.getvalue(), "it trains")
     client.fine_tuning.jobs.cancel(job_id)
     watcher.join()
-    said = (
-        r"no news from its worker since (\d\d:\d\d:\d\d); if it is gone, another one goes on after (\d\d:\d\d:\d\d)\n"
-    )
-    assert re.match(said, lines())
+    first, second, *_ = screen.getvalue().splitlines()
+    assert (first, second) == ("its worker is not heard of: another one goes on soon", "it is heard of again")
 
 
 def test_a_failed_job_is_an_exit_code(job_id: str, database: Database, dpo: Dpo) -> None:

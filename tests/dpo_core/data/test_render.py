@@ -130,9 +130,10 @@ SCORES = [(word, -float(place)) for word, place in WORDS.items()]
     [
         (models.WordLevel(WORDS, unk_token="<unk>"), {}, [2, 3]),
         (models.WordPiece(WORDS, unk_token="<unk>"), {}, [2, 3]),
-        (models.Unigram(SCORES, unk_id=0), {"unk_token": "<unk>"}, [2, 3]),
+        (models.Unigram(SCORES, unk_id=0), {}, [2, 3]),
         # what ends a text stands for nothing unknown, though some files call it so
         (models.WordLevel(WORDS, unk_token="</s>"), {}, []),
+        (models.WordLevel(WORDS, unk_token="<unk>"), {"bos_token": "<unk>"}, []),
     ],
 )
 def test_text_that_the_tokenizer_does_not_know_is_reported(
@@ -144,7 +145,12 @@ def test_text_that_the_tokenizer_does_not_know_is_reported(
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     configure(tmp_path, eos_token="</s>", pad_token="</s>", **named)
     renderer = Renderer(tmp_path)
-    rows = [("two", " four", " two"), ("two", " four", " vier"), ("zwei", " four", " two")]
+    rows = [
+        ("two", " four", " two"),
+        ("two", " four", " vier"),
+        ("zwei", " four", " two"),
+        ("two <unk>", " four", " two"),
+    ]
     renderer.pairs([Pair(line, *texts, row=line) for line, texts in enumerate(rows, 1)])
     found = {finding.code: finding.lines for finding in renderer.take_findings()}
     assert found.get("unknown_token", []) == lines
