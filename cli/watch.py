@@ -156,10 +156,10 @@ def silence(state: str, left: int | None, longest: int) -> str | None:
 
     `left`: seconds of its lease, `longest`: as many as there ever were. It is renewed before half of it is over.
     """
-    then = "the job is paused" if state == "pausing" else "another one goes on"
+    then = "the job will be paused" if state == "pausing" else "the next free one will go on"
     if left is None or (left > 0 and 2 * left >= longest):
         return None
-    return f"no news from its worker; if that lasts, {then}" if left else f"its worker is not heard of: {then} soon"
+    return f"no news from its worker; if that lasts, {then}" if left else f"its worker is not heard of: {then}"
 
 
 def measurements(client: OpenAI, job_id: str, split: str, after_step: int | None = None) -> list[dict[str, Any]]:

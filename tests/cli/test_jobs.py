@@ -263,9 +263,9 @@ def test_the_outcome_says_where_the_chosen_answers_became_less_likely() -> None:
     [
         ("queued", None, None),
         ("running", 15, None),
-        ("running", 14, "no news from its worker; if that lasts, another one goes on"),
-        ("pausing", 14, "no news from its worker; if that lasts, the job is paused"),
-        ("running", 0, "its worker is not heard of: another one goes on soon"),
+        ("running", 14, "no news from its worker; if that lasts, the next free one will go on"),
+        ("pausing", 14, "no news from its worker; if that lasts, the job will be paused"),
+        ("running", 0, "its worker is not heard of: the next free one will go on"),
     ],
 )
 def test_a_lease_that_is_not_renewed_is_silence(state: str, left: int | None, said: str | None) -> None:
@@ -287,7 +287,7 @@ def test_a_worker_that_is_not_heard_of_is_missed(job_id: str, client: OpenAI, da
     client.fine_tuning.jobs.cancel(job_id)
     watcher.join()
     first, second, *_ = screen.getvalue().splitlines()
-    assert (first, second) == ("its worker is not heard of: another one goes on soon", "it is heard of again")
+    assert (first, second) == ("its worker is not heard of: the next free one will go on", "it is heard of again")
 
 
 def test_a_failed_job_is_an_exit_code(job_id: str, database: Database, dpo: Dpo) -> None:
