@@ -42,7 +42,7 @@ LEGAL_MOVES: dict[State, dict[State, str]] = {
         State.queued: "the worker was lost, or drained, or the job was preempted; a later claim goes on",
         State.pausing: "the user's order: checkpoint, then stop",
         State.succeeded: "the last checkpoint is published",
-        State.failed: "bad data, no room, diverged, or too many attempts without progress",
+        State.failed: "bad data or spec, too little memory, diverged, or too many attempts without progress",
         State.cancelled: "the user's order",
     },
     State.pausing: {

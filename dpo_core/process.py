@@ -80,8 +80,8 @@ def start_deadman(run_directory: Path, interval: float = 1.0) -> threading.Threa
         return None
 
     def watch(deadline: float) -> None:
-        while time.monotonic() < deadline:
-            time.sleep(interval)
+        while (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(interval, left))
             # A lease that vanished or can't be read is one that nobody renews: the last deadline stands.
             with suppress(OSError, ValueError):
                 deadline = directory.lease_deadline() or deadline

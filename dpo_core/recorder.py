@@ -29,6 +29,8 @@ class Recorder:
             self.directory.append_event(Event(level=level, code=code, message=message, data=dict(data)))
 
     def metrics(self, split: str, step: int, values: dict[str, float]) -> None:
+        """Those that are finite: JSON has no word for the others, and what must be is asked by who measured it."""
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
         self.last[split] = values
         if self.writes:
             self.directory.append_metrics(split, step, values)

@@ -133,7 +133,7 @@ class Loop:
             self.divergence.meet(self.step, metrics, *rows)
         if self.run.training.skip_nonfinite_steps:
             metrics["skipped_steps"] = float(self.divergence.skipped)
-        self.recorder.metrics("train", self.step, {name: it for name, it in metrics.items() if math.isfinite(it)})
+        self.recorder.metrics("train", self.step, metrics)
 
     def judged(self, *, scheduled: bool) -> bool:
         """Evaluates where it is time to; whether that is the best so far. `scheduled`: the step makes a checkpoint."""

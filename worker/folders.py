@@ -7,14 +7,17 @@ so the next worker knows which directories are left over, sweeps their processes
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import glob
 from pathlib import Path
 
 from dpo_core.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
 
 LOCK = ".owner"
 
@@ -30,35 +33,47 @@ class RunFolders:
         folder = self.root / job_id / str(fence)
         with self._changing():
             folder.mkdir(parents=True)
-            self._locks[folder] = _lock(folder)
+            try:
+                self._locks[folder] = _lock(folder)
+            except OSError:
+                shutil.rmtree(folder, ignore_errors=True)
+                _drop_if_empty(folder.parent)
+                raise
         return RunDirectory(folder)
 
     def leftovers(self) -> Iterator[RunDirectory]:
         """Directories whose worker is gone; each is locked by this process from then on."""
-        found = glob("*/*", root_dir=self.root)  # noqa: PTH207 - Path.glob fails where one goes meanwhile
+        found = glob("*/[0-9]*", root_dir=self.root)  # noqa: PTH207 - Path.glob fails where one goes meanwhile
         for folder in sorted(self.root / name for name in found):
-            if folder in self._locks:
+            if folder in self._locks or not folder.name.isdecimal():
                 continue
             with self._changing():
                 try:
                     self._locks[folder] = _lock(folder)
                 except (BlockingIOError, FileNotFoundError, NotADirectoryError):
                     continue  # another worker's, or just removed
+                except OSError as error:
+                    logger.error("%s can't be looked at, perhaps left by a worker that died: %s", folder, error)
+                    continue
             yield RunDirectory(folder)
 
     def remove(self, run: RunDirectory) -> None:
-        """Removes a directory that this process holds, and the job's own folder with the last of them."""
+        """Removes a directory that this process holds, and the job's own folder with the last of them.
+
+        After an error it can be called again.
+        """
         # What may take long goes before the lock is taken: with it no worker of this host could make a folder.
-        for path in run.path.iterdir():
+        for path in run.path.iterdir() if run.path.exists() else ():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path.name != LOCK:
                 path.unlink()
         with self._changing():
-            shutil.rmtree(run.path)
-            os.close(self._locks.pop(run.path))
-            if not any(run.path.parent.iterdir()):
-                run.path.parent.rmdir()
+            if run.path.exists():
+                shutil.rmtree(run.path)
+            if (descriptor := self._locks.pop(run.path, None)) is not None:
+                os.close(descriptor)
+            _drop_if_empty(run.path.parent)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -73,7 +88,12 @@ def _lock(folder: Path) -> int:
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _drop_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()

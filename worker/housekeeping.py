@@ -39,11 +39,12 @@ class Housekeeping:
             device=slots.device,
             slots=len(slots.ids),
         )
-        self._registered = False
+        self.registered = False
+        """Whether the others know of this worker, and it of them."""
         self._next_tidying = 0.0
 
     def go_round(self, *, draining: bool) -> None:
-        """Once through everything that is due. Waits for PostgreSQL, and a second for a disk that hangs."""
+        """Once through everything that is due. Waits for PostgreSQL, and a second each for a disk and for Redis."""
         self._beat(draining)
         settings = self._tools.settings
         with self._tools.database.transaction() as session:
@@ -75,7 +76,7 @@ class Housekeeping:
             self._next_tidying = 0.0
 
     def say_goodbye(self) -> None:
-        if not self._registered:
+        if not self.registered:
             return
         try:
             with self._tools.database.transaction() as session:
@@ -88,11 +89,11 @@ class Housekeeping:
         gpus = slots.ids if slots.device == "cuda" else ()
         condition = workers.Condition(usable=slots.total, gpus=gpus, out=slots.out, draining=draining)
         with self._tools.database.transaction() as session:
-            if not self._registered:
+            if not self.registered:
                 workers.register(session, self._facts)
             owners = workers.beat(session, self.worker_id, condition)
         slots.leave_to_others(owners)
-        self._registered = True
+        self.registered = True
 
     def _carry_out_removals(self) -> None:
         """On the pool, one round at a time: a slow storage must not fill the pool that publishes checkpoints."""

@@ -21,30 +21,36 @@ LOOK_SECONDS = 0.1
 def clear_away(database: Database, folders: RunFolders, storage: Storage, *, until: Callable[[], bool]) -> None:
     """Returns when no process of it is left, and no run directory. The logs are in storage then.
 
-    Returns earlier, too, once `until` is true: the next worker goes on.
-
-    Where a process can't be killed, for its GPU or file system hangs, its run directory stays, for the next worker.
+    Returns earlier, too, once `until` is true: the next worker goes on. To that one a run directory stays as well of
+    which a process can't be killed, for its GPU or file system hangs, or which can't be removed.
     """
-    swept = [run for run in folders.leftovers() if _swept(run, until)]
-    for run in swept:
+    for run in _swept(list(folders.leftovers()), until):
         if until():
             return
-        _keep_log(database, storage, run)
-        folders.remove(run)
-        logger.info("cleared away %s, left by a worker that died", run.path)
+        try:
+            _keep_log(database, storage, run)
+            folders.remove(run)
+        except Exception:  # whatever it is, this worker must start
+            logger.exception("%s, left by a worker that died, can't be cleared away", run.path)
+        else:
+            logger.info("cleared away %s, left by a worker that died", run.path)
 
 
-def _swept(run: RunDirectory, until: Callable[[], bool]) -> bool:
-    """Whether no process of it is left, after some patience."""
-    sweep, patience = Sweep(run), time.monotonic() + UNKILLABLE_SECONDS
-    while not sweep.kill(None):
-        if until():
-            return False
-        if time.monotonic() > patience:
-            logger.error("%s, left by a worker that died: a process of it can't be killed", run.path)
-            return False
-        time.sleep(LOOK_SECONDS)
-    return True
+def _swept(runs: list[RunDirectory], until: Callable[[], bool]) -> list[RunDirectory]:
+    """Those of which no process is left, after some patience with all of them."""
+    left = [(run, Sweep(run)) for run in runs]
+    swept: list[RunDirectory] = []
+    patience = time.monotonic() + UNKILLABLE_SECONDS
+    while left and not until():
+        looked = [(run, sweep, sweep.kill(None)) for run, sweep in left]
+        swept += [run for run, _, gone in looked if gone]
+        left = [(run, sweep) for run, sweep, gone in looked if not gone]
+        if left and time.monotonic() > patience:
+            for run, _ in left:
+                logger.error("%s, left by a worker that died: a process of it can't be killed", run.path)
+            break
+        time.sleep(LOOK_SECONDS if left else 0)
+    return swept
 
 
 def _keep_log(database: Database, storage: Storage, run: RunDirectory) -> None:

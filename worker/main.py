@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 
 from control_plane.settings import Settings
 from worker import last_resort
 from worker.app import Ear
 from worker.launch import Programs
+from worker.slots import UnknownGpus
 from worker.supervisor import Supervisor
 from worker.webhooks import Postman
 
@@ -28,7 +30,10 @@ def run(settings: Settings, programs: Programs | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     for noisy in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(noisy).setLevel(logging.WARNING)  # two lines for every hint
-    supervisor = Supervisor(settings, programs or Programs())
+    try:
+        supervisor = Supervisor(settings, programs or Programs())
+    except UnknownGpus as error:
+        sys.exit(f"error: {error}")
     hand_back = settings.lease_seconds + HANGING_SECONDS
     last_resort.arm(first=settings.stop_seconds + hand_back, again=hand_back)
     for number in last_resort.STOP_SIGNALS:

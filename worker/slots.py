@@ -16,6 +16,13 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 10.0
 """How often the GPUs are looked at."""
 
+NONE_VISIBLE = ("", "-1")
+"""What people write into CUDA_VISIBLE_DEVICES where no GPU is meant to be used."""
+
+
+class UnknownGpus(Exception):
+    """It can't be told which GPUs are to be used; the message says why, and the way out."""
+
 
 class Slots:
     """Slots are taken by an attempt at its claim and come back when its sweep found no process left.
@@ -121,17 +128,25 @@ class GpuWatch:
 
 
 def find_slots(cpu_slots: int, environment: Mapping[str, str]) -> Slots:
-    """The GPUs that `nvidia-smi` lists, narrowed by CUDA_VISIBLE_DEVICES; without any, `cpu_slots` CPU processes."""
-    try:
-        found = gpus.look()
-    except NoAnswer as error:
-        logger.warning("nvidia-smi fails, so there is no GPU to train on. It says: %s", error)
-        found = []
+    """The GPUs that `nvidia-smi` lists, narrowed by CUDA_VISIBLE_DEVICES; without any, `cpu_slots` CPU processes.
+
+    UnknownGpus where a driver fails: a host with GPUs must not train a whole queue on its CPU.
+    """
     visible = environment.get("CUDA_VISIBLE_DEVICES")
+    try:
+        found = [] if visible in NONE_VISIBLE else gpus.look()
+    except NoAnswer as error:
+        raise UnknownGpus(
+            "nvidia-smi fails, so it isn't known which GPUs there are. Mend the driver, or set CUDA_VISIBLE_DEVICES to "
+            f"nothing, to train on the CPU. It says: {error}"
+        ) from None
+    if not found:
+        return Slots("cpu", [str(number) for number in range(cpu_slots)])
     wanted = None if visible is None else {name.strip() for name in visible.split(",")}
     ours = [gpu for gpu in found if wanted is None or any(_names(name, gpu) for name in wanted)]
     if not ours:
-        return Slots("cpu", [str(number) for number in range(cpu_slots)])
+        there = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in found)
+        raise UnknownGpus(f"CUDA_VISIBLE_DEVICES={visible} names no GPU of this host. There are: {there}")
     slots = Slots("cuda", [gpu.uuid for gpu in ours])
     slots.seen(found, idle=slots.idle)
     _tell({}, slots.out)

@@ -1,6 +1,6 @@
 """The supervisor: one loop, in one long-lived thread, that claims work and sees every attempt to its end.
 
-It is the only thread that forks: a trainer's death signal fires when the thread that forked it ends.
+It is the only thread that forks trainers: a trainer's death signal fires when the thread that forked it ends.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class Supervisor:
         )
         self._housekeeping = Housekeeping(self._tools)
         self._id = self._housekeeping.worker_id
-        self._gpus = GpuWatch(self._tools.slots, self._tools.pool)
+        # Not on the others' pool: a look that waited for slow storage would tell of a driver that doesn't answer.
+        self._looks = CallingPool(1, self.nudge)
+        self._gpus = GpuWatch(self._tools.slots, self._looks)
         self._work: list[Work] = []
         self._stops_asked = 0
         self._stops_obeyed = 0
@@ -113,7 +115,8 @@ class Supervisor:
                 self._wait()
         self._housekeeping.say_goodbye()
         in_order = not self._work and self._all_done()
-        self._tools.pool.shutdown(wait=in_order, cancel_futures=True)
+        for pool in (self._tools.pool, self._looks):
+            pool.shutdown(wait=in_order, cancel_futures=True)
         self._database.dispose()
         return in_order
 
@@ -122,7 +125,8 @@ class Supervisor:
         return (bool(self._work) or not self._stops_asked) and time.monotonic() < self._leave_at
 
     def _round(self) -> None:
-        """Everything that is due, without waiting for anything but PostgreSQL, and a second for a disk that hangs."""
+        """Everything that is due, without waiting for anything but PostgreSQL, and a second each for a disk that hangs
+        and for a Redis that doesn't answer."""
         now = time.monotonic()
         self._obey_stops()
         self._hurry(now)
@@ -182,7 +186,8 @@ class Supervisor:
 
     @property
     def _takes_work(self) -> bool:
-        return not self._stops_asked and self._tools.fitness.fit
+        """Not before it is registered: only then does it know which GPUs another worker has."""
+        return not self._stops_asked and self._housekeeping.registered and self._tools.fitness.fit
 
     def _take_one(self) -> bool:
         """False where there is nothing to take, and where it could not be begun: then nothing more is looked for."""

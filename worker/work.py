@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 LEASE_MARGIN = 0.2
 """The share of a lease that is left for killing the processes before somebody else may start."""
 RETRY_SECONDS = 1.0
+CLEAR_AGAIN_SECONDS = 60.0
+"""Until a run directory is tried again that could not be removed: its file system may take writes again then."""
 PUBLISH_SECONDS = 1.0
 """How soon it is seen that a running program left something to publish: that reads folders."""
 
@@ -59,7 +61,10 @@ class Tools:
 
 
 class Work(ABC):
-    """`over` once nothing of it is left: no process, no slot, no run directory."""
+    """`over` once nothing of it is left: no process, no slot, no run directory.
+
+    A stopping worker leaves a run directory that can't be removed to the next one.
+    """
 
     def __init__(
         self, tools: Tools, *, row_id: str, fence: int, kind: Kind, gpus: int, lease_seconds: float, claimed_at: float
@@ -153,12 +158,14 @@ class Work(ABC):
         if not self._stopping and self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         self._stopping = True
+        self._not_before = 0.0
 
     def abandon(self, reason: str) -> None:
         """The work is no longer ours: kills, reports nothing."""
         logger.warning("%s: attempt %d is given up: %s", self.id, self._fence, reason)
         self._holding = False
         self._step = self._sweeping
+        self._not_before = 0.0
 
     def give_up(self, reason: str) -> None:
         """As `abandon`, unless it was reported already."""
@@ -284,4 +291,8 @@ class Work(ABC):
         error = self._task.exception()
         if error is not None:
             logger.error("%s: %s could not be cleared away: %s", self.id, self._run.path, error)
-        self.over = True
+        if error is None or self._stopping:  # what a stopping worker leaves, the next one clears away
+            self.over = True
+        else:
+            self._not_before = time.monotonic() + CLEAR_AGAIN_SECONDS
+            self._step = self._leaving

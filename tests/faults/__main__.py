@@ -115,13 +115,17 @@ def _verdict(measured: list[Row], wanted: Sequence[Plan], journal: Journal) -> i
     names = {(plan.fault.name, plan.trainer) for plan in wanted}
     shown = [row for row in measured if (row.fault, row.trainer) in names]
     lost = [line for line in journal.lines() if line.outcome == "lost" and (line.fault, line.trainer) in names]
-    for line in lost:
-        say(f"LOST {line.fault} ({line.trainer}) {line.play + 1} at {', '.join(line.moments)}: {'; '.join(line.why)}")
-    played = {(line.fault, line.trainer, line.play) for line in journal.lines()}
+    before = [line for line in journal.lost_before() if (line.fault, line.trainer) in names]
+    for line in [*before, *lost]:
+        when = ", and not when it was played again," if line in before else ""
+        where = f"{line.fault} ({line.trainer}) {line.play + 1}{when} at {', '.join(line.moments)}"
+        say(f"LOST {where}: {'; '.join(line.why)}")
+    played = {line.key for line in journal.lines()}
     missing = [plan for plan in wanted if (plan.fault.name, plan.trainer, plan.number) not in played]
     said = (
         f"{table.printed(shown)}\n{sum(row.survived for row in shown)} passed, {sum(row.lost for row in shown)} failed"
     )
+    said += f", {len(before)} lost something before and were played again" if before else ""
     sys.stdout.write(f"{said}{f', {len(missing)} plays missing' if missing else ''}\n")
     return 1 if lost or missing else 0
 

@@ -12,7 +12,8 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from control_plane.job_states import FINAL
-from control_plane.tables import Attempt, Checkpoint, Event, Job, Metric, Model, Removal
+from control_plane.storage import file_key
+from control_plane.tables import Attempt, Checkpoint, Event, File, Job, Metric, Model, Removal
 from tests.faults.deployment import Deployment
 from tests.service import poll_until, run_processes
 from tests.stub_trainer import chain
@@ -153,16 +154,16 @@ def _left(deployment: Deployment) -> Iterator[str]:
     yield from (f"{path} is left half-made" for path in (folder / ".unfinished").iterdir())
     known = deployment.ask(_known)
     # os.walk takes it that a folder is deleted under it.
-    walks = (os.walk(folder / top) for top in ("checkpoints", "private"))
+    walks = (os.walk(folder / top) for top in ("checkpoints", "files", "private"))
     files = sorted(Path(place, name) for walk in walks for place, _, names in walk for name in names)
     for path in files:
         key = path.relative_to(folder).as_posix()
-        if path.name != "log.txt" and not any(key.startswith(f"{prefix}/") for prefix in known):
+        if path.name != "log.txt" and not any(f"{key}/".startswith(f"{prefix}/") for prefix in known):
             yield f"no row knows of {key}"
 
 
 def _known(session: Session) -> list[str]:
-    """Prefixes that rows tell of, notes of removals too. What jobs share (reference, tokens) has its own tests."""
+    """Prefixes and keys that rows and notes of removals tell of. What jobs share has its own tests."""
     states = select(Checkpoint).where(Checkpoint.state_kept)
     kept = [
         f"private/{checkpoint.job_id}/{checkpoint.fence}/step-{checkpoint.step}"
@@ -170,7 +171,8 @@ def _known(session: Session) -> list[str]:
     ]
     models = session.scalars(select(Model.storage_prefix).where(or_(Model.storage_prefix.is_not(None))))
     noted = session.scalars(select(Removal.prefix))
-    return [*(prefix for prefix in models if prefix), *kept, *noted, "private/reference", "private/tokens"]
+    files = map(file_key, session.scalars(select(File.id)))
+    return [*(prefix for prefix in models if prefix), *kept, *noted, *files, "private/reference", "private/tokens"]
 
 
 def two_at_once(account: Path) -> Iterator[str]:

@@ -29,6 +29,11 @@ class Line:
     """What was lost, or why it was skipped."""
     seconds: float = 0.0
 
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What tells a play from the others."""
+        return self.fault, self.trainer, self.play
+
 
 class Journal:
     """The lines of one seed. Several processes may write to it at once: a line is one write."""
@@ -43,14 +48,24 @@ class Journal:
 
     def lines(self) -> list[Line]:
         """The last one of each play: a play that lost something may be played again."""
-        if not self.path.exists():
-            return []
-        read = (Line(**json.loads(text)) for text in self.path.read_text(encoding="utf-8").splitlines())
-        return list({(line.fault, line.trainer, line.play): line for line in read}.values())
+        return list(self._by_play().values())
+
+    def lost_before(self) -> list[Line]:
+        """What plays lost that were played again since, and lost nothing then: a race may be lost once in ten times."""
+        last = self._by_play()
+        return [line for line in self._read() if line.outcome == "lost" and last[line.key].outcome != "lost"]
 
     def played(self) -> set[tuple[str, str, int]]:
         """What needs not be played again."""
-        return {(line.fault, line.trainer, line.play) for line in self.lines() if line.outcome != "lost"}
+        return {line.key for line in self.lines() if line.outcome != "lost"}
+
+    def _by_play(self) -> dict[tuple[str, str, int], Line]:
+        return {line.key: line for line in self._read()}
+
+    def _read(self) -> list[Line]:
+        if not self.path.exists():
+            return []
+        return [Line(**json.loads(text)) for text in self.path.read_text(encoding="utf-8").splitlines()]
 
 
 def newest_seed(folder: Path = FOLDER) -> int | None:

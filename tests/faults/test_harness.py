@@ -122,6 +122,7 @@ def test_a_journal_goes_on_where_it_stopped_and_plays_a_loss_again(tmp_path: Pat
     assert Journal(7, tmp_path).played() == {("a", "stub", 0), ("b", "stub", 0)}
     assert Journal(8, tmp_path).played() == set()
     journal.add(Line("a", "stub", 1, "survived", strikes=1, recoveries=[4.0]))
+    assert [line.why for line in journal.lost_before()] == [["gone"]], "it is not forgotten for that"
     first, second = rows(journal.lines(), [])
     assert (first.strikes, first.survived, first.lost, first.median, first.worst) == (2, 2, 0, 3.0, 4.0)
     assert second.note == "skipped: no root"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,13 +14,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pydantic import SecretStr
 
+from control_plane.settings import Settings
 from dpo_core.run_directory import RunDirectory
 from tests.worker.nvidia_smi import answer, gpu
 from tests.worker.stubs import DEADLINE_SECONDS, eventually
-from worker.folders import RunFolders
+from worker import folders as folders_module
+from worker import main
+from worker.folders import LOCK, RunFolders
 from worker.launch import GOES_FIRST, launch, trainer_environment
-from worker.slots import Slots, find_slots
+from worker.slots import Slots, UnknownGpus, find_slots
 from worker.sweep import Sweep, alive
 
 SLEEPER = "import time; time.sleep(600)"
@@ -159,6 +164,39 @@ def test_a_directory_is_a_leftover_only_when_its_owner_died(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
 
 
+def test_what_is_no_run_directory_is_left_alone(tmp_path: Path) -> None:
+    for name in ("ftjob-1/notes", "ftjob-1/1.old", "lost+found/x"):
+        (tmp_path / name).mkdir(parents=True)
+    assert list(RunFolders(tmp_path).leftovers()) == []
+
+
+def test_a_directory_that_can_t_be_looked_at_is_said_and_keeps_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for fence in ("1", "2"):
+        (tmp_path / "ftjob-1" / fence).mkdir(parents=True)
+    (tmp_path / "ftjob-1" / "1" / LOCK).mkdir()  # no file can be opened there
+    (left,) = RunFolders(tmp_path).leftovers()
+    assert left.path.name == "2"
+    assert "ftjob-1/1 can't be looked at" in caplog.text
+
+
+def test_a_directory_that_can_t_be_locked_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_folder: Path) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folders = RunFolders(tmp_path)
+    with monkeypatch.context() as disk:
+        disk.setattr(folders_module, "_lock", full)
+        with pytest.raises(OSError, match="No space left"):
+            folders.make("ftjob-1", 1)
+    assert not (tmp_path / "ftjob-1").exists()
+    run = folders.make("ftjob-1", 1)
+    folders.remove(run)
+    folders.remove(run)  # again, as after an error behind the last file
+    assert not (tmp_path / "ftjob-1").exists()
+
+
 def test_directories_that_another_worker_removes_disturb_nobody_who_looks_for_leftovers(tmp_path: Path) -> None:
     owner, looking, over = RunFolders(tmp_path), RunFolders(tmp_path), threading.Event()
 
@@ -206,7 +244,21 @@ def test_gpus_are_those_that_the_operator_left_visible(visible: str | None, devi
 
 
 @pytest.mark.usefixtures("nvidia_smi")
-def test_a_driver_that_fails_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_names_of_no_gpu_make_no_cpu_worker() -> None:
+    with pytest.raises(UnknownGpus, match=r"=7 names no GPU of this host. There are: 0 \(GPU-aaaa\), 1 \(GPU-bbbb\)"):
+        find_slots(1, {"CUDA_VISIBLE_DEVICES": "7"})
+
+
+@pytest.mark.usefixtures("nvidia_smi")
+@pytest.mark.parametrize("visible", ["", "-1"])
+def test_with_a_driver_that_fails_a_worker_starts_only_where_it_is_to_use_the_cpu(tmp_path: Path, visible: str) -> None:
+    """It would train the whole queue on a GPU host's CPU."""
     (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho 'Driver/library version mismatch'\nexit 18\n")
-    assert find_slots(1, {}).device == "cpu"
-    assert "Driver/library version mismatch" in caplog.text
+    settings = Settings(
+        database_url=SecretStr("postgresql:///none"),
+        redis_url=SecretStr("redis:///"),
+        storage_url=(tmp_path / "storage").as_uri(),
+    )
+    with pytest.raises(SystemExit, match=r"error: .*set CUDA_VISIBLE_DEVICES to nothing, to.*\n?.*version mismatch"):
+        main.run(settings)
+    assert find_slots(1, {"CUDA_VISIBLE_DEVICES": visible}).device == "cpu"

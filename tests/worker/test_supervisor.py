@@ -14,11 +14,13 @@ from control_plane import jobs, leases, pauses, removals
 from control_plane.database import Database
 from control_plane.storage import DirectoryStorage, file_key
 from control_plane.tables import Event, Worker
+from dpo_core.run_directory import RunDirectory
 from migrations.run import upgrade
 from tests.conftest import Servers
 from tests.stub_trainer import chain
 from tests.worker.stubs import World, eventually, stub_programs, supervisor
 from worker import fitness, leftovers, publish, work
+from worker.folders import RunFolders
 from worker.sweep import Sweep
 
 
@@ -247,6 +249,53 @@ def test_a_worker_starts_though_a_leftover_can_not_be_killed(world: World, monke
         job_id = world.job()
         world.reaches(job_id, "succeeded", "failed")
     assert left.exists(), "it is the next one's"
+
+
+def test_a_worker_starts_though_a_leftover_can_not_be_removed(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for fence in ("1", "2"):
+        (world.runs / "ftjob-old" / fence).mkdir(parents=True)
+    remove = RunFolders.remove
+
+    def removes(folders: RunFolders, run: RunDirectory) -> None:
+        if run.path.name == "1":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        remove(folders, run)
+
+    monkeypatch.setattr(RunFolders, "remove", removes)
+    with supervisor(world.settings, stub_programs()):
+        eventually(lambda: "cleared away" in caplog.text, "the other one is cleared away")
+    assert "ftjob-old/1, left by a worker that died, can't be cleared away" in caplog.text
+    assert [path.name for path in (world.runs / "ftjob-old").iterdir()] == ["1"]
+
+
+def read_only(_folders: RunFolders, _run: RunDirectory) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_a_run_directory_that_can_t_be_removed_is_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(work, "CLEAR_AGAIN_SECONDS", 0.1)
+    with supervisor(world.settings, stub_programs()):
+        with monkeypatch.context() as mounted:
+            mounted.setattr(RunFolders, "remove", read_only)
+            job_id = world.job()
+            world.reaches(job_id, "succeeded", "failed")
+            eventually(lambda: caplog.text.count("could not be cleared away") > 3, "it is tried again")
+        world.nothing_left()
+    assert world.state(job_id) == "succeeded"
+
+
+def test_a_stopping_worker_waits_for_no_run_directory_that_can_t_be_removed(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(RunFolders, "remove", read_only)
+    with supervisor(world.settings, stub_programs()):
+        world.reaches(world.job(), "succeeded", "failed")
+        eventually(lambda: caplog.text.count("could not be cleared away") == 2, "neither can be")
+    assert len(list(world.runs.glob("*/[0-9]*"))) == 2
 
 
 def test_a_stop_is_heard_while_leftovers_are_cleared_away(
