@@ -218,5 +218,5 @@ def likelihood(before: dict[str, float], after: dict[str, float]) -> list[str]:
 
 def _numbers(values: dict[str, float], before: dict[str, float] | None = None) -> str:
     shown = {name: key for key, name in NAMES.items() if key in values}
-    start = {name: f"{before[key]:z.4f} → " if before else "" for name, key in shown.items()}
+    start = {name: f"{before[key]:z.4f} → " if before and key in before else "" for name, key in shown.items()}
     return "   ".join(f"{name} {start[name]}{values[key]:z.4f}" for name, key in shown.items())

@@ -29,7 +29,7 @@ class Recorder:
             self.directory.append_event(Event(level=level, code=code, message=message, data=dict(data)))
 
     def metrics(self, split: str, step: int, values: dict[str, float]) -> None:
-        """Those that are finite: JSON has no word for the others, and what must be is asked by who measured it."""
+        """Leaves out what is not finite, for which JSON has no word. The caller checks what has to be finite."""
         values = {name: value for name, value in values.items() if math.isfinite(value)}
         self.last[split] = values
         if self.writes:

@@ -191,8 +191,8 @@ class RunDirectory:
         """The ranks that wrote themselves down and still live (same pid and same start time)."""
         alive = []
         for file in self.processes.glob("*.json"):
-            record = json.loads(file.read_bytes())
-            with suppress(psutil.NoSuchProcess, OSError):
+            with suppress(psutil.NoSuchProcess, OSError, ValueError):  # what can't be read is found by its mark
+                record = json.loads(file.read_bytes())
                 if started(record["pid"]) == record["started"]:
                     alive.append(psutil.Process(record["pid"]))
         return alive

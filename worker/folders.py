@@ -1,7 +1,7 @@
 """Run directories on disk, `runs/{job}/{fence}/`, and who owns one.
 
 A worker holds a file lock on each of its run directories. The kernel drops the locks of a worker that died,
-so the next worker knows which directories are left over, sweeps their processes and removes them.
+so every other worker of the host knows which directories are left over, sweeps their processes and removes them.
 """
 
 from __future__ import annotations
@@ -29,51 +29,53 @@ class RunFolders:
         root.mkdir(parents=True, exist_ok=True)
 
     def make(self, job_id: str, fence: int) -> RunDirectory:
-        """A new run directory, locked by this process."""
+        """A new run directory, locked by this process. One that can't be locked is a leftover."""
         folder = self.root / job_id / str(fence)
         with self._changing():
             folder.mkdir(parents=True)
-            try:
-                self._locks[folder] = _lock(folder)
-            except OSError:
-                shutil.rmtree(folder, ignore_errors=True)
-                _drop_if_empty(folder.parent)
-                raise
+            self._locks[folder] = _lock(folder)
         return RunDirectory(folder)
 
     def leftovers(self) -> Iterator[RunDirectory]:
-        """Directories whose worker is gone; each is locked by this process from then on."""
+        """Directories whose worker is gone or has left them; each is locked by this process from then on."""
         found = glob("*/[0-9]*", root_dir=self.root)  # noqa: PTH207 - Path.glob fails where one goes meanwhile
         for folder in sorted(self.root / name for name in found):
             if folder in self._locks or not folder.name.isdecimal():
                 continue
-            with self._changing():
-                try:
+            try:
+                with self._changing():
                     self._locks[folder] = _lock(folder)
-                except (BlockingIOError, FileNotFoundError, NotADirectoryError):
-                    continue  # another worker's, or just removed
-                except OSError as error:
-                    logger.error("%s can't be looked at, perhaps left by a worker that died: %s", folder, error)
-                    continue
+            except (BlockingIOError, FileNotFoundError, NotADirectoryError):
+                continue  # another worker's, or just removed
+            except OSError as error:
+                logger.error("%s can't be looked at: %s", folder, error)
+                continue
             yield RunDirectory(folder)
 
     def remove(self, run: RunDirectory) -> None:
         """Removes a directory that this process holds, and the job's own folder with the last of them.
 
-        After an error it can be called again.
+        OSError where that can't be done; it is a leftover then.
         """
-        # What may take long goes before the lock is taken: with it no worker of this host could make a folder.
-        for path in run.path.iterdir() if run.path.exists() else ():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != LOCK:
-                path.unlink()
-        with self._changing():
-            if run.path.exists():
+        try:
+            # What may take long goes before the lock is taken: with it no worker of this host could make a folder.
+            for path in run.path.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != LOCK:
+                    path.unlink()
+            with self._changing():
+                self.leave(run)  # first: on NFS a file that is open can't be removed for good
                 shutil.rmtree(run.path)
-            if (descriptor := self._locks.pop(run.path, None)) is not None:
-                os.close(descriptor)
-            _drop_if_empty(run.path.parent)
+                with suppress(OSError):
+                    run.path.parent.rmdir()  # others of the job may be in it
+        finally:
+            self.leave(run)
+
+    def leave(self, run: RunDirectory) -> None:
+        """Gives up a directory that this process holds: it is a leftover then."""
+        if (descriptor := self._locks.pop(run.path, None)) is not None:
+            os.close(descriptor)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -92,8 +94,3 @@ def _lock(folder: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _drop_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()

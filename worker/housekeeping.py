@@ -9,12 +9,14 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from control_plane import checks, deliveries, files, leases, removals, room, uploads, workers
 from control_plane.database import DATABASE_AWAY
 from control_plane.hints import Hints
 from control_plane.ids import new_id
+from worker import leftovers
 from worker.room import LEAST
 from worker.work import Tools
 
@@ -24,13 +26,21 @@ TIDYING_SECONDS = 30.0
 """What is out of date may stay for so much longer."""
 
 
+LEFTOVERS_SECONDS = 60.0
+"""How often it is looked for run directories that nobody holds."""
+
+
 class Housekeeping:
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: Tools, *, stopping: Callable[[], bool]) -> None:
+        """`stopping`: whether what takes long is to be left to others."""
         slots = tools.slots
         self.worker_id = new_id("worker")
         self.removals: Future[None] | None = None
         """Those that are under way, or were last."""
+        self.clearing: Future[None] | None = None
+        """Of leftovers; as above."""
         self._tools = tools
+        self._stopping = stopping
         self._hints = Hints(tools.settings.redis_url.get_secret_value())
         self._facts = workers.Facts(
             id=self.worker_id,
@@ -42,6 +52,7 @@ class Housekeeping:
         self.registered = False
         """Whether the others know of this worker, and it of them."""
         self._next_tidying = 0.0
+        self._next_clearing = time.monotonic() + LEFTOVERS_SECONDS
 
     def go_round(self, *, draining: bool) -> None:
         """Once through everything that is due. Waits for PostgreSQL, and a second each for a disk and for Redis."""
@@ -59,6 +70,7 @@ class Housekeeping:
             waiting = leases.waiting(session) or checks.waiting(session)
         self._tidy()
         self._carry_out_removals()
+        self._clear_leftovers()
         if requeued:
             logger.warning("lost by their workers, waiting again: %s", ", ".join(requeued))
         if waiting:
@@ -97,13 +109,29 @@ class Housekeeping:
 
     def _carry_out_removals(self) -> None:
         """On the pool, one round at a time: a slow storage must not fill the pool that publishes checkpoints."""
-        if self.removals is not None:
-            if not self.removals.done():
-                return
-            if error := self.removals.exception():
-                logger.warning("removals from storage failed, trying again: %s", error)
-        self.removals = self._tools.pool.submit(self._remove_from_storage)
+        if _over(self.removals, "removals from storage"):
+            self.removals = self._tools.pool.submit(self._remove_from_storage)
 
     def _remove_from_storage(self) -> None:
         removals.carry_out(self._tools.database, self._tools.storage)
         self._tools.storage.remove_abandoned()
+
+    def _clear_leftovers(self) -> None:
+        """On the pool: of workers of this host that died, and what could not be removed when it was due."""
+        if time.monotonic() >= self._next_clearing and _over(self.clearing, "clearing leftovers away"):
+            self._next_clearing = time.monotonic() + LEFTOVERS_SECONDS
+            self.clearing = self._tools.pool.submit(self.clear_leftovers)
+
+    def clear_leftovers(self) -> None:
+        """Run directories that nobody holds, and what runs of them."""
+        tools = self._tools
+        leftovers.clear_away(tools.database, tools.folders, tools.storage, until=self._stopping)
+
+
+def _over(task: Future[None] | None, doing: str) -> bool:
+    """Whether it may begin anew; says what went wrong."""
+    if task is None:
+        return True
+    if task.done() and (error := task.exception()):
+        logger.warning("%s failed, trying again: %s", doing, error)
+    return task.done()

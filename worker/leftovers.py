@@ -1,4 +1,7 @@
-"""What a worker that died left on this host: nothing of it may run on, and only its log is needed."""
+"""Run directories that nobody holds: a worker that died left them, or one could not remove them.
+
+Nothing of them may run on, and only their logs are needed.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +22,20 @@ LOOK_SECONDS = 0.1
 
 
 def clear_away(database: Database, folders: RunFolders, storage: Storage, *, until: Callable[[], bool]) -> None:
-    """Returns when no process of it is left, and no run directory. The logs are in storage then.
+    """Returns when no process of them is left, and no run directory. The logs are in storage then.
 
-    Returns earlier, too, once `until` is true: the next worker goes on. To that one a run directory stays as well of
-    which a process can't be killed, for its GPU or file system hangs, or which can't be removed.
+    Returns earlier, too, once `until` is true. What can't be cleared away is left to the next look: one of which a
+    process can't be killed, for its GPU or file system hangs, or which can't be removed, as while no writes are taken.
     """
-    for run in _swept(list(folders.leftovers()), until):
-        if until():
-            return
-        try:
-            _keep_log(database, storage, run)
-            folders.remove(run)
-        except Exception:  # whatever it is, this worker must start
-            logger.exception("%s, left by a worker that died, can't be cleared away", run.path)
-        else:
-            logger.info("cleared away %s, left by a worker that died", run.path)
+    found = list(folders.leftovers())
+    try:
+        for run in _swept(found, until):
+            if until():
+                return
+            _clear(database, folders, storage, run)
+    finally:
+        for run in found:
+            folders.leave(run)
 
 
 def _swept(runs: list[RunDirectory], until: Callable[[], bool]) -> list[RunDirectory]:
@@ -42,17 +44,33 @@ def _swept(runs: list[RunDirectory], until: Callable[[], bool]) -> list[RunDirec
     swept: list[RunDirectory] = []
     patience = time.monotonic() + UNKILLABLE_SECONDS
     while left and not until():
-        looked = [(run, sweep, sweep.kill(None)) for run, sweep in left]
+        looked = [(run, sweep, _gone(run, sweep)) for run, sweep in left]
         swept += [run for run, _, gone in looked if gone]
-        left = [(run, sweep) for run, sweep, gone in looked if not gone]
+        left = [(run, sweep) for run, sweep, gone in looked if gone is False]
         if left and time.monotonic() > patience:
             for run, _ in left:
-                logger.error("%s, left by a worker that died: a process of it can't be killed", run.path)
+                logger.error("a process of %s, which nobody holds, can't be killed", run.path)
             break
-        time.sleep(LOOK_SECONDS if left else 0)
+        if left:
+            time.sleep(LOOK_SECONDS)
     return swept
 
 
-def _keep_log(database: Database, storage: Storage, run: RunDirectory) -> None:
-    """What the last words were of an attempt whose worker died is most worth knowing."""
-    RunLog(storage, run.path.parent.name, int(run.path.name), run).keep_last(database)
+def _gone(run: RunDirectory, sweep: Sweep) -> bool | None:
+    """Whether every process of it is; None where that can't be told."""
+    try:
+        return sweep.kill(None)
+    except Exception:  # whatever it is, the others are cleared away
+        logger.exception("what runs of %s, which nobody holds, can't be told", run.path)
+        return None
+
+
+def _clear(database: Database, folders: RunFolders, storage: Storage, run: RunDirectory) -> None:
+    try:
+        # What the last words were of an attempt whose worker died is most worth knowing.
+        RunLog(storage, run.path.parent.name, int(run.path.name), run).keep_last(database)
+        folders.remove(run)
+    except Exception:  # as above
+        logger.exception("%s, which nobody holds, can't be cleared away", run.path)
+    else:
+        logger.info("cleared away %s, which nobody held any more", run.path)

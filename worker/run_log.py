@@ -68,7 +68,8 @@ class RunLog:
 
         Whoever deletes later removes it, and while PostgreSQL is away or not yet migrated nobody does.
         """
-        self.bound()
+        with suppress(OSError):  # too long is better than none
+            self.bound()
         self.keep()
         with suppress(*DATABASE_AWAY, ProgrammingError), database.transaction() as session:
             if not jobs.keeps_logs(session, self._job_id):

@@ -130,15 +130,16 @@ class GpuWatch:
 def find_slots(cpu_slots: int, environment: Mapping[str, str]) -> Slots:
     """The GPUs that `nvidia-smi` lists, narrowed by CUDA_VISIBLE_DEVICES; without any, `cpu_slots` CPU processes.
 
-    UnknownGpus where a driver fails: a host with GPUs must not train a whole queue on its CPU.
+    UnknownGpus where a driver fails, or none of its GPUs is meant: a host with GPUs must not train a whole queue on its
+    CPU unless it is told to.
     """
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     try:
         found = [] if visible in NONE_VISIBLE else gpus.look()
-    except NoAnswer as error:
+    except (NoAnswer, OSError) as error:
         raise UnknownGpus(
             "nvidia-smi fails, so it isn't known which GPUs there are. Mend the driver, or set CUDA_VISIBLE_DEVICES to "
-            f"nothing, to train on the CPU. It says: {error}"
+            f"nothing to train on the CPU. It says: {error}"
         ) from None
     if not found:
         return Slots("cpu", [str(number) for number in range(cpu_slots)])
@@ -146,7 +147,10 @@ def find_slots(cpu_slots: int, environment: Mapping[str, str]) -> Slots:
     ours = [gpu for gpu in found if wanted is None or any(_names(name, gpu) for name in wanted)]
     if not ours:
         there = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in found)
-        raise UnknownGpus(f"CUDA_VISIBLE_DEVICES={visible} names no GPU of this host. There are: {there}")
+        raise UnknownGpus(
+            f"CUDA_VISIBLE_DEVICES={visible} names none of this host's GPUs: {there}. Set it to some of them, or to "
+            "nothing to train on the CPU."
+        )
     slots = Slots("cuda", [gpu.uuid for gpu in ours])
     slots.seen(found, idle=slots.idle)
     _tell({}, slots.out)

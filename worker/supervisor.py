@@ -25,7 +25,7 @@ from control_plane.errors import StaleFence
 from control_plane.settings import Settings
 from control_plane.storage import open_storage
 from dpo_core.run_directory import Failure
-from worker import leftovers, taking
+from worker import taking
 from worker.attempt import Attempt
 from worker.calling_pool import CallingPool
 from worker.checking import Checking
@@ -75,7 +75,7 @@ class Supervisor:
             programs=programs,
             pool=CallingPool(POOL_THREADS, self.nudge),
         )
-        self._housekeeping = Housekeeping(self._tools)
+        self._housekeeping = Housekeeping(self._tools, stopping=lambda: self._stops_asked > 0)
         self._id = self._housekeeping.worker_id
         # Not on the others' pool: a look that waited for slow storage would tell of a driver that doesn't answer.
         self._looks = CallingPool(1, self.nudge)
@@ -107,8 +107,7 @@ class Supervisor:
         """Works until it was told to stop and its work is over; False where something hung and was left behind."""
         slots = self._tools.slots
         logger.info("worker %s: %d %s slots", self._id, slots.total, slots.device)
-        folders, storage = self._tools.folders, self._tools.storage
-        leftovers.clear_away(self._database, folders, storage, until=lambda: self._stops_asked > 0)
+        self._housekeeping.clear_leftovers()
         while self._goes_on:
             self._round()
             if self._goes_on:  # else nobody may ever call any more
@@ -186,7 +185,7 @@ class Supervisor:
 
     @property
     def _takes_work(self) -> bool:
-        """Not before it is registered: only then does it know which GPUs another worker has."""
+        """Not before it is registered: only then is it told which GPUs an older worker has."""
         return not self._stops_asked and self._housekeeping.registered and self._tools.fitness.fit
 
     def _take_one(self) -> bool:
@@ -254,7 +253,8 @@ class Supervisor:
 
     def _all_done(self) -> bool:
         """Whether what runs beside the work is over, or soon is."""
-        running: tuple[Future[Any] | None, ...] = (self._housekeeping.removals, self._gpus.pending)
+        house = self._housekeeping
+        running: tuple[Future[Any] | None, ...] = (house.removals, house.clearing, self._gpus.pending)
         pending = [future for future in running if future is not None]
         return not wait(pending, timeout=LEAVE_SECONDS).not_done
 

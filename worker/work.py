@@ -15,6 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
@@ -39,8 +40,6 @@ logger = logging.getLogger(__name__)
 LEASE_MARGIN = 0.2
 """The share of a lease that is left for killing the processes before somebody else may start."""
 RETRY_SECONDS = 1.0
-CLEAR_AGAIN_SECONDS = 60.0
-"""Until a run directory is tried again that could not be removed: its file system may take writes again then."""
 PUBLISH_SECONDS = 1.0
 """How soon it is seen that a running program left something to publish: that reads folders."""
 
@@ -61,10 +60,7 @@ class Tools:
 
 
 class Work(ABC):
-    """`over` once nothing of it is left: no process, no slot, no run directory.
-
-    A stopping worker leaves a run directory that can't be removed to the next one.
-    """
+    """`over` once nothing of it is left: no process, no slot, no run directory that could be removed."""
 
     def __init__(
         self, tools: Tools, *, row_id: str, fence: int, kind: Kind, gpus: int, lease_seconds: float, claimed_at: float
@@ -94,7 +90,8 @@ class Work(ABC):
         try:
             self._hold_until(claimed_at + lease_seconds)
         except OSError:  # no room for the lease, and then for nothing
-            tools.folders.remove(self._run)
+            with suppress(OSError):
+                tools.folders.remove(self._run)
             raise
         self._slot_ids = tools.slots.take(gpus)
         self._task: Future[None] | None = None
@@ -158,7 +155,6 @@ class Work(ABC):
         if not self._stopping and self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         self._stopping = True
-        self._not_before = 0.0
 
     def abandon(self, reason: str) -> None:
         """The work is no longer ours: kills, reports nothing."""
@@ -291,8 +287,5 @@ class Work(ABC):
         error = self._task.exception()
         if error is not None:
             logger.error("%s: %s could not be cleared away: %s", self.id, self._run.path, error)
-        if error is None or self._stopping:  # what a stopping worker leaves, the next one clears away
-            self.over = True
-        else:
-            self._not_before = time.monotonic() + CLEAR_AGAIN_SECONDS
-            self._step = self._leaving
+            self._tools.folders.leave(self._run)
+        self.over = True

@@ -125,7 +125,7 @@ def _verdict(measured: list[Row], wanted: Sequence[Plan], journal: Journal) -> i
     said = (
         f"{table.printed(shown)}\n{sum(row.survived for row in shown)} passed, {sum(row.lost for row in shown)} failed"
     )
-    said += f", {len(before)} lost something before and were played again" if before else ""
+    said += f", {len(before)} times lost before, and not when it was played again" if before else ""
     sys.stdout.write(f"{said}{f', {len(missing)} plays missing' if missing else ''}\n")
     return 1 if lost or missing else 0
 

@@ -48,24 +48,27 @@ class Journal:
 
     def lines(self) -> list[Line]:
         """The last one of each play: a play that lost something may be played again."""
-        return list(self._by_play().values())
+        return _last(self._read())
 
     def lost_before(self) -> list[Line]:
-        """What plays lost that were played again since, and lost nothing then: a race may be lost once in ten times."""
-        last = self._by_play()
-        return [line for line in self._read() if line.outcome == "lost" and last[line.key].outcome != "lost"]
+        """What plays lost that survived when they were played again: a race may be lost once in ten times."""
+        read = self._read()
+        survived = {line.key for line in _last(read) if line.outcome == "survived"}
+        return [line for line in read if line.outcome == "lost" and line.key in survived]
 
     def played(self) -> set[tuple[str, str, int]]:
         """What needs not be played again."""
         return {line.key for line in self.lines() if line.outcome != "lost"}
 
-    def _by_play(self) -> dict[tuple[str, str, int], Line]:
-        return {line.key: line for line in self._read()}
-
     def _read(self) -> list[Line]:
         if not self.path.exists():
             return []
         return [Line(**json.loads(text)) for text in self.path.read_text(encoding="utf-8").splitlines()]
+
+
+def _last(lines: list[Line]) -> list[Line]:
+    """Of each play."""
+    return list({line.key: line for line in lines}.values())
 
 
 def newest_seed(folder: Path = FOLDER) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -181,20 +182,31 @@ def test_a_directory_that_can_t_be_looked_at_is_said_and_keeps_nobody(
     assert "ftjob-1/1 can't be looked at" in caplog.text
 
 
-def test_a_directory_that_can_t_be_locked_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_folder: Path) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    folders = RunFolders(tmp_path)
-    with monkeypatch.context() as disk:
-        disk.setattr(folders_module, "_lock", full)
-        with pytest.raises(OSError, match="No space left"):
-            folders.make("ftjob-1", 1)
-    assert not (tmp_path / "ftjob-1").exists()
+def test_a_directory_that_could_not_be_removed_is_left_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders, other = RunFolders(tmp_path), RunFolders(tmp_path)
     run = folders.make("ftjob-1", 1)
-    folders.remove(run)
-    folders.remove(run)  # again, as after an error behind the last file
+    assert list(other.leftovers()) == []
+    with monkeypatch.context() as disk:
+        disk.setattr(shutil, "rmtree", read_only)
+        with pytest.raises(OSError, match="Read-only"):
+            folders.remove(run)
+    (left,) = other.leftovers()
+    assert list(folders.leftovers()) == []
+    other.remove(left)
     assert not (tmp_path / "ftjob-1").exists()
+
+
+def read_only(*_: object) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_where_no_directory_can_be_locked_there_are_no_leftovers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "ftjob-1" / "1").mkdir(parents=True)
+    monkeypatch.setattr(folders_module.RunFolders, "_changing", read_only)
+    assert list(RunFolders(tmp_path).leftovers()) == []
+    assert "ftjob-1/1 can't be looked at: [Errno 30] Read-only file system" in caplog.text
 
 
 def test_directories_that_another_worker_removes_disturb_nobody_who_looks_for_leftovers(tmp_path: Path) -> None:
@@ -245,20 +257,23 @@ def test_gpus_are_those_that_the_operator_left_visible(visible: str | None, devi
 
 @pytest.mark.usefixtures("nvidia_smi")
 def test_names_of_no_gpu_make_no_cpu_worker() -> None:
-    with pytest.raises(UnknownGpus, match=r"=7 names no GPU of this host. There are: 0 \(GPU-aaaa\), 1 \(GPU-bbbb\)"):
+    with pytest.raises(UnknownGpus, match=r"=7 names none of this host's GPUs: 0 \(GPU-aaaa\), 1 \(GPU-bbbb\)"):
         find_slots(1, {"CUDA_VISIBLE_DEVICES": "7"})
 
 
 @pytest.mark.usefixtures("nvidia_smi")
 @pytest.mark.parametrize("visible", ["", "-1"])
-def test_with_a_driver_that_fails_a_worker_starts_only_where_it_is_to_use_the_cpu(tmp_path: Path, visible: str) -> None:
+def test_with_a_driver_that_fails_a_worker_starts_only_where_it_is_to_use_the_cpu(
+    tmp_path: Path, visible: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It would train the whole queue on a GPU host's CPU."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho 'Driver/library version mismatch'\nexit 18\n")
     settings = Settings(
         database_url=SecretStr("postgresql:///none"),
         redis_url=SecretStr("redis:///"),
         storage_url=(tmp_path / "storage").as_uri(),
     )
-    with pytest.raises(SystemExit, match=r"error: .*set CUDA_VISIBLE_DEVICES to nothing, to.*\n?.*version mismatch"):
+    with pytest.raises(SystemExit, match=r"error: .*set CUDA_VISIBLE_DEVICES to nothing .*version mismatch"):
         main.run(settings)
     assert find_slots(1, {"CUDA_VISIBLE_DEVICES": visible}).device == "cpu"
