@@ -6,6 +6,7 @@ so every other worker of the host knows which directories are left over, sweeps 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -25,7 +26,8 @@ LOCK = ".owner"
 class RunFolders:
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._locks: dict[Path, int] = {}
+        self._held: dict[Path, tuple[RunDirectory, int]] = {}
+        """Who holds it here, and by which descriptor."""
         root.mkdir(parents=True, exist_ok=True)
 
     def make(self, job_id: str, fence: int) -> RunDirectory:
@@ -33,24 +35,23 @@ class RunFolders:
         folder = self.root / job_id / str(fence)
         with self._changing():
             folder.mkdir(parents=True)
-            self._locks[folder] = _lock(folder)
-        return RunDirectory(folder)
+            return self._hold(folder)
 
     def leftovers(self) -> Iterator[RunDirectory]:
         """Directories whose worker is gone or has left them; each is locked by this process from then on."""
         found = glob("*/[0-9]*", root_dir=self.root)  # noqa: PTH207 - Path.glob fails where one goes meanwhile
         for folder in sorted(self.root / name for name in found):
-            if folder in self._locks or not folder.name.isdecimal():
+            if folder in self._held or not folder.name.isdecimal():
                 continue
             try:
                 with self._changing():
-                    self._locks[folder] = _lock(folder)
+                    run = self._hold(folder)
             except (BlockingIOError, FileNotFoundError, NotADirectoryError):
                 continue  # another worker's, or just removed
             except OSError as error:
                 logger.error("%s can't be looked at: %s", folder, error)
                 continue
-            yield RunDirectory(folder)
+            yield run
 
     def remove(self, run: RunDirectory) -> None:
         """Removes a directory that this process holds, and the job's own folder with the last of them.
@@ -73,23 +74,37 @@ class RunFolders:
             self.leave(run)
 
     def leave(self, run: RunDirectory) -> None:
-        """Gives up a directory that this process holds: it is a leftover then."""
-        if (descriptor := self._locks.pop(run.path, None)) is not None:
+        """Gives a directory up: it is a leftover then. Harmless where it was given up already, and is held anew."""
+        holder, descriptor = self._held.get(run.path, (None, 0))
+        if holder is run:
+            del self._held[run.path]
             os.close(descriptor)
+
+    def _hold(self, folder: Path) -> RunDirectory:
+        run = RunDirectory(folder)
+        self._held[folder] = run, _locked(folder / LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return run
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """Between the making of a folder and its locking no other worker may take it for a leftover."""
-        with open(self.root / ".lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        descriptor = _locked(self.root / ".lock", fcntl.LOCK_EX)
+        try:
             yield
+        finally:
+            os.close(descriptor)
 
 
-def _lock(folder: Path) -> int:
-    """A descriptor that holds the folder's lock; closing it, or dying, gives the lock up."""
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+def _locked(file: Path, how: int) -> int:
+    """A descriptor that holds the file's lock; closing it, or dying, gives the lock up."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        descriptor = os.open(file, os.O_RDONLY)  # what is there is locked, and swept, while no writes are taken
+    try:
+        fcntl.flock(descriptor, how)
     except OSError:
         os.close(descriptor)
         raise

@@ -17,6 +17,7 @@ from control_plane.database import DATABASE_AWAY
 from control_plane.hints import Hints
 from control_plane.ids import new_id
 from worker import leftovers
+from worker.leftovers import Leftovers
 from worker.room import LEAST
 from worker.work import Tools
 
@@ -32,15 +33,15 @@ LEFTOVERS_SECONDS = 60.0
 
 class Housekeeping:
     def __init__(self, tools: Tools, *, stopping: Callable[[], bool]) -> None:
-        """`stopping`: whether what takes long is to be left to others."""
+        """`stopping`: whether what takes long is to be left to the next worker."""
         slots = tools.slots
         self.worker_id = new_id("worker")
         self.removals: Future[None] | None = None
         """Those that are under way, or were last."""
         self.clearing: Future[None] | None = None
         """Of leftovers; as above."""
+        self.leftovers = Leftovers(tools.database, tools.folders, tools.storage, until=stopping)
         self._tools = tools
-        self._stopping = stopping
         self._hints = Hints(tools.settings.redis_url.get_secret_value())
         self._facts = workers.Facts(
             id=self.worker_id,
@@ -120,12 +121,7 @@ class Housekeeping:
         """On the pool: of workers of this host that died, and what could not be removed when it was due."""
         if time.monotonic() >= self._next_clearing and _over(self.clearing, "clearing leftovers away"):
             self._next_clearing = time.monotonic() + LEFTOVERS_SECONDS
-            self.clearing = self._tools.pool.submit(self.clear_leftovers)
-
-    def clear_leftovers(self) -> None:
-        """Run directories that nobody holds, and what runs of them."""
-        tools = self._tools
-        leftovers.clear_away(tools.database, tools.folders, tools.storage, until=self._stopping)
+            self.clearing = self._tools.pool.submit(self.leftovers.clear_away, leftovers.PATIENCE_LATER)
 
 
 def _over(task: Future[None] | None, doing: str) -> bool:

@@ -68,8 +68,10 @@ class RunLog:
 
         Whoever deletes later removes it, and while PostgreSQL is away or not yet migrated nobody does.
         """
-        with suppress(OSError):  # too long is better than none
+        try:
             self.bound()
+        except OSError as error:  # too long is better than none
+            logger.warning("%s could not be made shorter: %s", self._file, error)
         self.keep()
         with suppress(*DATABASE_AWAY, ProgrammingError), database.transaction() as session:
             if not jobs.keeps_logs(session, self._job_id):

@@ -25,7 +25,7 @@ from control_plane.errors import StaleFence
 from control_plane.settings import Settings
 from control_plane.storage import open_storage
 from dpo_core.run_directory import Failure
-from worker import taking
+from worker import leftovers, taking
 from worker.attempt import Attempt
 from worker.calling_pool import CallingPool
 from worker.checking import Checking
@@ -107,7 +107,7 @@ class Supervisor:
         """Works until it was told to stop and its work is over; False where something hung and was left behind."""
         slots = self._tools.slots
         logger.info("worker %s: %d %s slots", self._id, slots.total, slots.device)
-        self._housekeeping.clear_leftovers()
+        self._housekeeping.leftovers.clear_away(leftovers.PATIENCE_AT_START)
         while self._goes_on:
             self._round()
             if self._goes_on:  # else nobody may ever call any more

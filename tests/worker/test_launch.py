@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import pytest
@@ -185,28 +186,38 @@ def test_a_directory_that_can_t_be_looked_at_is_said_and_keeps_nobody(
 def test_a_directory_that_could_not_be_removed_is_left_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders, other = RunFolders(tmp_path), RunFolders(tmp_path)
     run = folders.make("ftjob-1", 1)
+    (run.path / "checkpoints").mkdir(exist_ok=True)
     assert list(other.leftovers()) == []
     with monkeypatch.context() as disk:
         disk.setattr(shutil, "rmtree", read_only)
         with pytest.raises(OSError, match="Read-only"):
             folders.remove(run)
     (left,) = other.leftovers()
-    assert list(folders.leftovers()) == []
+    folders.leave(run)
+    assert list(folders.leftovers()) == [], "it is the other's now, whoever leaves it once more"
     other.remove(left)
     assert not (tmp_path / "ftjob-1").exists()
 
 
-def read_only(*_: object) -> None:
+def read_only(*_: object) -> NoReturn:
     raise OSError(errno.EROFS, "Read-only file system")
 
 
-def test_where_no_directory_can_be_locked_there_are_no_leftovers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_while_no_writes_are_taken_leftovers_are_seen_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "ftjob-1" / "1").mkdir(parents=True)
-    monkeypatch.setattr(folders_module.RunFolders, "_changing", read_only)
-    assert list(RunFolders(tmp_path).leftovers()) == []
-    assert "ftjob-1/1 can't be looked at: [Errno 30] Read-only file system" in caplog.text
+    owner, looking = RunFolders(tmp_path), RunFolders(tmp_path)
+    run, held = owner.make("ftjob-1", 1), owner.make("ftjob-1", 2)
+    owner.leave(run)
+    opened = os.open
+
+    def reads_only(path: Path, flags: int, mode: int = 0o777) -> int:
+        return read_only() if flags & os.O_CREAT else opened(path, flags, mode)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(folders_module.os, "open", reads_only)
+        assert [left.path for left in looking.leftovers()] == [run.path]
+    assert held.path.exists()
 
 
 def test_directories_that_another_worker_removes_disturb_nobody_who_looks_for_leftovers(tmp_path: Path) -> None:

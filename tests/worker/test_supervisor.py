@@ -243,7 +243,7 @@ class Unkillable(Sweep):
 
 
 def test_a_worker_starts_though_a_leftover_can_not_be_killed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leftovers, "UNKILLABLE_SECONDS", 0.2)
+    monkeypatch.setattr(leftovers, "PATIENCE_AT_START", 0.2)
     monkeypatch.setattr(leftovers, "Sweep", Unkillable)
     left = world.runs / "ftjob-old" / "1"
     left.mkdir(parents=True)
@@ -318,7 +318,7 @@ def test_a_stop_is_heard_while_leftovers_are_cleared_away(
     left.mkdir(parents=True)
     with supervisor(world.settings, stub_programs()):
         pass
-    assert left.exists() and "can't be killed" not in caplog.text
+    assert left.exists() and "lives on" not in caplog.text
 
 
 def test_whatever_happens_beside_them_runs_go_on(
