@@ -7,19 +7,38 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
+from typing import Any
 
-from sqlalchemy import Select, bindparam, exists, func, or_, select
+from sqlalchemy import (
+    CTE,
+    Interval,
+    Select,
+    Text,
+    bindparam,
+    case,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from control_plane import attempts, fences, line, quotas
-from control_plane.job_states import State, move
+from control_plane.database import dpo_now
+from control_plane.ids import new_id
+from control_plane.job_states import State
 from control_plane.line import Kind
-from control_plane.tables import Attempt, Job
+from control_plane.tables import Attempt, Event, Job
 from dpo_core.run_directory import Failure
 
 RECONCILER_LOCK = 0x64706F02
 """Advisory lock: one reconciler at a time, in any worker."""
+STARTED = {"level": "info", "type": "message", "code": "job_started", "message": "Fine-tuning job started."}
 
 
 @dataclass(frozen=True)
@@ -52,7 +71,7 @@ def claim(
 
     One compare-and-set: rows that another worker is claiming are skipped, never waited for.
     """
-    job = line.next_job(
+    found = line.next_job(
         session,
         worker_id=worker_id,
         free=free,
@@ -61,9 +80,15 @@ def claim(
         project_gpus=project_gpus,
         max_attempts=max_attempts,
     )
-    if job is None or (job.state == State.queued and not quotas.take_gpus(session, job, project_gpus)):
+    if found is None:
         return None
-    return _take(session, job, worker_id, lease_seconds)
+    counts = found.needs and found.project_gpus is not None  # else claims need not wait for one another
+    if counts and not quotas.take_gpus(session, found.project_id, found.needs, project_gpus):
+        return None
+    given = {"job_id": found.job_id, "by": worker_id, "lease": timedelta(seconds=lease_seconds)}
+    fence = session.scalars(_taking(), given | {"event_id": new_id("ftevent")}).one()
+    kind: Kind = "train" if found.needs else "validate"
+    return Claim(found.job_id, found.project_id, fence, kind, found.needs, lease_seconds)
 
 
 def renew(session: Session, claim: Claim) -> bool:
@@ -121,13 +146,47 @@ def _any_ready() -> Select[bool]:
     return select(exists().where(line.ready()))
 
 
-def _take(session: Session, job: Job, worker_id: str, lease_seconds: float) -> Claim:
-    kind: Kind = "validate" if job.state == State.validating else "train"
-    fences.take(job, worker_id, lease_seconds)
-    job.not_before = None
-    session.add(Attempt(job_id=job.id, fence=job.fence, project_id=job.project_id, worker_id=worker_id, kind=kind))
-    if kind == "train":
-        number = job.training_attempts + 1
-        message = "Fine-tuning job started."
-        move(session, job, State.running, code="job_started", message=message, data={"attempt": number})
-    return Claim(job.id, job.project_id, job.fence, kind, job.gpus if kind == "train" else 0, lease_seconds)
+@cache
+def _taking() -> Select[int]:
+    """SQL, put together once: the job is the worker's under a new fence, and an attempt begins. If it is to be trained,
+    it runs, and an event says so.
+
+    That is `fences.take` and `job_states.move` in one statement: a claim waits for each, in a line of many.
+    """
+    trains = Job.state == State.queued
+    taken = (
+        update(Job)
+        .where(Job.id == bindparam("job_id"))
+        .values(
+            fence=Job.fence + 1,
+            worker_id=bindparam("by"),
+            lease_until=dpo_now() + bindparam("lease", type_=Interval),
+            not_before=None,
+            state=case((trains, State.running), else_=Job.state),
+            started_at=case((trains, func.coalesce(Job.started_at, dpo_now())), else_=Job.started_at),
+        )
+        .returning(Job.id, Job.fence, Job.project_id, Job.worker_id, Job.state)
+        .cte("taken")
+    )
+    runs = taken.c.state == State.running
+    attempt = select(
+        taken.c.id.label("job_id"),
+        taken.c.fence,
+        taken.c.project_id,
+        taken.c.worker_id,
+        case((runs, "train"), else_="validate").label("kind"),
+    )
+    earlier = select(func.count()).where(Attempt.job_id == taken.c.id, Attempt.kind == "train").scalar_subquery()
+    told = select(
+        bindparam("event_id", type_=Text).label("id"),
+        taken.c.project_id,
+        taken.c.id.label("job_id"),
+        *(literal(value).label(name) for name, value in STARTED.items()),
+        func.jsonb_build_object("attempt", earlier + 1).label("data"),
+    ).where(runs)
+    inserts = (_inserted(Attempt, attempt), _inserted(Event, told))
+    return select(taken.c.fence).add_cte(*inserts)
+
+
+def _inserted(table: type[Attempt] | type[Event], rows: Select[Any]) -> CTE:
+    return insert(table).from_select(list(rows.selected_columns.keys()), rows).cte(table.__tablename__ + "_written")

@@ -15,6 +15,7 @@ line's length costs nothing, and jobs that don't fit are passed over as one.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from typing import Any, Literal
@@ -45,13 +46,25 @@ from control_plane.attempts import LONGEST_WAIT
 from control_plane.database import ONE, dpo_now
 from control_plane.job_states import State
 from control_plane.quotas import Number
-from control_plane.tables import Attempt, Job
+from control_plane.tables import Attempt, Job, Project
 
 Kind = Literal["validate", "train"]
 
 PATIENCE = timedelta(minutes=2)
 """A job that waited longer than this keeps room free for itself."""
 NEVER = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Next:
+    """The job that is to be claimed next, as it is now that it is locked."""
+
+    job_id: str
+    project_id: str
+    needs: int
+    """Slots; 0 where its data is to be read."""
+    project_gpus: int | None
+    """What its project may use at once; None is no limit."""
 
 
 def last_chance(max_attempts: int | None) -> int:
@@ -87,7 +100,7 @@ def next_job(
     kinds: Collection[Kind],
     project_gpus: int | None,
     max_attempts: int | None,
-) -> Job | None:
+) -> Next | None:
     """The first job in the line that the worker has room for, locked; those that others are claiming are skipped.
 
     `free` and `total`: the worker's slots. `project_gpus`: what a project may use at once without a limit of its own.
@@ -99,16 +112,17 @@ def next_job(
     least, most = (0 if "validate" in kinds else 1), (total if trains else 0)
     given = {"worker_id": worker_id, "free": free, "least": least, "most": most, "project_gpus": project_gpus}
     given["last"] = last_chance(max_attempts)
-    job_id = session.scalar(_next_one(), given)
-    return session.get_one(Job, job_id, populate_existing=True) if job_id is not None else None
+    row = session.execute(_next_one(), given).one_or_none()
+    return None if row is None else Next(*row)
 
 
 @cache
-def _next_one() -> Select[tuple[str]]:
-    """SQL: the id of that job. Put together once: that takes several times as long as PostgreSQL's answer."""
+def _next_one() -> Select[str, str, int, int | None]:
+    """SQL: the columns of `Next`. Put together once: that takes several times as long as PostgreSQL's answer."""
     free, least, most, last = (bindparam(name, type_=BigInteger) for name in ("free", "least", "most", "last"))
     worker_id = bindparam("worker_id", type_=Text)
-    heads = first_ones(bindparam("project_gpus", type_=BigInteger), least, most)
+    project_gpus = bindparam("project_gpus", type_=BigInteger)
+    heads = first_ones(project_gpus, least, most)
     barrier = _barrier(heads.select().where(may_join(heads.c, worker_id, last)).subquery(), worker_id, free)
     line = _in_order(heads, barrier).where(heads.c.needs <= free).subquery("line")
     age = tuple_(-Job.priority, Job.created_at, Job.id)
@@ -116,12 +130,14 @@ def _next_one() -> Select[tuple[str]]:
     passes = or_(line.c.needs == 0, line.c.barrier_id.is_(None), old_enough)
     # Group by group, until one has a job that nobody else is claiming: nothing else is locked.
     free_one = (
-        _first_of(line)
+        _first_of(line, Job.project_id, Job.needs)
         .where(passes, may_join(Job, worker_id, last))
         .with_for_update(skip_locked=True)
         .lateral("free_one")
     )
-    return select(free_one.c.id).select_from(line.join(free_one, true())).limit(ONE)
+    its_own = select(Project.max_gpus).where(Project.id == free_one.c.project_id).scalar_subquery()
+    columns = (free_one.c.id, free_one.c.project_id, free_one.c.needs, func.coalesce(its_own, project_gpus))
+    return select(*columns).select_from(line.join(free_one, true())).limit(ONE)
 
 
 def may_join(job: Any, worker_id: str | BindParameter[str], last: Number) -> ColumnElement[bool]:
@@ -209,4 +225,5 @@ def _held() -> CTE:
     gpus = func.sum(Job.gpus).filter(Job.state.in_(quotas.ON_GPUS))
     readers = func.count().filter(Job.state == State.validating)
     query = select(Job.project_id, func.coalesce(gpus, 0).label("gpus"), readers.label("readers"))
-    return query.where(Job.lease_until.is_not(None)).group_by(Job.project_id).cte("held")
+    held = query.where(Job.lease_until.is_not(None)).group_by(Job.project_id).cte("held")
+    return held.prefix_with("MATERIALIZED")  # or it is added up again for each group

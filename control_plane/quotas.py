@@ -119,12 +119,10 @@ def gpus_left(default: Number | None, project_id: ColumnElement[str], gpus: Colu
     return ~exists(select(rooms.c.room).where(rooms.c.project_id == project_id, rooms.c.room < gpus))
 
 
-def take_gpus(session: Session, job: Job, default: int | None) -> bool:
-    """Whether the job, whose row is locked, may start: as `gpus_left`, when no other claim of its project is at it."""
-    if gpu_limit(session.get_one(Project, job.project_id), default) is None:
-        return True  # nothing to count, so that claims need not wait for one another
-    limit = gpu_limit(_locked(session, job.project_id), default)
-    return limit is None or gpus_held(session, job.project_id) + job.gpus <= limit
+def take_gpus(session: Session, project_id: str, gpus: int, default: int | None) -> bool:
+    """Whether a job, whose row is locked, may start: as `gpus_left`, when no other claim of its project is at it."""
+    limit = gpu_limit(_locked(session, project_id), default)
+    return limit is None or gpus_held(session, project_id) + gpus <= limit
 
 
 def gpu_limit(project: Project, default: int | None) -> int | None:
@@ -148,7 +146,7 @@ def _rooms(default: Number | None) -> CTE:
     limit = func.coalesce(Project.max_gpus, default)
     used = (
         select(Job.project_id, func.sum(Job.gpus).label("gpus"))
-        .where(Job.state.in_(ON_GPUS))
+        .where(Job.lease_until.is_not(None), Job.state.in_(ON_GPUS))
         .group_by(Job.project_id)
         .subquery()
     )

@@ -13,6 +13,8 @@ from sqlalchemy import Boolean, ColumnElement, ScalarSelect, Text, and_, column,
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped
 
+from control_plane.database import ONE
+
 JOBS = table(
     "jobs",
     column("id", Text),
@@ -57,4 +59,4 @@ def waits_for(
     query = select(earlier.c.id).where(
         earlier.c.sweep_id == sweep_id, earlier.c.sweep_place < sweep_place, or_(to_be_read, to_be_measured)
     )
-    return query.order_by(earlier.c.sweep_place).limit(1).correlate_except(earlier, other).scalar_subquery()
+    return query.order_by(earlier.c.sweep_place).limit(ONE).correlate_except(earlier, other).scalar_subquery()

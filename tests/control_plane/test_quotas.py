@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from sqlalchemy.orm import Session
 
 from control_plane import files, jobs, leases, projects, quotas, sweeps
-from control_plane.database import Database
+from control_plane.database import Database, dpo_now
 from control_plane.errors import QuotaExceeded
 from control_plane.job_requests import read_request
 from control_plane.job_states import State
@@ -109,10 +111,8 @@ def test_a_job_that_its_project_holds_back_starves_nobody(stocked: Database) -> 
         old = job_in(session, State.queued, resources={"gpus": 4})
         old.created_at = old.created_at.replace(year=2020)
         running = job_in(session, State.running, resources={"gpus": 2})
-        small = job_in(session, State.queued, resources={"gpus": 1})
-        session.flush()
-        assert session.get_one(Job, running.id).gpus == 2
-        small_id = small.id
+        running.lease_until = dpo_now() + timedelta(seconds=30)
+        small_id = job_in(session, State.queued, resources={"gpus": 1}).id
     with stocked.transaction() as session:
         taken = leases.claim(session, worker_id="w", free=2, total=4, lease_seconds=30)
         assert taken is not None
@@ -124,10 +124,12 @@ def test_two_claims_at_once_don_t_pass_the_limit(stocked: Database) -> None:
         jobs_made = [job_in(session, State.queued).id for _ in range(2)]
     with stocked.transaction() as one:
         job = one.get_one(Job, jobs_made[0], with_for_update=True)
-        assert quotas.take_gpus(one, job, 1)
+        assert quotas.take_gpus(one, job.project_id, job.gpus, 1)
         with stocked.transaction() as two:
             two.connection().exec_driver_sql("SET LOCAL lock_timeout = '100ms'")
             other = two.get_one(Job, jobs_made[1], with_for_update=True)
             with pytest.raises(Exception, match="lock timeout"):
-                quotas.take_gpus(two, other, 1)  # it waits for the first claim's end, and counts then
+                quotas.take_gpus(
+                    two, other.project_id, other.gpus, 1
+                )  # it waits for the first claim's end, and counts then
             two.rollback()
