@@ -34,6 +34,7 @@ LOADS = {"every core computes": Load(ranks=2), "one core is left": Load(ranks=1,
 ALIKE = PairLengths(prompt=60, chosen=40, rejected=40)
 """Of every pair whose steps are compared."""
 STEPS_PER_EPOCH, EPOCHS = 21, 5_000
+PARTS_OF_A_CLAIM = {"p99 until the commit": "before_the_commit_ms", "p99 of the commit": "commit_ms"}
 MOST_COST, MOST_SECONDS, MOST_CLAIM_MS = 0.01, 1.0, 10.0
 """The goals."""
 
@@ -109,12 +110,15 @@ def show(facts: dict[str, Any]) -> None:
             print(f"the service's own share, {name.replace('_', ' ')}: {seconds:.3f} s")
     if "claims" in facts:
         found = facts["claims"]
-        columns = ("", "looks", "found", "p50 ms", "p99 ms", "max ms", "p99 since begun", "claims/s without a pause")
+        measured = [f"{name} ms" for name in ("p50", "p95", "p99", "max", *PARTS_OF_A_CLAIM)]
+        columns = ("", "looks", "found", *measured, "claims/s without a pause")
         rows = []
         for name, queue in found["queues"].items():
-            due, begun = queue["since_due_ms"], queue["since_begun_ms"]
-            cells = (due["requests"], queue["found"], due["p50"], due["p99"], due["max"], begun["p99"])
-            rows.append((name, *(f"{cell:g}" for cell in cells), str(queue["claims_per_second"])))
+            due = queue["since_due_ms"]
+            latencies = (due[at] for at in ("p50", "p95", "p99", "max"))
+            parts = (queue[part]["p99"] for part in PARTS_OF_A_CLAIM.values())
+            cells = [f"{cell:g}" for cell in (due["requests"], queue["found"], *latencies, *parts)]
+            rows.append((name, *cells, str(queue["claims_per_second"])))
         title = f"{found['jobs']:,} jobs wait, {found['workers']} workers look every {found['poll_seconds']:g} s"
         print_table(title, columns, rows)
 
@@ -139,7 +143,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of the timeline")
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of claims for each kind of queue")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of claims for each kind of queue")
     parser.add_argument("--plans", action="store_true", help="print what PostgreSQL does for a claim")
     given = parser.parse_args()
     facts: dict[str, Any] = {}

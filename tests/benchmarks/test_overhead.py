@@ -20,7 +20,7 @@ METRICS = (("train", 1, 10.0), ("train", 2, 12.0), ("validation", 2, 12.7), ("tr
 @pytest.mark.parametrize(("queue", "found"), [(claims.QUEUES[0], True), (claims.QUEUES[1], False)])
 def test_a_worker_claims_from_the_queue_what_fits_it(database: Database, queue: claims.Queue, found: bool) -> None:
     claims.fill(database, queue, 200)
-    claim = claims.claim_once(database, "w", queue.free)
+    claim = claims.look(database, 0, queue.free).claim
     assert (claim is not None) == found
     if claim is not None:
         claims.end(database, claim)
