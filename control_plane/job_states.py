@@ -1,4 +1,4 @@
-"""The states of a job, the table of legal moves, and the one function that moves. docs/job_states.md draws it."""
+"""The states of a job, the table of legal moves, and the function that moves. docs/job_states.md draws it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ LEGAL_MOVES: dict[State, dict[State, str]] = {
 def move(
     session: Session, job: Job, to: State, *, code: str, message: str, level: Level = "info", data: Json | None = None
 ) -> None:
-    """Changes `job.state` and writes the event, in the caller's transaction; nothing else changes a state.
+    """Changes `job.state` and writes the event, in the caller's transaction; nothing else changes a state but a claim,
+    which does both in a statement of its own (leases.py).
 
     A final state takes the states to resume from with it: they are several times the size of the models. The project's
     webhooks are told of it. The caller holds the job's row lock. Conflict when the move is not in LEGAL_MOVES.
@@ -74,8 +75,6 @@ def move(
     if to not in LEGAL_MOVES[origin]:
         raise Conflict(f"Job {job.id} is {origin}; it can't become {to}. {_ways_out(origin)}", code="illegal_move")
     job.state = to.value
-    if to is State.running and job.started_at is None:
-        job.started_at = dpo_now()  # filled in as the row is written: one question less for each claim
     if to in FINAL:
         job.finished_at = session.scalar(dpo_now().select())
         for checkpoint in session.scalars(select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.state_kept)):

@@ -151,7 +151,8 @@ def _rooms(default: Number | None) -> CTE:
         .subquery()
     )
     rooms = select(Project.id.label("project_id"), (limit - func.coalesce(used.c.gpus, 0)).label("room"))
-    return rooms.outerjoin(used, used.c.project_id == Project.id).where(limit.is_not(None)).cte("rooms")
+    known = rooms.outerjoin(used, used.c.project_id == Project.id).where(limit.is_not(None)).cte("rooms")
+    return known.prefix_with("MATERIALIZED")  # or it is counted again for each that asks
 
 
 def _locked(session: Session, project_id: str) -> Project:

@@ -42,17 +42,6 @@ def test_every_pair_of_states(stocked: Database) -> None:
         assert moved == (to.value in LEGAL[origin.value].split())
         assert ("moved" in event_codes(stocked, job.id)) == moved
         assert (after.finished_at is not None) == (moved and to in FINAL)
-        assert (after.started_at is not None) == (moved and to is State.running)
-
-
-def test_started_at_is_the_first_start(stocked: Database) -> None:
-    with stocked.transaction() as session:
-        job = job_in(session, State.queued)
-        move(session, job, State.running, code="moved", message="Moved.")
-        first = job.started_at
-        move(session, job, State.queued, code="moved", message="Moved.")
-        move(session, job, State.running, code="moved", message="Moved.")
-        assert job.started_at == first
 
 
 def test_a_move_and_its_event_are_one_transaction(stocked: Database) -> None:

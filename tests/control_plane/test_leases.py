@@ -10,10 +10,10 @@ import pytest
 from control_plane import jobs, leases, publication, results
 from control_plane.database import Database
 from control_plane.errors import StaleFence
-from control_plane.job_states import State
+from control_plane.job_states import State, move
 from control_plane.leases import Claim
 from control_plane.settings import LONGEST_LEASE
-from control_plane.tables import Attempt
+from control_plane.tables import Attempt, Job
 from dpo_core.run_directory import Manifest
 from tests.control_plane.rows import (
     PROJECT,
@@ -64,6 +64,27 @@ def test_a_claim_raises_the_fence_and_starts_the_job(stocked: Database) -> None:
     assert job.lease_until is not None
     assert attempt_of(stocked, taken).outcome is None
     assert event_codes(stocked, job_id)[-1] == "job_started"
+
+
+def test_a_job_started_when_it_was_first_claimed_to_be_trained(stocked: Database) -> None:
+    with stocked.transaction() as session:
+        job_id = create(session).id
+    claim_one(stocked)
+    assert read_job(stocked, job_id).started_at is None, "its data is only read"
+    with stocked.transaction() as session:
+        move(session, session.get_one(Job, job_id), State.queued, code="queued", message="Queued.")
+        session.get_one(Job, job_id).lease_until = None
+    claim_one(stocked)
+    first = read_job(stocked, job_id).started_at
+    assert first is not None
+    lapse(stocked)
+    reconcile(stocked)
+    claim_one(stocked)
+    assert read_job(stocked, job_id).started_at == first
+    with stocked.transaction() as session:
+        told = jobs.list_events(session, PROJECT, job_id, limit=100).items
+    starts = [event.data for event in reversed(told) if event.code == "job_started"]
+    assert starts == [{"attempt": 1}, {"attempt": 2}]
 
 
 def test_validation_needs_no_slot_and_is_claimed_once(stocked: Database) -> None:
