@@ -171,6 +171,7 @@ def _in_threads(work: Any, share: Share) -> list[Any]:
     database = Database(share.url, pool_size=share.workers)
     with ThreadPoolExecutor(share.workers) as threads:
         list(threads.map(_connect, [database] * share.workers, [threading.Barrier(share.workers)] * share.workers))
+        assert time.monotonic() < share.start, "connecting took longer than TO_CONNECT"
         answers = list(
             threads.map(lambda number: work(number, database), range(share.first, share.first + share.workers))
         )
@@ -217,7 +218,8 @@ def _shares(url: str, queue: Queue, workers: int, seconds: float) -> list[Share]
 
 
 def plans(url: str, queue: Queue) -> str:
-    """EXPLAIN ANALYZE of every statement of one claim, which is taken back."""
+    """EXPLAIN ANALYZE of every statement of one claim, which is taken back, as planned for its values. The plan that
+    PostgreSQL keeps for any is told by EXPLAIN EXECUTE under `plan_cache_mode=force_generic_plan`."""
     database = Database(url)
     lines = []
     with database.engine.connect() as connection:

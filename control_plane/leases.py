@@ -38,6 +38,7 @@ from dpo_core.run_directory import Failure
 
 RECONCILER_LOCK = 0x64706F02
 """Advisory lock: one reconciler at a time, in any worker."""
+# As `events.add` writes it.
 STARTED = {"level": "info", "type": "message", "code": "job_started", "message": "Fine-tuning job started."}
 
 
@@ -156,7 +157,7 @@ def _taking() -> Select[int]:
     trains = Job.state == State.queued
     taken = (
         update(Job)
-        .where(Job.id == bindparam("job_id"))
+        .where(Job.id == bindparam("job_id"), Job.needs.is_not(None))
         .values(
             fence=Job.fence + 1,
             worker_id=bindparam("by"),

@@ -57,14 +57,14 @@ NEVER = 2**31 - 1
 
 @dataclass(frozen=True)
 class Next:
-    """The job that is to be claimed next, as it is now that it is locked."""
+    """The job that is to be claimed next, as it was when it was locked."""
 
     job_id: str
     project_id: str
     needs: int
     """Slots; 0 where its data is to be read."""
     project_gpus: int | None
-    """What its project may use at once; None is no limit."""
+    """What its project may use at once, as of when the search began; None is no limit."""
 
 
 def last_chance(max_attempts: int | None) -> int:
@@ -154,9 +154,11 @@ def first_ones(project_gpus: Number | None, least: Number = 0, most: Number | No
     """
     groups = _groups()
     head = _first_of(groups, Job.created_at, Job.fruitless_attempts).lateral("head")
-    may_start = or_(groups.c.needs == 0, quotas.gpus_left(project_gpus, groups.c.project_id, groups.c.needs))
+    rooms = quotas.gpu_rooms(project_gpus)
+    may_start = or_(groups.c.needs == 0, rooms.c.room.is_(None), rooms.c.room >= groups.c.needs)
     columns = (groups, head.c.id, head.c.created_at, head.c.fruitless_attempts)
-    query = select(*columns).select_from(groups.join(head, true()))
+    known = groups.outerjoin(rooms, rooms.c.project_id == groups.c.project_id)
+    query = select(*columns).select_from(known.join(head, true()))
     wanted = groups.c.needs >= least if most is None else groups.c.needs.between(least, most)
     return query.where(wanted, may_start).cte("heads")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import CTE, BigInteger, ColumnElement, cast, exists, func, select
+from sqlalchemy import CTE, BigInteger, ColumnElement, and_, cast, func, select
 from sqlalchemy.orm import Session
 
 from control_plane.errors import QuotaExceeded
@@ -113,14 +113,18 @@ def require_places(session: Session, project_id: str, more: int, gpus: int, defa
         )
 
 
-def gpus_left(default: Number | None, project_id: ColumnElement[str], gpus: ColumnElement[int]) -> ColumnElement[bool]:
-    """SQL: the project may have so many GPUs beside those that it uses now."""
-    rooms = _rooms(default)
-    return ~exists(select(rooms.c.room).where(rooms.c.project_id == project_id, rooms.c.room < gpus))
+def gpu_rooms(default: Number | None) -> CTE:
+    """SQL: `project_id` and `room`, the GPUs that each project with a limit may still have beside those it uses now."""
+    limit = func.coalesce(Project.max_gpus, default)
+    used = (
+        select(Job.project_id, func.sum(Job.gpus).label("gpus")).where(_on_gpus()).group_by(Job.project_id).subquery()
+    )
+    rooms = select(Project.id.label("project_id"), (limit - func.coalesce(used.c.gpus, 0)).label("room"))
+    return rooms.outerjoin(used, used.c.project_id == Project.id).where(limit.is_not(None)).cte("rooms")
 
 
 def take_gpus(session: Session, project_id: str, gpus: int, default: int | None) -> bool:
-    """Whether a job, whose row is locked, may start: as `gpus_left`, when no other claim of its project is at it."""
+    """Whether a job, whose row is locked, may start: as in `gpu_rooms`, when no other claim of its project is at it."""
     limit = gpu_limit(_locked(session, project_id), default)
     return limit is None or gpus_held(session, project_id) + gpus <= limit
 
@@ -132,7 +136,7 @@ def gpu_limit(project: Project, default: int | None) -> int | None:
 
 def gpus_held(session: Session, project_id: str) -> int:
     """GPUs that the project's jobs have now."""
-    held = select(func.sum(Job.gpus)).where(Job.project_id == project_id, Job.state.in_(ON_GPUS))
+    held = select(func.sum(Job.gpus)).where(Job.project_id == project_id, _on_gpus())
     return int(session.scalar(held) or 0)
 
 
@@ -141,18 +145,9 @@ def _room(session: Session, project: Project, defaults: Limits) -> Room | None:
     return None if limit is None else Room(project.name, limit, _bytes(session, project.id))
 
 
-def _rooms(default: Number | None) -> CTE:
-    """The GPUs that each project with a limit may still take."""
-    limit = func.coalesce(Project.max_gpus, default)
-    used = (
-        select(Job.project_id, func.sum(Job.gpus).label("gpus"))
-        .where(Job.lease_until.is_not(None), Job.state.in_(ON_GPUS))
-        .group_by(Job.project_id)
-        .subquery()
-    )
-    rooms = select(Project.id.label("project_id"), (limit - func.coalesce(used.c.gpus, 0)).label("room"))
-    known = rooms.outerjoin(used, used.c.project_id == Project.id).where(limit.is_not(None)).cte("rooms")
-    return known.prefix_with("MATERIALIZED")  # or it is counted again for each that asks
+def _on_gpus() -> ColumnElement[bool]:
+    """SQL: the job uses its GPUs. Who has them has a lease, by which an index finds those few."""
+    return and_(Job.lease_until.is_not(None), Job.state.in_(ON_GPUS))
 
 
 def _locked(session: Session, project_id: str) -> Project:

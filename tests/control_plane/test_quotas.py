@@ -128,8 +128,6 @@ def test_two_claims_at_once_don_t_pass_the_limit(stocked: Database) -> None:
         with stocked.transaction() as two:
             two.connection().exec_driver_sql("SET LOCAL lock_timeout = '100ms'")
             other = two.get_one(Job, jobs_made[1], with_for_update=True)
-            with pytest.raises(Exception, match="lock timeout"):
-                quotas.take_gpus(
-                    two, other.project_id, other.gpus, 1
-                )  # it waits for the first claim's end, and counts then
+            with pytest.raises(Exception, match="lock timeout"):  # it waits for the first claim's end, and counts then
+                quotas.take_gpus(two, other.project_id, other.gpus, 1)
             two.rollback()
