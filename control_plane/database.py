@@ -16,10 +16,9 @@ from sqlalchemy.sql.functions import GenericFunction
 CONNECT_SECONDS = 10
 """A host that is gone answers nothing; without a limit every caller would wait for minutes."""
 
-IDLE_SECONDS = 30
-"""How long a transaction may stand still. A frozen process would keep its row locks, and the reconciler's, for as
-long as it is frozen: nobody could take its jobs over."""
-
+IDLE_SECONDS, WORKER_IDLE_SECONDS = 30, 10
+"""How long a transaction may stand still, and a worker's, whose jobs others wait for. A frozen process would keep its
+row locks, and the reconciler's, for as long as it is frozen: nobody could take its jobs over."""
 
 KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 2, "tcp_user_timeout": 15_000}
 """libpq's own: a host that goes away in the middle of a query is given up after 15 seconds (the last is in
@@ -46,7 +45,8 @@ class dpo_now(GenericFunction[datetime]):  # noqa: N801 - the name of the SQL fu
 class Database:
     """One engine and its sessions."""
 
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+    def __init__(self, url: str, *, pool_size: int = 10, idle_seconds: int = IDLE_SECONDS) -> None:
+        """`idle_seconds`: how long a transaction may stand still."""
         self.engine: Engine = create_engine(
             url,
             pool_size=pool_size,
@@ -55,7 +55,7 @@ class Database:
             connect_args={
                 "connect_timeout": CONNECT_SECONDS,
                 **KEEPALIVE,
-                "options": f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s",
+                "options": f"-c idle_in_transaction_session_timeout={idle_seconds}s",
             },
         )
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
@@ -65,7 +65,7 @@ class Database:
         """One transaction: committed at the end, rolled back by an exception. `info` goes along as `session.info`.
 
         Raises OperationalError where PostgreSQL is away, and where it ended the transaction because that stood still
-        for IDLE_SECONDS, or takes no writes any more: for the caller the connection is lost either way.
+        for `idle_seconds`, or takes no writes any more: for the caller the connection is lost either way.
         """
         try:
             with self._sessions() as session, session.begin():

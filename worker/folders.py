@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import glob
@@ -21,6 +22,8 @@ from dpo_core.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 LOCK = ".owner"
+CHANGING_SECONDS, LOOK_SECONDS = 5.0, 0.05
+"""How long another worker's change is waited for, which takes milliseconds, and how often it is looked for."""
 
 
 class RunFolders:
@@ -87,12 +90,30 @@ class RunFolders:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """Between the making of a folder and its locking no other worker may take it for a leftover."""
-        descriptor = _locked(self.root / ".lock", fcntl.LOCK_EX)
+        """Between the making of a folder and its locking no other worker may take it for a leftover.
+
+        One that was frozen in the middle of a change keeps the others waiting for CHANGING_SECONDS only. They go on
+        without it: should it wake up between the two, the folder's own lock decides whose it is.
+        """
+        descriptor = self._patiently()
         try:
             yield
         finally:
-            os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _patiently(self) -> int | None:
+        end = time.monotonic() + CHANGING_SECONDS
+        while True:
+            try:
+                return _locked(self.root / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    logger.warning(
+                        "%s was held for %g s: a worker of this host stands still", self.root, CHANGING_SECONDS
+                    )
+                    return None
+            time.sleep(LOOK_SECONDS)
 
 
 def _locked(file: Path, how: int) -> int:

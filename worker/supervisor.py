@@ -20,7 +20,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
 from control_plane import checks, leases, results
-from control_plane.database import DATABASE_AWAY, Database
+from control_plane.database import DATABASE_AWAY, WORKER_IDLE_SECONDS, Database
 from control_plane.errors import StaleFence
 from control_plane.settings import Settings
 from control_plane.storage import open_storage
@@ -62,7 +62,7 @@ class Supervisor:
         # SimpleQueue.put is reentrant: a signal handler may interrupt the very thread that waits.
         self._waker: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._settings = settings
-        self._database = Database(settings.database_url.get_secret_value())
+        self._database = Database(settings.database_url.get_secret_value(), idle_seconds=WORKER_IDLE_SECONDS)
         folders = RunFolders(settings.runs_dir or storage.folder.parent / "runs")
         self._tools = Tools(
             settings=settings,

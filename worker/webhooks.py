@@ -16,7 +16,7 @@ from sqlalchemy.exc import ProgrammingError
 
 from control_plane import deliveries
 from control_plane.addresses import Address, read_url, why_not
-from control_plane.database import DATABASE_AWAY, Database
+from control_plane.database import DATABASE_AWAY, WORKER_IDLE_SECONDS, Database
 from control_plane.deliveries import Claim, Outcome
 from control_plane.errors import InvalidRequest, StaleFence
 from control_plane.ids import new_id
@@ -36,7 +36,9 @@ class Postman:
     def __init__(self, settings: Settings, *, resolve: Resolve = resolve, permit: Permit | None = None) -> None:
         """`permit`: which addresses may be sent to, instead of the settings' answer."""
         self._settings = settings
-        self._database = Database(settings.database_url.get_secret_value(), pool_size=2)
+        self._database = Database(
+            settings.database_url.get_secret_value(), pool_size=2, idle_seconds=WORKER_IDLE_SECONDS
+        )
         self._resolve = resolve
         self._permit = permit or (_anywhere if settings.webhook_allow_private else why_not)
         self._tls = ssl.create_default_context()

@@ -166,6 +166,28 @@ def test_a_directory_is_a_leftover_only_when_its_owner_died(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
 
 
+def test_a_worker_that_is_frozen_in_a_change_keeps_no_other_from_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(folders_module, "CHANGING_SECONDS", 0.2)
+    frozen = (
+        "import os, signal; from pathlib import Path; from worker.folders import RunFolders\n"
+        f"with RunFolders(Path({str(tmp_path)!r}))._changing(): os.kill(os.getpid(), signal.SIGSTOP)"
+    )
+    with subprocess.Popen([sys.executable, "-c", frozen]) as process:
+        try:
+            eventually(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED, "it is frozen")
+            folders = RunFolders(tmp_path)
+            run = folders.make("ftjob-1", 1)
+            assert list(RunFolders(tmp_path).leftovers()) == [], "somebody holds it"
+            folders.remove(run)
+        finally:
+            process.send_signal(signal.SIGCONT)
+    assert process.returncode == 0
+    assert "a worker of this host stands still" in caplog.text
+    assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
+
+
 def test_what_is_no_run_directory_is_left_alone(tmp_path: Path) -> None:
     for name in ("ftjob-1/notes", "ftjob-1/1.old", "lost+found/x"):
         (tmp_path / name).mkdir(parents=True)
