@@ -24,7 +24,7 @@ def queue(
     found = cast("Json", answer)
     rows = [_row(job) for job in found["data"]]
     if rows:
-        show(("job", "state", "priority", "gpus", "waits", "until", "why"), rows)
+        show(("job", "state", "priority", "gpus", "age", "until", "why"), rows)
     else:
         typer.echo("no job waits")
     if found["has_more"]:
@@ -42,8 +42,8 @@ def queue(
 def _row(job: Json) -> tuple[str, ...]:
     now = time.time()
     until = f"in {duration(job['until'] - now)}" if job["until"] is not None else "?"
-    waits = duration(now - job["created_at"])
-    return (job["id"], job["state"], job["priority"], str(job["gpus"]), waits, until, job["message"])
+    age = duration(now - job["created_at"])
+    return (job["id"], job["state"], job["priority"], str(job["gpus"]), age, until, job["message"])
 
 
 def _worker(worker: Json) -> tuple[str, ...]:

@@ -133,7 +133,7 @@ class _Watcher:
         self._longest_lease = max(self._longest_lease, left or 0)
         missed, self._silence = self._silence, silence(run["state"], left, self._longest_lease)
         if missed is not None and self._silence is None and left is not None:
-            self._view.line("it is heard of again")
+            self._view.line("its worker, or another one, is heard of")
 
     def _awaited(self, job: FineTuningJob) -> str:
         run = (job.model_extra or {})["run"]

@@ -171,7 +171,7 @@ class _Scene:
         if job.gpus > free:
             times = [moment for place in taking if (moment := _comes_free(place.running, place.free, job.gpus))]
             needs = "a free slot" if job.gpus == 1 else f"{job.gpus} free slots on one worker"
-            there = "none is" if free == 0 else f"{free} are"
+            there = {0: "none is", 1: "1 is"}.get(free, f"{free} are")
             yield Reason.no_slots_free, f"It needs {needs}, and {there} free.", min(times, default=None)
 
     def _of_the_line(self, job: Job) -> Iterator[tuple[Reason, str, datetime | None]]:

@@ -18,7 +18,7 @@ def test_the_queue_says_why_jobs_wait_and_which_gpus_are_out(job_id: str, dpo: D
     validated(database)
     *lines, last = dpo("queue").stdout.splitlines()
     assert last == "there is no worker"
-    assert lines[0].split() == ["job", "state", "priority", "gpus", "waits", "until", "why"]
+    assert lines[0].split() == ["job", "state", "priority", "gpus", "age", "until", "why"]
     assert lines[1].split()[:4] == [job_id, "queued", "normal", "1"]
     assert lines[1].endswith("There is no worker that takes work.")
     with database.transaction() as session:
