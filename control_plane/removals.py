@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -65,6 +65,10 @@ def note_state(session: Session, checkpoint: Checkpoint) -> None:
     note(session, state_prefix(checkpoint.job_id, checkpoint.fence, checkpoint.step))
 
 
+LONGEST_REMOVAL = "10min"
+"""How long the transaction of a removal may stand still: it locks nothing that anybody waits for."""
+
+
 def carry_out(database: Database, storage: Storage) -> None:
     """Removes what is noted. What storage refuses stays noted, for the next time; several callers share the work."""
     with database.transaction() as session:
@@ -78,6 +82,7 @@ def carry_out(database: Database, storage: Storage) -> None:
             if removal.expected and is_known(session, prefix):
                 session.delete(removal)
                 continue
+            session.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{LONGEST_REMOVAL}'"))
             try:
                 storage.delete_prefix(prefix)
             except OSError as error:

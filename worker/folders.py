@@ -31,6 +31,8 @@ class RunFolders:
         self.root = root
         self._held: dict[Path, tuple[RunDirectory, int]] = {}
         """Who holds it here, and by which descriptor."""
+        self._stands_still = False
+        """Whether the worker that has the lock of all folders was waited for in vain."""
         root.mkdir(parents=True, exist_ok=True)
 
     def make(self, job_id: str, fence: int) -> RunDirectory:
@@ -69,8 +71,9 @@ class RunFolders:
                 elif path.name != LOCK:
                     path.unlink()
             with self._changing():
-                self.leave(run)  # first: on NFS a file that is open can't be removed for good
-                shutil.rmtree(run.path)
+                (run.path / LOCK).unlink()  # while it is held: whoever opened it sees that it is gone
+                self.leave(run)  # on NFS a file that is open is removed for good when it is closed
+                run.path.rmdir()
                 with suppress(OSError):
                     run.path.parent.rmdir()  # others of the job may be in it
         finally:
@@ -84,15 +87,22 @@ class RunFolders:
             os.close(descriptor)
 
     def _hold(self, folder: Path) -> RunDirectory:
-        run = RunDirectory(folder)
-        self._held[folder] = run, _locked(folder / LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        run, file = RunDirectory(folder), folder / LOCK
+        descriptor = _locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            if not os.path.samestat(os.fstat(descriptor), file.stat()):  # it was removed before it was locked
+                raise FileNotFoundError(errno.ENOENT, "Another worker removed it", str(file))
+        except OSError:
+            os.close(descriptor)
+            raise
+        self._held[folder] = run, descriptor
         return run
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """Between the making of a folder and its locking no other worker may take it for a leftover.
 
-        One that was frozen in the middle of a change keeps the others waiting for CHANGING_SECONDS only. They go on
+        One that was frozen in the middle of a change keeps the others waiting once, for CHANGING_SECONDS. They go on
         without it: should it wake up between the two, the folder's own lock decides whose it is.
         """
         descriptor = self._patiently()
@@ -103,16 +113,20 @@ class RunFolders:
                 os.close(descriptor)
 
     def _patiently(self) -> int | None:
-        end = time.monotonic() + CHANGING_SECONDS
+        """The lock of all folders, or None: whoever has it stands still, and did so before."""
+        end = time.monotonic() + (0 if self._stands_still else CHANGING_SECONDS)
         while True:
-            try:
-                return _locked(self.root / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > end:
+            with suppress(BlockingIOError):
+                descriptor = _locked(self.root / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._stands_still = False
+                return descriptor
+            if time.monotonic() >= end:
+                if not self._stands_still:
                     logger.warning(
-                        "%s was held for %g s: a worker of this host stands still", self.root, CHANGING_SECONDS
+                        "another worker of this host has held %s for long: it, or its disk, hangs", self.root
                     )
-                    return None
+                self._stands_still = True
+                return None
             time.sleep(LOOK_SECONDS)
 
 

@@ -124,8 +124,8 @@ class Supervisor:
         return (bool(self._work) or not self._stops_asked) and time.monotonic() < self._leave_at
 
     def _round(self) -> None:
-        """Everything that is due, without waiting for anything but PostgreSQL, and a second each for a disk that hangs
-        and for a Redis that doesn't answer."""
+        """Everything that is due, without waiting for anything but PostgreSQL, a second each for a disk that hangs and
+        a Redis that doesn't answer, and some, once, for another worker that stands still (folders.py)."""
         now = time.monotonic()
         self._obey_stops()
         self._hurry(now)

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from control_plane.database import IDLE_SECONDS, Database
+from control_plane.database import IDLE_SECONDS, WORKER_IDLE_SECONDS, Database
 
 IDLE = "idle_in_transaction_session_timeout"
 
@@ -32,6 +32,13 @@ def test_a_frozen_transaction_is_ended_and_looks_like_a_lost_connection(database
         frozen.execute(text("SELECT 1"))
     with database.transaction() as session:
         assert session.scalar(text("SELECT 1")) == 1
+
+
+def test_how_long_a_transaction_may_stand_still_can_be_said(database_url: str) -> None:
+    shorter = Database(database_url, idle_seconds=WORKER_IDLE_SECONDS)
+    with shorter.transaction() as session:
+        assert session.scalar(text(f"SHOW {IDLE}")) == f"{WORKER_IDLE_SECONDS}s"
+    shorter.dispose()
 
 
 def test_a_server_that_takes_no_writes_looks_like_one_that_is_away(database: Database) -> None:

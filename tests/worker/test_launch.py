@@ -184,8 +184,30 @@ def test_a_worker_that_is_frozen_in_a_change_keeps_no_other_from_work(
         finally:
             process.send_signal(signal.SIGCONT)
     assert process.returncode == 0
-    assert "a worker of this host stands still" in caplog.text
+    assert caplog.text.count("another worker of this host has held") == 2, "each of the two waited once"
     assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
+
+
+def test_a_lock_that_was_removed_before_it_was_locked_is_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was frozen between the two, while another took its new folder for a leftover and removed it."""
+    slow, other = RunFolders(tmp_path), RunFolders(tmp_path)
+    lock = folders_module.fcntl.flock
+
+    def late(descriptor: int, how: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == LOCK:
+            monkeypatch.undo()
+            monkeypatch.setattr(folders_module, "CHANGING_SECONDS", 0.1)
+            (left,) = other.leftovers()
+            other.remove(left)
+        lock(descriptor, how)
+
+    monkeypatch.setattr(folders_module.fcntl, "flock", late)
+    with pytest.raises(FileNotFoundError):
+        slow.make("ftjob-1", 1)
+    assert not (tmp_path / "ftjob-1").exists()
+    slow.remove(slow.make("ftjob-1", 1))
 
 
 def test_what_is_no_run_directory_is_left_alone(tmp_path: Path) -> None:
