@@ -74,6 +74,7 @@ def _until_a_loss(deployment: Deployment, todo: list[Plan], seed: int, journal: 
         )
         if line.outcome == "lost":
             deployment.lost = True
+            say(f"logs of it: {journal.keep_logs(line, deployment.data / 'logs')}")
             return
 
 

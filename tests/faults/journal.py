@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -45,6 +47,12 @@ class Journal:
     def add(self, line: Line) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(line)) + "\n")
+
+    def keep_logs(self, line: Line, logs: Path) -> Path:
+        """Copies what the service said while it was lost, before its folder goes; says where to."""
+        kept = self.path.with_suffix("") / re.sub(r"\W+", "-", f"{line.fault} {line.trainer} {line.play + 1}")
+        shutil.copytree(logs, kept, dirs_exist_ok=True)
+        return kept
 
     def lines(self) -> list[Line]:
         """The last one of each play: a play that lost something may be played again."""

@@ -113,6 +113,14 @@ def test_strikes_that_a_short_job_leaves_over_are_another_s(monkeypatch: pytest.
         play(short_jobs(monkeypatch, *[0] * MISSES), Random(1), 5)
 
 
+def test_what_the_service_said_while_it_was_lost_is_kept(tmp_path: Path) -> None:
+    (logs := tmp_path / "logs").mkdir()
+    (logs / "worker.log").write_text("what happened")
+    kept = Journal(7, tmp_path).keep_logs(Line("kill -9 of `dpo up`", "stub", 1, "lost"), logs)
+    assert kept == tmp_path / "7" / "kill-9-of-dpo-up-stub-2"
+    assert (kept / "worker.log").read_text() == "what happened"
+
+
 def test_a_journal_goes_on_where_it_stopped_and_plays_a_loss_again(tmp_path: Path) -> None:
     journal = Journal(7, tmp_path)
     assert journal.played() == set()
