@@ -113,6 +113,7 @@ def test_a_job_that_its_project_holds_back_starves_nobody(stocked: Database) -> 
         running = job_in(session, State.running, resources={"gpus": 2})
         running.lease_until = dpo_now() + timedelta(seconds=30)
         small_id = job_in(session, State.queued, resources={"gpus": 1}).id
+        assert session.get_one(Job, running.id).gpus == 2
     with stocked.transaction() as session:
         taken = leases.claim(session, worker_id="w", free=2, total=4, lease_seconds=30)
         assert taken is not None
