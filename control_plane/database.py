@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Any
 
 from psycopg.errors import IdleInTransactionSessionTimeout, ReadOnlySqlTransaction
-from sqlalchemy import ColumnElement, DateTime, Engine, Integer, create_engine, literal_column
+from sqlalchemy import ColumnElement, DateTime, Engine, Integer, create_engine, event, literal_column
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
@@ -58,6 +59,10 @@ class Database:
                 "options": f"-c idle_in_transaction_session_timeout={idle_seconds}s",
             },
         )
+        # psycopg's executemany sends a Flush behind the Sync. To PostgreSQL that is another message: it counts no more
+        # how long this one stands still, and a process that is frozen there would keep its locks for good.
+        event.listen(self.engine, "do_executemany", _one_by_one)
+        self.engine.dialect.supports_sane_multi_rowcount = False  # the cursor has the last one's
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 
     @contextmanager
@@ -79,3 +84,10 @@ class Database:
 
     def dispose(self) -> None:
         self.engine.dispose()
+
+
+def _one_by_one(cursor: Any, statement: str, rows: Sequence[Any], _: object) -> bool:
+    """A statement for each row; True: nothing else is to be executed. For many rows write one statement instead."""
+    for row in rows:
+        cursor.execute(statement, row)
+    return True

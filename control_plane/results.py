@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy.dialects.postgresql import Insert, insert
+from sqlalchemy import BigInteger, Integer, Table, Text, bindparam, column, func, select
+from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.orm import Session
 
 from control_plane import attempts, events, leases, progress, removals, retention, room
@@ -208,17 +209,27 @@ def _store_metrics(session: Session, job: Job, metrics: Iterable[dict[str, Any]]
     newest = {(line["split"], line["step"]): line["values"] for line in metrics}
     if not newest:
         return
-    owner = {"job_id": job.id, "project_id": job.project_id, "fence": job.fence}
-    rows = [{**owner, "split": split, "step": step, "values": values} for (split, step), values in newest.items()]
-    session.execute(_newer_metrics(), rows)
+    lines = [{"split": split, "step": step, "values": values} for (split, step), values in newest.items()]
+    owner = {"of_job": job.id, "of_project": job.project_id, "by_fence": job.fence}
+    session.execute(_newer_metrics(), {**owner, "lines": lines})
 
 
 @cache
 def _newer_metrics() -> Insert:
-    """SQL for one row. Put together once: a statement with all rows' values would be compiled at each report."""
-    statement = insert(Metric)
-    columns = statement.excluded
+    """One statement for any number of lines, put together once: one with a row's values each would be compiled at each
+    report."""
+    given = func.jsonb_to_recordset(bindparam("lines", type_=JSONB))
+    line = given.table_valued(column("split", Text), column("step", BigInteger), column("values", JSONB), name="line")
+    rows = select(
+        bindparam("of_job", type_=Text),
+        bindparam("of_project", type_=Text),
+        bindparam("by_fence", type_=Integer),
+        *line.render_derived(with_types=True).c,
+    )
+    columns = ["job_id", "project_id", "fence", "split", "step", "values"]
+    statement = insert(cast(Table, Metric.__table__)).from_select(columns, rows)
+    newer = statement.excluded
     return statement.on_conflict_do_update(
         index_elements=[Metric.job_id, Metric.split, Metric.step],
-        set_={"fence": columns.fence, "values": columns["values"], "created_at": dpo_now()},
+        set_={"fence": newer.fence, "values": newer["values"], "created_at": dpo_now()},
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from control_plane.database import IDLE_SECONDS, WORKER_IDLE_SECONDS, Database
 
@@ -19,13 +21,26 @@ def lives(database: Database, pid: int) -> bool:
     return found == 1
 
 
-def test_a_frozen_transaction_is_ended_and_looks_like_a_lost_connection(database: Database) -> None:
-    deadline = time.monotonic() + 120
+def one_row(session: Session) -> None:
+    session.execute(text("SELECT 1"))
+
+
+def several_rows(session: Session) -> None:
+    """psycopg would pipeline them, and PostgreSQL never begin to count."""
+    session.execute(text("SELECT set_config('dpo.seen', :seen, true)"), [{"seen": "one"}, {"seen": "two"}])
+
+
+@pytest.mark.parametrize("last", [one_row, several_rows])
+def test_a_frozen_transaction_is_ended_and_looks_like_a_lost_connection(
+    database: Database, last: Callable[[Session], None]
+) -> None:
+    deadline = time.monotonic() + 30
     with pytest.raises(OperationalError, match="idle-in-transaction"), database.transaction() as frozen:
         assert frozen.scalar(text(f"SHOW {IDLE}")) == f"{IDLE_SECONDS}s"
         pid = frozen.scalar(text("SELECT pg_backend_pid()"))
         assert pid is not None
         frozen.execute(text(f"SET LOCAL {IDLE} = '50ms'"))
+        last(frozen)
         while lives(database, pid):
             assert time.monotonic() < deadline, "PostgreSQL ends the session"
             time.sleep(0.02)
