@@ -43,6 +43,15 @@ class dpo_now(GenericFunction[datetime]):  # noqa: N801 - the name of the SQL fu
     inherit_cache = True
 
 
+def connect_arguments(idle_seconds: int = IDLE_SECONDS) -> dict[str, Any]:
+    """With which a host that is gone is given up, and a transaction that stands still is ended."""
+    return {
+        "connect_timeout": CONNECT_SECONDS,
+        **KEEPALIVE,
+        "options": f"-c idle_in_transaction_session_timeout={idle_seconds}s",
+    }
+
+
 class Database:
     """One engine and its sessions."""
 
@@ -53,16 +62,12 @@ class Database:
             pool_size=pool_size,
             max_overflow=20,
             pool_pre_ping=True,
-            connect_args={
-                "connect_timeout": CONNECT_SECONDS,
-                **KEEPALIVE,
-                "options": f"-c idle_in_transaction_session_timeout={idle_seconds}s",
-            },
+            connect_args=connect_arguments(idle_seconds),
         )
         # psycopg's executemany sends a Flush behind the Sync. To PostgreSQL that is another message: it counts no more
         # how long this one stands still, and a process that is frozen there would keep its locks for good.
         event.listen(self.engine, "do_executemany", _one_by_one)
-        self.engine.dialect.supports_sane_multi_rowcount = False  # the cursor has the last one's
+        self.engine.dialect.supports_sane_multi_rowcount = False  # the cursor has the last row's
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 
     @contextmanager
@@ -87,7 +92,10 @@ class Database:
 
 
 def _one_by_one(cursor: Any, statement: str, rows: Sequence[Any], _: object) -> bool:
-    """A statement for each row; True: nothing else is to be executed. For many rows write one statement instead."""
+    """A statement for each row; True: nothing else is to be executed. For many rows write one statement instead.
+
+    How many rows an UPDATE of several objects found isn't checked: whoever writes them has locked them.
+    """
     for row in rows:
         cursor.execute(statement, row)
     return True

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
-from sqlalchemy import BigInteger, Integer, Table, Text, bindparam, column, func, select
+from sqlalchemy import BigInteger, Table, Text, bindparam, column, func, select
 from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.orm import Session
 
@@ -219,12 +219,12 @@ def _newer_metrics() -> Insert:
     """One statement for any number of lines, put together once: one with a row's values each would be compiled at each
     report."""
     given = func.jsonb_to_recordset(bindparam("lines", type_=JSONB))
-    line = given.table_valued(column("split", Text), column("step", BigInteger), column("values", JSONB), name="line")
+    line = given.table_valued(column("split", Text), column("step", BigInteger), column("values", JSONB))
     rows = select(
         bindparam("of_job", type_=Text),
         bindparam("of_project", type_=Text),
-        bindparam("by_fence", type_=Integer),
-        *line.render_derived(with_types=True).c,
+        bindparam("by_fence", type_=BigInteger),
+        *line.render_derived(name="line", with_types=True).c,
     )
     columns = ["job_id", "project_id", "fence", "split", "step", "values"]
     statement = insert(cast(Table, Metric.__table__)).from_select(columns, rows)

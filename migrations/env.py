@@ -6,6 +6,7 @@ from alembic import context
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
+from control_plane.database import connect_arguments
 from control_plane.tables import Base
 
 LOCK = 0x64706F01
@@ -13,7 +14,7 @@ LOCK = 0x64706F01
 
 
 def migrate() -> None:
-    engine = create_engine(context.config.attributes["url"], poolclass=NullPool)
+    engine = create_engine(context.config.attributes["url"], poolclass=NullPool, connect_args=connect_arguments())
     with engine.connect() as connection:
         context.configure(connection=connection, target_metadata=Base.metadata, transaction_per_migration=False)
         with context.begin_transaction():

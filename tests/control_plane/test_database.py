@@ -21,13 +21,16 @@ def lives(database: Database, pid: int) -> bool:
     return found == 1
 
 
+LIMIT = text(f"SELECT set_config('{IDLE}', :limit, true)")
+
+
 def one_row(session: Session) -> None:
-    session.execute(text("SELECT 1"))
+    session.execute(LIMIT, {"limit": "50ms"})
 
 
 def several_rows(session: Session) -> None:
     """psycopg would pipeline them, and PostgreSQL never begin to count."""
-    session.execute(text("SELECT set_config('dpo.seen', :seen, true)"), [{"seen": "one"}, {"seen": "two"}])
+    session.execute(LIMIT, [{"limit": "60s"}, {"limit": "50ms"}])
 
 
 @pytest.mark.parametrize("last", [one_row, several_rows])
@@ -39,7 +42,6 @@ def test_a_frozen_transaction_is_ended_and_looks_like_a_lost_connection(
         assert frozen.scalar(text(f"SHOW {IDLE}")) == f"{IDLE_SECONDS}s"
         pid = frozen.scalar(text("SELECT pg_backend_pid()"))
         assert pid is not None
-        frozen.execute(text(f"SET LOCAL {IDLE} = '50ms'"))
         last(frozen)
         while lives(database, pid):
             assert time.monotonic() < deadline, "PostgreSQL ends the session"
