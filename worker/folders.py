@@ -22,8 +22,8 @@ from dpo_core.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 LOCK = ".owner"
-CHANGING_SECONDS, LOOK_SECONDS = 5.0, 0.05
-"""How long another worker's change is waited for, which takes milliseconds, and how often it is looked for."""
+CHANGING_SECONDS, LOOK_SECONDS = 5.0, 0.01
+"""How long one change of another worker's is waited for, which takes milliseconds, and how often it is looked for."""
 
 
 class RunFolders:
@@ -31,8 +31,8 @@ class RunFolders:
         self.root = root
         self._held: dict[Path, tuple[RunDirectory, int]] = {}
         """Who holds it here, and by which descriptor."""
-        self._stands_still = False
-        """Whether the worker that has the lock of all folders was waited for in vain."""
+        self._stands_still: int | None = None
+        """Since when the worker that has the lock of all folders has it, if it was waited for in vain."""
         root.mkdir(parents=True, exist_ok=True)
 
     def make(self, job_id: str, fence: int) -> RunDirectory:
@@ -113,19 +113,22 @@ class RunFolders:
                 os.close(descriptor)
 
     def _patiently(self) -> int | None:
-        """The lock of all folders, or None: whoever has it stands still, and did so before."""
-        end = time.monotonic() + (0 if self._stands_still else CHANGING_SECONDS)
+        """The lock of all folders, or None: whoever has it stands still, or did so before."""
+        lock, since, end = self.root / ".lock", None, 0.0
         while True:
             with suppress(BlockingIOError):
-                descriptor = _locked(self.root / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._stands_still = False
+                descriptor = _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with suppress(OSError):
+                    os.utime(descriptor)  # whoever waits sees that it changes hands
                 return descriptor
-            if time.monotonic() >= end:
-                if not self._stands_still:
-                    logger.warning(
-                        "another worker of this host has held %s for long: it, or its disk, hangs", self.root
-                    )
-                self._stands_still = True
+            held_since = lock.stat().st_mtime_ns
+            if held_since == self._stands_still:
+                return None
+            if held_since != since:
+                since, end = held_since, time.monotonic() + CHANGING_SECONDS
+            elif time.monotonic() >= end:
+                logger.warning("another worker of this host has held %s for long: it, or its disk, hangs", self.root)
+                self._stands_still = since
                 return None
             time.sleep(LOOK_SECONDS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -280,6 +281,28 @@ def test_directories_that_another_worker_removes_disturb_nobody_who_looks_for_le
     finally:
         over.set()
         busy.join()
+
+
+def test_others_that_are_busy_are_not_taken_for_one_that_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(folders_module, "CHANGING_SECONDS", 0.5)
+    folders, made = RunFolders(tmp_path), threading.Event()
+
+    def make() -> None:
+        folders.make("ftjob-1", 1)
+        made.set()
+
+    waiting = threading.Thread(target=make)
+    with open(tmp_path / ".lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting.start()
+        for _ in range(20):  # others have it, each for a moment
+            os.utime(lock.fileno())
+            assert not made.wait(0.1)
+    waiting.join()
+    assert made.is_set()
+    assert "it, or its disk, hangs" not in caplog.text
 
 
 def test_slots_are_taken_and_come_back() -> None:
