@@ -14,6 +14,7 @@ LOCK = 0x64706F01
 
 
 def migrate() -> None:
+    """No migration executes a statement for several rows: `Database` says why."""
     engine = create_engine(context.config.attributes["url"], poolclass=NullPool, connect_args=connect_arguments())
     with engine.connect() as connection:
         context.configure(connection=connection, target_metadata=Base.metadata, transaction_per_migration=False)

@@ -22,8 +22,10 @@ from dpo_core.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 LOCK = ".owner"
-CHANGING_SECONDS, LOOK_SECONDS = 5.0, 0.01
+CHANGING_SECONDS, LOOK_SECONDS = 5.0, 0.02
 """How long one change of another worker's is waited for, which takes milliseconds, and how often it is looked for."""
+MOST_CHANGES = 3
+"""For how many that take so long."""
 
 
 class RunFolders:
@@ -32,7 +34,7 @@ class RunFolders:
         self._held: dict[Path, tuple[RunDirectory, int]] = {}
         """Who holds it here, and by which descriptor."""
         self._stands_still: int | None = None
-        """Since when the worker that has the lock of all folders has it, if it was waited for in vain."""
+        """When the lock of all folders was written to last, while it was waited for in vain."""
         root.mkdir(parents=True, exist_ok=True)
 
     def make(self, job_id: str, fence: int) -> RunDirectory:
@@ -102,8 +104,9 @@ class RunFolders:
     def _changing(self) -> Iterator[None]:
         """Between the making of a folder and its locking no other worker may take it for a leftover.
 
-        One that was frozen in the middle of a change keeps the others waiting once, for CHANGING_SECONDS. They go on
-        without it: should it wake up between the two, the folder's own lock decides whose it is.
+        One that was frozen in the middle of a change keeps the others waiting once, for CHANGING_SECONDS. Then they go
+        on without the lock, which they have not among themselves either, and the folder's own lock decides: one that is
+        taken for a leftover there is a piece of work that could not be begun, and is given back.
         """
         descriptor = self._patiently()
         try:
@@ -113,24 +116,30 @@ class RunFolders:
                 os.close(descriptor)
 
     def _patiently(self) -> int | None:
-        """The lock of all folders, or None: whoever has it stands still, or did so before."""
-        lock, since, end = self.root / ".lock", None, 0.0
-        while True:
+        """The lock of all folders, or None: whoever has it stands still, or did so before, or one follows another.
+
+        Looks are counted, no seconds: frozen together with the others, this worker doesn't take them for frozen.
+        """
+        lock, since, looks = self.root / ".lock", None, 0
+        enough = round(CHANGING_SECONDS / LOOK_SECONDS)
+        for _ in range(MOST_CHANGES * enough):
             with suppress(BlockingIOError):
                 descriptor = _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._stands_still = None
                 with suppress(OSError):
                     os.utime(descriptor)  # whoever waits sees that it changes hands
                 return descriptor
-            held_since = lock.stat().st_mtime_ns
-            if held_since == self._stands_still:
+            written = lock.stat().st_mtime_ns
+            if written == self._stands_still:
                 return None
-            if held_since != since:
-                since, end = held_since, time.monotonic() + CHANGING_SECONDS
-            elif time.monotonic() >= end:
+            looks = looks + 1 if written == since else 0
+            since = written
+            if looks == enough:
                 logger.warning("another worker of this host has held %s for long: it, or its disk, hangs", self.root)
                 self._stands_still = since
                 return None
             time.sleep(LOOK_SECONDS)
+        return None
 
 
 def _locked(file: Path, how: int) -> int:

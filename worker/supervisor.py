@@ -125,7 +125,7 @@ class Supervisor:
 
     def _round(self) -> None:
         """Everything that is due, without waiting for anything but PostgreSQL, a second each for a disk that hangs and
-        a Redis that doesn't answer, and some, once, for another worker that stands still (folders.py)."""
+        a Redis that doesn't answer, and some for workers that stand still in a change of folders (folders.py)."""
         now = time.monotonic()
         self._obey_stops()
         self._hurry(now)

@@ -286,7 +286,7 @@ def test_directories_that_another_worker_removes_disturb_nobody_who_looks_for_le
 def test_others_that_are_busy_are_not_taken_for_one_that_stands_still(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(folders_module, "CHANGING_SECONDS", 0.5)
+    monkeypatch.setattr(folders_module, "CHANGING_SECONDS", 1.0)
     folders, made = RunFolders(tmp_path), threading.Event()
 
     def make() -> None:
@@ -303,6 +303,28 @@ def test_others_that_are_busy_are_not_taken_for_one_that_stands_still(
     waiting.join()
     assert made.is_set()
     assert "it, or its disk, hangs" not in caplog.text
+
+
+def test_whoever_changes_folders_tells_those_who_wait(tmp_path: Path) -> None:
+    folders, lock = RunFolders(tmp_path), tmp_path / ".lock"
+    folders.make("ftjob-1", 1)
+    os.utime(lock, ns=(0, 0))
+    folders.make("ftjob-1", 2)
+    assert lock.stat().st_mtime_ns > 0
+
+
+def test_each_that_stands_still_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(folders_module, "CHANGING_SECONDS", 0.1)
+    folders = RunFolders(tmp_path)
+    for first_fence in (1, 10):
+        folders.make("ftjob-1", first_fence)
+        with open(tmp_path / ".lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for more in (1, 2, 3):
+                folders.make("ftjob-1", first_fence + more)
+    assert caplog.text.count("it, or its disk, hangs") == 2
 
 
 def test_slots_are_taken_and_come_back() -> None:
