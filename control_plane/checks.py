@@ -191,13 +191,16 @@ def hand_back(session: Session, claim: Claim) -> None:
 
 def reconcile(session: Session, *, max_attempts: int) -> list[str]:
     """Frees the checks whose lease ran out, and returns the ids of those that wait again."""
-    waiting = []
-    for check in fences.lapsed(session, Check):
-        message = f"Worker {check.worker_id} was not heard of any more."
-        lost = Failure(kind="infrastructure", code="worker_lost", message=message)
-        if _settle(session, check, lost, max_attempts):
-            waiting.append(check.id)
-    return waiting
+    lapsed = fences.lapsed(session, Check)
+    return [check.id for check in lapsed if _settle(session, check, fences.lost(check, fences.SILENT), max_attempts)]
+
+
+def end_dead(session: Session, check_id: str, fence: int, *, max_attempts: int) -> bool:
+    """As `leases.end_dead`, of a check."""
+    check = fences.unreported(session, Check, check_id, fence)
+    if check is not None:
+        _settle(session, check, fences.lost(check, fences.DEAD), max_attempts)
+    return check is not None
 
 
 def waiting(session: Session) -> bool:

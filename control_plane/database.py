@@ -43,13 +43,20 @@ class dpo_now(GenericFunction[datetime]):  # noqa: N801 - the name of the SQL fu
     inherit_cache = True
 
 
-def connect_arguments(idle_seconds: int = IDLE_SECONDS) -> dict[str, Any]:
-    """With which a host that is gone is given up, and a transaction that stands still is ended."""
-    return {
-        "connect_timeout": CONNECT_SECONDS,
-        **KEEPALIVE,
-        "options": f"-c idle_in_transaction_session_timeout={idle_seconds}s",
-    }
+def make_engine(url: str, *, idle_seconds: int = IDLE_SECONDS, **pool: Any) -> Engine:
+    """Connections that give up a host that is gone, and of which PostgreSQL ends a transaction that stands still.
+
+    `idle_seconds`: for how long one may. `pool`: SQLAlchemy's options of its pool.
+    """
+    still = f"-c idle_in_transaction_session_timeout={idle_seconds}s"
+    engine = create_engine(
+        url, connect_args={"connect_timeout": CONNECT_SECONDS, **KEEPALIVE, "options": still}, **pool
+    )
+    # psycopg's executemany sends a Flush behind the Sync. To PostgreSQL that is another message: it counts no more
+    # how long this one stands still, and a process that is frozen there would keep its locks for good.
+    event.listen(engine, "do_executemany", _one_by_one)
+    engine.dialect.supports_sane_multi_rowcount = False  # the cursor has the last row's
+    return engine
 
 
 class Database:
@@ -57,17 +64,9 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int = 10, idle_seconds: int = IDLE_SECONDS) -> None:
         """`idle_seconds`: how long a transaction may stand still."""
-        self.engine: Engine = create_engine(
-            url,
-            pool_size=pool_size,
-            max_overflow=20,
-            pool_pre_ping=True,
-            connect_args=connect_arguments(idle_seconds),
+        self.engine = make_engine(
+            url, idle_seconds=idle_seconds, pool_size=pool_size, max_overflow=20, pool_pre_ping=True
         )
-        # psycopg's executemany sends a Flush behind the Sync. To PostgreSQL that is another message: it counts no more
-        # how long this one stands still, and a process that is frozen there would keep its locks for good.
-        event.listen(self.engine, "do_executemany", _one_by_one)
-        self.engine.dialect.supports_sane_multi_rowcount = False  # the cursor has the last row's
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 
     @contextmanager

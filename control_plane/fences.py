@@ -19,8 +19,12 @@ from control_plane.database import dpo_now
 from control_plane.errors import StaleFence
 from control_plane.settings import LONGEST_LEASE
 from control_plane.tables import Leased
+from dpo_core.run_directory import Failure
 
 L = TypeVar("L", bound=Leased)
+
+SILENT, DEAD = "was not heard of any more", "died, or gave it up"
+"""How a worker was lost."""
 
 
 def take(row: Leased, worker_id: str, lease_seconds: float) -> None:
@@ -61,6 +65,19 @@ def lapsed(session: Session, table: type[L]) -> Sequence[L]:
     return found
 
 
+def unreported(session: Session, table: type[L], row_id: str, fence: int) -> L | None:
+    """The row, locked, if attempt `fence` has its lease. None, too, while somebody else has it locked: a transaction of
+    a worker that died may be on its way still, and a lease that is left alone runs out.
+    """
+    row: L | None = session.scalars(_unreported(table), {"row_id": row_id, "its_fence": fence}).one_or_none()  # type: ignore[arg-type]  # as above
+    return row
+
+
+def lost(row: Leased, how: str) -> Failure:
+    """Why an attempt at the row, which is leased still, ends by nobody's report."""
+    return Failure(kind="infrastructure", code="worker_lost", message=f"Worker {row.worker_id} {how}.")
+
+
 def release(row: Leased) -> None:
     """Nobody works on the row any more. Its fence stays, so that the next claim's is higher."""
     row.lease_until = None
@@ -85,6 +102,12 @@ def _renewal(table: type[Leased]) -> ReturningUpdate[str]:
 def _locked(table: type[Leased]) -> Select[Any]:
     query = select(table).where(table.id == bindparam("row_id"))
     return query.with_for_update().execution_options(populate_existing=True)
+
+
+@cache
+def _unreported(table: type[Leased]) -> Select[Any]:
+    leased = (table.id == bindparam("row_id"), table.fence == bindparam("its_fence"), table.lease_until.is_not(None))
+    return select(table).where(*leased).with_for_update(skip_locked=True)
 
 
 @cache

@@ -34,7 +34,6 @@ from control_plane.ids import new_id
 from control_plane.job_states import State
 from control_plane.line import Kind
 from control_plane.tables import Attempt, Event, Job
-from dpo_core.run_directory import Failure
 
 RECONCILER_LOCK = 0x64706F02
 """Advisory lock: one reconciler at a time, in any worker."""
@@ -124,16 +123,28 @@ def reconcile(session: Session, *, max_attempts: int, retry_seconds: float = 0.0
         return []
     waiting = []
     for job in fences.lapsed(session, Job):
-        lost = Failure(
-            kind="infrastructure",
-            code="worker_lost",
-            message=f"Worker {job.worker_id} was not heard of any more.",
-        )
-        if attempts.end_for_another(
-            session, job, lost, outcome="lost", max_attempts=max_attempts, retry_seconds=retry_seconds
-        ):
+        if _end_lost(session, job, fences.SILENT, max_attempts, retry_seconds):
             waiting.append(job.id)
     return waiting
+
+
+def end_dead(session: Session, job_id: str, fence: int, *, max_attempts: int, retry_seconds: float = 0.0) -> bool:
+    """Ends an attempt before its lease runs out, as `reconcile` would then; whether it had one.
+
+    The caller knows that its worker died, or gave it up, and that no process of it runs any more.
+    """
+    job = fences.unreported(session, Job, job_id, fence)
+    if job is not None:
+        _end_lost(session, job, fences.DEAD, max_attempts, retry_seconds)
+    return job is not None
+
+
+def _end_lost(session: Session, job: Job, how: str, max_attempts: int, retry_seconds: float) -> bool:
+    """True when the job waits for another attempt."""
+    lost = fences.lost(job, how)
+    return attempts.end_for_another(
+        session, job, lost, outcome="lost", max_attempts=max_attempts, retry_seconds=retry_seconds
+    )
 
 
 def waiting(session: Session) -> bool:

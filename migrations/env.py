@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from alembic import context
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 from sqlalchemy.pool import NullPool
 
-from control_plane.database import connect_arguments
+from control_plane.database import make_engine
 from control_plane.tables import Base
 
 LOCK = 0x64706F01
@@ -14,8 +14,7 @@ LOCK = 0x64706F01
 
 
 def migrate() -> None:
-    """No migration executes a statement for several rows: `Database` says why."""
-    engine = create_engine(context.config.attributes["url"], poolclass=NullPool, connect_args=connect_arguments())
+    engine = make_engine(context.config.attributes["url"], poolclass=NullPool)
     with engine.connect() as connection:
         context.configure(connection=connection, target_metadata=Base.metadata, transaction_per_migration=False)
         with context.begin_transaction():

@@ -2,6 +2,7 @@
 
 A worker holds a file lock on each of its run directories. The kernel drops the locks of a worker that died,
 so every other worker of the host knows which directories are left over, sweeps their processes and removes them.
+In the locked file stands from where the processes of that run can be seen: containers and hosts may share a folder.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ class RunFolders:
         folder = self.root / job_id / str(fence)
         with self._changing():
             folder.mkdir(parents=True)
-            return self._hold(folder)
+            run = self._hold(folder)
+        with suppress(OSError):  # a full disk is told of by what has to be written
+            (folder / LOCK).write_text(_processes_seen())
+        return run
 
     def leftovers(self) -> Iterator[RunDirectory]:
         """Directories whose worker is gone or has left them; each is locked by this process from then on."""
@@ -59,6 +63,14 @@ class RunFolders:
                 logger.error("%s can't be looked at: %s", folder, error)
                 continue
             yield run
+
+    def sees_processes_of(self, run: RunDirectory) -> bool:
+        """Whether this process would see every process of the run that lives: they are of this kernel since it was
+        started, and of these processes. What a sweep from elsewhere doesn't find may run on."""
+        try:
+            return (run.path / LOCK).read_text() == _processes_seen()
+        except OSError:
+            return False
 
     def remove(self, run: RunDirectory) -> None:
         """Removes a directory that this process holds, and the job's own folder with the last of them.
@@ -140,6 +152,12 @@ class RunFolders:
                 return None
             time.sleep(LOOK_SECONDS)
         return None
+
+
+def _processes_seen() -> str:
+    """Another one after a boot of this host, on another host, and in another container."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"boot {boot} {Path('/proc/self/ns/pid').readlink()}\n"
 
 
 def _locked(file: Path, how: int) -> int:

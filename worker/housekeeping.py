@@ -40,7 +40,7 @@ class Housekeeping:
         """Those that are under way, or were last."""
         self.clearing: Future[None] | None = None
         """Of leftovers; as above."""
-        self.leftovers = Leftovers(tools.database, tools.folders, tools.storage, until=stopping)
+        self.leftovers = Leftovers(tools, until=stopping)
         self._tools = tools
         self._hints = Hints(tools.settings.redis_url.get_secret_value())
         self._facts = workers.Facts(

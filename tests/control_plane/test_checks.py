@@ -129,6 +129,20 @@ def test_a_lost_worker_changes_nothing_and_another_one_answers(stocked: Database
     assert row(stocked, again.check_id).result == {"rows": 2}
 
 
+def test_a_check_whose_worker_is_known_to_be_dead_waits_again_before_its_lease_is_over(stocked: Database) -> None:
+    lost = claimed(stocked)
+
+    def end_dead(fence: int) -> bool:
+        with stocked.transaction() as session:
+            return checks.end_dead(session, lost.check_id, fence, max_attempts=2)
+
+    assert not end_dead(lost.fence + 1)
+    assert end_dead(lost.fence)
+    assert not end_dead(lost.fence), "it was ended already"
+    again = claim(stocked)
+    assert again is not None and (again.check_id, again.fence) == (lost.check_id, 2)
+
+
 def test_too_many_lost_workers_fail_it_and_who_asks_some_minutes_later_begins_anew(stocked: Database) -> None:
     taken = claimed(stocked)
     assert lapse(stocked, max_attempts=1) == []

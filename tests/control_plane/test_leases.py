@@ -50,6 +50,11 @@ def reconcile(database: Database, max_attempts: int = 3) -> list[str]:
         return leases.reconcile(session, max_attempts=max_attempts)
 
 
+def end_dead(database: Database, job_id: str, fence: int = 1, *, max_attempts: int = 3) -> bool:
+    with database.transaction() as session:
+        return leases.end_dead(session, job_id, fence, max_attempts=max_attempts)
+
+
 def attempt_of(database: Database, claim: Claim) -> Attempt:
     with database.transaction() as session:
         return session.get_one(Attempt, (claim.job_id, claim.fence))
@@ -205,6 +210,31 @@ def test_lapsed_training_is_queued_again_under_a_higher_fence(stocked: Database)
     assert attempt_of(stocked, taken).outcome == "lost"
     assert event_codes(stocked, job.id)[-1] == "worker_lost"
     assert claim_one(stocked).fence == 2
+
+
+def test_an_attempt_whose_worker_is_known_to_be_dead_ends_before_its_lease_does(stocked: Database) -> None:
+    taken = started(stocked)
+    assert end_dead(stocked, taken.job_id)
+    job = read_job(stocked, taken.job_id)
+    assert (job.state, job.lease_until, job.worker_id, job.fruitless_attempts) == ("queued", None, None, 1)
+    attempt = attempt_of(stocked, taken)
+    assert attempt.outcome == "lost" and attempt.error is not None
+    assert attempt.error["message"] == "Worker w1 died, or gave it up."
+    assert event_codes(stocked, job.id)[-1] == "worker_lost"
+    assert not end_dead(stocked, taken.job_id), "it was ended already"
+    assert claim_one(stocked).fence == 2
+    assert end_dead(stocked, taken.job_id, 2, max_attempts=2)
+    assert read_job(stocked, taken.job_id).state == "failed", "such attempts count as any that was lost"
+
+
+def test_nobody_ends_another_attempt_than_the_dead_workers(stocked: Database) -> None:
+    taken = started(stocked)
+    assert not end_dead(stocked, taken.job_id, 2)
+    assert not end_dead(stocked, "ftjob-unknown")
+    with stocked.transaction() as session:
+        leases.renew(session, taken)
+        assert not end_dead(stocked, taken.job_id), "it is left to its lease, and not waited for"
+    assert read_job(stocked, taken.job_id).state == "running"
 
 
 def test_a_lease_of_a_time_when_the_clock_was_ahead_keeps_no_job_for_so_long(stocked: Database) -> None:

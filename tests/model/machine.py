@@ -19,6 +19,7 @@ from psycopg.errors import DeadlockDetected
 from sqlalchemy.exc import OperationalError
 
 from control_plane.errors import Conflict, GaveUp, StaleFence
+from control_plane.leases import Claim
 from control_plane.repetition import RETRY_WINDOW, Repeatable
 from tests.model import promises
 from tests.model.processes import LEASE_SECONDS, PROJECT_GPUS, STEPS, Client, Held, Named, Worker
@@ -61,6 +62,8 @@ class Action(Named):
     refused: Callable[[], None]
     """What it does when it hears that its fence is stale, or the order illegal."""
     held: Held | None = None
+    claim: Claim | None = None
+    """In whose name it is done."""
 
     def __repr__(self) -> str:
         return f"{self.by}: {self.what} at {self.line.place}"
@@ -132,6 +135,10 @@ class JobsModel(RuleBasedStateMachine):
                 and not any(action.held is held for action in self.actions if action.line is worker.pool)
             )
         )
+
+    def leavings(self) -> list[tuple[Worker, Worker, Claim]]:
+        """Whoever has nothing else to do may find what any worker of the host left, itself before it died, too."""
+        return [(worker, dead, left) for worker in self.free_workers() for dead in self.workers for left in dead.left]
 
     # -- clients -------------------------------------------------------------------------------------------
 
@@ -247,6 +254,15 @@ class JobsModel(RuleBasedStateMachine):
     def a_worker_reconciles(self, worker: Worker, places: int) -> None:
         self._begin("reconciles", worker, worker.loop, worker.reconcile, places=places, who="reconciler")
 
+    @precondition(lambda self: self.leavings())
+    @rule(of=drawn(leavings), places=places)
+    def a_worker_clears_up_behind_a_dead_one(self, of: tuple[Worker, Worker, Claim], places: int) -> None:
+        worker, dead, left = of
+        over = lambda _: dead.left.remove(left) if left in dead.left else None  # noqa: E731 - two may look at once
+        work = lambda: worker.clear_up(left)  # noqa: E731
+        what = f"clears up {left.job_id[-4:]}/{left.fence}"
+        self._begin(what, worker, worker.loop, work, places=places, who="finder", learn=over, claim=left)
+
     # -- what goes on, and what goes wrong -----------------------------------------------------------------------
 
     @precondition(lambda self: self.going())
@@ -265,7 +281,7 @@ class JobsModel(RuleBasedStateMachine):
         for action in [action for action in self.actions if action.by is process]:
             self._kill(action)
         if isinstance(process, Worker):
-            process.held.clear()
+            process.die()
 
     @rule(seconds=st.sampled_from([1, 10, 25, LEASE_SECONDS + 1, 130, 700]))
     def time_passes(self, seconds: float) -> None:
@@ -290,9 +306,12 @@ class JobsModel(RuleBasedStateMachine):
         who: str = "worker",
         learn: Callable[[Any], None] = lambda _: None,
         held: Held | None = None,
+        claim: Claim | None = None,
     ) -> None:
+        """`claim`: in whose name, where nobody holds it any more."""
         refused = lambda: self._forget(by, held)  # noqa: E731
-        action = Action(what, who, by, line, line.begin(work), learn, refused, held)
+        claim = held.claim if held else claim
+        action = Action(what, who, by, line, line.begin(work), learn, refused, held, claim)
         self.actions.append(action)
         self._go(action, places)
 
@@ -347,11 +366,10 @@ class JobsModel(RuleBasedStateMachine):
         if action.line.place != "committed":
             return
         before, self.jobs = self.jobs, self.world.look()
-        claim = action.held.claim if action.held else None
         change = Change(
             who=action.who,
-            fence=claim.fence if claim else None,
-            job_id=claim.job_id if claim else None,
+            fence=action.claim.fence if action.claim else None,
+            job_id=action.claim.job_id if action.claim else None,
             now=self.now,
             lease_seconds=LEASE_SECONDS,
             before=before,

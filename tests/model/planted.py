@@ -47,6 +47,14 @@ def _wrong_clock(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(fences, "lapsed", lapsed)
 
 
+def _any_attempt_of_a_dead_worker(patch: pytest.MonkeyPatch) -> None:
+    def unreported(session: Session, table: type[Leased], row_id: str, fence: int) -> Leased | None:
+        leased = select(table).where(table.id == row_id, table.lease_until.is_not(None))
+        return session.scalars(leased.with_for_update(skip_locked=True)).one_or_none()
+
+    patch.setattr(fences, "unreported", unreported)
+
+
 def _commit_before_event(patch: pytest.MonkeyPatch) -> None:
     add = events.add
 
@@ -78,6 +86,7 @@ def _double_publication(patch: pytest.MonkeyPatch) -> None:
 BUGS = (
     Bug("fence check removed", _no_fence_check, "wrote|crashed"),
     Bug("lease compared with the wrong clock", _wrong_clock, "was ended at"),
+    Bug("a dead worker's job ended whoever has it now", _any_attempt_of_a_dead_worker, "was ended"),
     Bug("commit before event", _commit_before_event, "no event tells"),
     Bug("hint before commit", _hint_before_commit, "a hint was sent before the commit"),
     Bug("double publication", _double_publication, "published twice"),

@@ -143,9 +143,15 @@ class Worker(Named):
     pool: Line
     storage: Bytes
     held: list[Held] = field(default_factory=list)
+    left: list[Claim] = field(default_factory=list)
+    """Of its run directories, whose owner died: no process of them runs any more."""
 
     def __repr__(self) -> str:
         return self.name
+
+    def die(self) -> None:
+        self.left += [held.claim for held in self.held]
+        self.held.clear()
 
     # -- what the supervisor's thread does ---------------------------------------------------------------
 
@@ -206,6 +212,10 @@ class Worker(Named):
             waiting = leases.waiting(session)
         if waiting:
             StoppingHints(self.loop).send()
+
+    def clear_up(self, left: Claim) -> None:
+        with self.loop.database.transaction() as session:
+            leases.end_dead(session, left.job_id, left.fence, max_attempts=MAX_ATTEMPTS)
 
     # -- what its pool does ----------------------------------------------------------------------------------
 

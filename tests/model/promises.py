@@ -17,19 +17,19 @@ LEASED = ("running", "pausing")
 
 MOVES = {
     ("validating", "queued"): "worker",
-    ("validating", "failed"): "worker reconciler",
+    ("validating", "failed"): "worker reconciler finder",
     ("validating", "cancelled"): "client",
     ("queued", "running"): "worker",
     ("queued", "paused"): "client",
     ("queued", "cancelled"): "client",
-    ("running", "queued"): "worker reconciler",
+    ("running", "queued"): "worker reconciler finder",
     ("running", "pausing"): "client",
     ("running", "succeeded"): "worker",
-    ("running", "failed"): "worker reconciler",
+    ("running", "failed"): "worker reconciler finder",
     ("running", "cancelled"): "client",
-    ("pausing", "paused"): "worker reconciler",
+    ("pausing", "paused"): "worker reconciler finder",
     ("pausing", "succeeded"): "worker",
-    ("pausing", "failed"): "worker reconciler",
+    ("pausing", "failed"): "worker reconciler finder",
     ("pausing", "cancelled"): "client",
     ("paused", "queued"): "client",
     ("paused", "cancelled"): "client",
@@ -57,9 +57,9 @@ class Change:
     """One commit: who made it, and what everybody saw before and after."""
 
     who: str
-    """client, worker or reconciler."""
+    """client, worker, reconciler, or finder: of what a dead worker left."""
     fence: int | None
-    """The claim in whose name a worker wrote; None for a claim itself, and for others."""
+    """The claim in whose name a worker wrote, or that a finder ends; None for a claim itself, and for others."""
     job_id: str | None
     """That claim's job."""
     now: float
@@ -69,6 +69,12 @@ class Change:
     after: Jobs
 
     def is_by_the_holder(self, was: Job) -> bool:
+        return self.who == "worker" and self._of_the_lease(was)
+
+    def is_behind_the_holder(self, was: Job) -> bool:
+        return self.who == "finder" and self._of_the_lease(was)
+
+    def _of_the_lease(self, was: Job) -> bool:
         return self.job_id == was.id and self.fence == was.fence and was.lease_until is not None
 
 
@@ -104,10 +110,17 @@ def only_the_holder_writes(change: Change, was: Job, is_: Job) -> None:
         promise(change.is_by_the_holder(was), f"attempt {change.fence} of {change.job_id} wrote", was)
 
 
+def who_finds_a_dead_worker_ends_its_attempt_and_no_other(change: Change, was: Job, is_: Job) -> None:
+    if change.who == "finder" and was != is_:
+        promise(change.is_behind_the_holder(was), f"attempt {change.fence} of {change.job_id} was ended", was)
+        outcome = is_.attempts[was.fence]["outcome"]
+        promise(outcome == "lost", f"attempt {was.fence}, whose worker died, is {outcome}", is_)
+
+
 def leases_end_by_the_clock(change: Change, was: Job, is_: Job) -> None:
-    """Nobody but the holder or the owner's cancel ends a lease that has not run out."""
+    """Nobody ends a lease that has not run out but its holder, who found that holder dead, or the owner's cancel."""
     if was.lease_until is not None and was.lease_until >= change.now and is_.lease_until is None:
-        by_right = change.is_by_the_holder(was) or is_.state == "cancelled"
+        by_right = change.is_by_the_holder(was) or change.is_behind_the_holder(was) or is_.state == "cancelled"
         promise(by_right, f"a lease until {was.lease_until} was ended at {change.now}", is_)
 
 
@@ -154,6 +167,7 @@ OF_CHANGES: tuple[Callable[[Change, Job, Job], None], ...] = (
     an_event_for_every_move,
     fences_rise_with_claims_and_cancels,
     only_the_holder_writes,
+    who_finds_a_dead_worker_ends_its_attempt_and_no_other,
     leases_end_by_the_clock,
     leases_are_set_by_the_clock,
     published_once_and_by_the_holder,

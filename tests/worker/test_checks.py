@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from control_plane import checks, files
 from control_plane.ids import new_id
 from control_plane.questions import about_file
+from control_plane.settings import LONGEST_LEASE
 from control_plane.storage import file_key
 from control_plane.tables import Check
 from dpo_core.run_directory import RunDirectory
@@ -82,8 +85,11 @@ def test_a_file_that_is_not_in_storage_fails_its_check_after_some_tries(world: W
     assert (error["code"], fence) == ("worker_error", 2)
 
 
-def test_kill_9_of_the_worker_and_another_one_answers(world: World) -> None:
-    settings = world.settings.model_copy(update={"lease_seconds": 3.0})
+@pytest.mark.parametrize(
+    ("lease_seconds", "runs_dir"), [(3.0, "elsewhere"), (LONGEST_LEASE, None)], ids=["another host", "this host"]
+)
+def test_kill_9_of_the_worker_and_another_one_answers(world: World, lease_seconds: float, runs_dir: str | None) -> None:
+    settings = world.settings.model_copy(update={"lease_seconds": lease_seconds})
     with worker_process(settings) as worker:
         file_id, check_id = uploaded(world, text=None)
         eventually(lambda: runs_its_program(world), "the check reads the file")
@@ -92,9 +98,11 @@ def test_kill_9_of_the_worker_and_another_one_answers(world: World) -> None:
         eventually(lambda: not world.processes(), "the kernel killed its program")
     stored(world, file_id).unlink()
     stored(world, file_id).write_text(ROWS)
-    with worker_process(settings):
+    there = {} if runs_dir is None else {"runs_dir": world.runs.parent / runs_dir}
+    with worker_process(settings.model_copy(update=there)):
         reaches(world, check_id, "done")
-        world.nothing_left()
+        if runs_dir is None:
+            world.nothing_left()
     assert row(world, check_id).fence == 2
 
 

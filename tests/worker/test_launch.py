@@ -167,6 +167,20 @@ def test_a_directory_is_a_leftover_only_when_its_owner_died(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
 
 
+def test_whose_processes_can_be_seen_from_here_stands_in_the_lock(tmp_path: Path) -> None:
+    folders = RunFolders(tmp_path)
+    ours, foreign, torn = (folders.make("ftjob-1", fence) for fence in (1, 2, 3))
+    seen = "from worker.folders import _processes_seen; print(_processes_seen(), end='')"
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", seen]
+    container = subprocess.run(command, capture_output=True, text=True, check=False)
+    (foreign.path / LOCK).write_text(container.stdout or "of another host\n")  # without root no container is made
+    (torn.path / LOCK).write_text("")
+    assert folders.sees_processes_of(ours)
+    assert not folders.sees_processes_of(foreign) and not folders.sees_processes_of(torn)
+    (torn.path / LOCK).unlink()
+    assert not folders.sees_processes_of(torn)
+
+
 def test_a_worker_that_is_frozen_in_a_change_keeps_no_other_from_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -302,6 +316,25 @@ def test_others_that_are_busy_are_not_taken_for_one_that_stands_still(
             assert not made.wait(0.1)
     waiting.join()
     assert made.is_set()
+    assert "it, or its disk, hangs" not in caplog.text
+
+
+def test_others_that_follow_one_another_keep_nobody_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(folders_module, "CHANGING_SECONDS", 0.1)
+    look = folders_module._locked
+
+    def changes_hands(file: Path, how: int) -> int:
+        if file.name == ".lock":
+            os.utime(file)
+            raise BlockingIOError
+        return look(file, how)
+
+    (tmp_path / ".lock").touch()
+    monkeypatch.setattr(folders_module, "_locked", changes_hands)
+    run = RunFolders(tmp_path).make("ftjob-1", 1)
+    assert (run.path / LOCK).exists()
     assert "it, or its disk, hangs" not in caplog.text
 
 

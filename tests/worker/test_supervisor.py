@@ -13,6 +13,7 @@ from sqlalchemy import select
 
 from control_plane import jobs, leases, pauses, removals
 from control_plane.database import Database
+from control_plane.settings import LONGEST_LEASE
 from control_plane.storage import DirectoryStorage, file_key
 from control_plane.tables import Event, Worker
 from dpo_core.run_directory import RunDirectory
@@ -22,7 +23,7 @@ from tests.stub_trainer import chain
 from tests.worker.stubs import World, eventually, stub_programs, supervisor
 from worker import fitness, housekeeping, leftovers, publish, taking, work
 from worker import supervisor as supervisor_module
-from worker.folders import RunFolders
+from worker.folders import LOCK, RunFolders
 from worker.sweep import Sweep
 
 
@@ -64,11 +65,19 @@ def test_a_database_that_is_not_migrated_yet_is_waited_for(
     servers.execute("CREATE DATABASE bare")
     bare = Database(servers.url_of("bare"))
     settings = world.settings.model_copy(update={"database_url": SecretStr(servers.url_of("bare"))})
+    left_by_a_dead_worker(world)
     with supervisor(settings, stub_programs()):
         eventually(lambda: "run `dpo migrate`" in caplog.text, "the worker says what is missing")
+        assert "the lease of attempt 1 is left to run out" in caplog.text
+        assert not world.run_directories(), "what a dead one left goes all the same"
         upgrade(servers.url_of("bare"))
         eventually(lambda: registered(bare), "it begins by itself")
     bare.dispose()
+
+
+def left_by_a_dead_worker(world: World, row_id: str = "ftjob-old", fence: int = 1) -> None:
+    folders = RunFolders(world.runs)
+    folders.leave(folders.make(row_id, fence))
 
 
 def registered(database: Database) -> bool:
@@ -245,12 +254,53 @@ class Unkillable(Sweep):
 def test_a_worker_starts_though_a_leftover_can_not_be_killed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leftovers, "PATIENCE_AT_START", 0.2)
     monkeypatch.setattr(leftovers, "Sweep", Unkillable)
-    left = world.runs / "ftjob-old" / "1"
-    left.mkdir(parents=True)
+    lost = claimed_by_a_dead_worker(world)
     with supervisor(world.settings, stub_programs()):
         job_id = world.job()
         world.reaches(job_id, "succeeded", "failed")
-    assert left.exists(), "it is the next one's"
+    assert world.run_directories() == [f"{lost}/1/"], "it is the next one's"
+    assert world.outcomes(lost) == [("validate", None)], "a process of it runs: the lease does, too"
+
+
+def claimed_by_a_dead_worker(world: World) -> str:
+    """The job, which it had begun to validate, under a lease as long as leases are."""
+    job_id = world.job()
+    with world.database.transaction() as session:
+        taken = leases.claim(session, worker_id="w1", free=1, total=1, lease_seconds=LONGEST_LEASE)
+    assert taken is not None and taken.job_id == job_id
+    left_by_a_dead_worker(world, job_id)
+    return job_id
+
+
+class GoneAtTheSecondLook(Sweep):
+    """A process appears between two looks, of which none was seen before."""
+
+    looks = 0
+
+    def kill(self, launched: int | None) -> bool:
+        type(self).looks += 1
+        return type(self).looks != 2
+
+
+def test_a_dead_workers_attempt_ends_when_two_looks_found_nothing_of_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "Sweep", GoneAtTheSecondLook)
+    lost = claimed_by_a_dead_worker(world)
+    with supervisor(world.settings, stub_programs()):
+        world.reaches(lost, "succeeded", "failed")
+    assert GoneAtTheSecondLook.looks == 4
+    assert world.outcomes(lost) == [("validate", "lost"), ("validate", "succeeded"), ("train", "succeeded")]
+
+
+def test_what_may_run_on_where_a_worker_does_not_see_it_is_left_to_its_lease(world: World) -> None:
+    """Of another container, or another host, with which this one shares the folder of runs."""
+    lost = claimed_by_a_dead_worker(world)
+    (world.runs / lost / "1" / LOCK).write_text("boot of another host\n")
+    with supervisor(world.settings, stub_programs()):
+        world.reaches(world.job(), "succeeded", "failed")
+        world.nothing_left()
+    assert world.outcomes(lost) == [("validate", None)]
 
 
 class Forbidden(Sweep):

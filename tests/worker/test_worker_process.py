@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from control_plane import leases
 from control_plane.hints import Hints
+from control_plane.settings import LONGEST_LEASE
 from control_plane.storage import DirectoryStorage
 from control_plane.tables import Worker
 from tests.cli.running import alive
@@ -88,6 +89,20 @@ def test_kill_9_of_the_worker_kills_its_ranks_and_the_next_worker_goes_on(world:
         eventually(lambda: not world.processes(), "the kernel killed launch and rank")
     world.go.touch()
     with worker_process(world.settings, *hold(world)):
+        world.reaches(job_id, "succeeded", "failed")
+        world.nothing_left()
+    assert world.outcomes(job_id) == [("validate", "succeeded"), ("train", "lost"), ("train", "succeeded")]
+    assert world.final_weights(job_id) == chain(6, job_id)
+
+
+def test_a_worker_that_is_started_again_waits_for_no_lease_of_the_dead_one(world: World) -> None:
+    world.settings = world.settings.model_copy(update={"lease_seconds": LONGEST_LEASE})
+    with worker_process(world.settings, *hold(world)) as worker:
+        job_id = world.job()
+        world.held(job_id, step=2)
+        worker.kill()
+        worker.wait()
+    with worker_process(world.settings):
         world.reaches(job_id, "succeeded", "failed")
         world.nothing_left()
     assert world.outcomes(job_id) == [("validate", "succeeded"), ("train", "lost"), ("train", "succeeded")]

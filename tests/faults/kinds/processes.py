@@ -19,6 +19,7 @@ from tests.faults.scene import Missed, Scene, kill
 from tests.makers import write_rows
 from tests.service import poll_until
 from tests.stub_trainer import POISON
+from worker.folders import LOCK
 
 
 def kill_a_rank(scene: Scene) -> None:
@@ -71,12 +72,21 @@ def kill_the_reconciler(scene: Scene) -> None:
     with closing(psycopg.connect(_url(deployment), autocommit=False)) as holding:
         query = "SELECT 1 FROM attempts WHERE job_id = %s AND fence = %s FOR NO KEY UPDATE"
         holding.execute(query, (scene.job_id, fence))
+        _seem_to_be_elsewhere(scene)
         kill(scene.worker())
         with deployment.admin() as admin:
             poll_until(lambda: bool(_reconciler(deployment, admin)), "a reconciler waits in the middle of its rescue")
             kill(_reconciler(deployment, admin)[0])
         holding.rollback()
     deployment.look_after_workers()
+
+
+def _seem_to_be_elsewhere(scene: Scene) -> None:
+    """As a run in another container: its worker, started again, leaves the rescue to the reconciler."""
+    run = scene.deployment.attempt(scene.job_id)
+    if run is None:
+        raise Missed
+    (run.path / LOCK).write_text("elsewhere\n")
 
 
 def _reconciler(deployment: Deployment, admin: psycopg.Connection[TupleRow]) -> list[psutil.Process]:
@@ -141,7 +151,7 @@ FAULTS = [
     ),
     Fault(
         "kill -9 of a worker",
-        "its ranks die with it; another worker, or the same one started again, goes on when the lease has run out",
+        "its ranks die with it; the same one started again goes on at once, another one when the lease has run out",
         struck(kill_the_worker, another_attempt=True),
         trainers=("stub", "real"),
     ),
