@@ -45,7 +45,7 @@ class RunFolders:
             folder.mkdir(parents=True)
             run = self._hold(folder)
         with suppress(OSError):  # a full disk is told of by what has to be written
-            (folder / LOCK).write_text(_processes_seen())
+            (folder / LOCK).write_bytes(_processes_seen(folder))
         return run
 
     def leftovers(self) -> Iterator[RunDirectory]:
@@ -66,9 +66,9 @@ class RunFolders:
 
     def sees_processes_of(self, run: RunDirectory) -> bool:
         """Whether this process would see every process of the run that lives: they are of this kernel since it was
-        started, and of these processes. What a sweep from elsewhere doesn't find may run on."""
+        started, of these processes, and marked with this path. What another sweep doesn't find may run on."""
         try:
-            return (run.path / LOCK).read_text() == _processes_seen()
+            return (run.path / LOCK).read_bytes() == _processes_seen(run.path)
         except OSError:
             return False
 
@@ -154,10 +154,10 @@ class RunFolders:
         return None
 
 
-def _processes_seen() -> str:
-    """Another one after a boot of this host, on another host, and in another container."""
+def _processes_seen(folder: Path) -> bytes:
+    """Other ones after a boot of this host, on another host, in another container, and by another path."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"boot {boot} {Path('/proc/self/ns/pid').readlink()}\n"
+    return f"boot {boot} {Path('/proc/self/ns/pid').readlink()} {folder}\n".encode()
 
 
 def _locked(file: Path, how: int) -> int:

@@ -66,10 +66,11 @@ class Leftovers:
                 remains.look()
             swept += [remains.run for remains in left if remains.empty_looks == EMPTY_LOOKS]
             left = [remains for remains in left if remains.can_be_told and remains.empty_looks < EMPTY_LOOKS]
-            if left and time.monotonic() > end:
+            if time.monotonic() > end:
                 for remains in left:
-                    logger.error("%s, which nobody holds: a process of it lives on after kill -9", remains.run.path)
-                break
+                    if not remains.empty_looks:
+                        logger.error("%s, which nobody holds: a process of it lives on after kill -9", remains.run.path)
+                left = [remains for remains in left if remains.empty_looks]  # these get their other look
             if left:
                 time.sleep(LOOK_SECONDS)
         return swept
@@ -90,7 +91,7 @@ class Leftovers:
             logger.info("cleared away %s, which nobody held any more", run.path)
 
     def _end_lease(self, run: RunDirectory, row_id: str, fence: int) -> None:
-        """While PostgreSQL is away, or not migrated yet, it is left to run out."""
+        """While PostgreSQL is away, or not migrated yet, it is left to run out; the rest goes all the same."""
         if not self._tools.folders.sees_processes_of(run):
             return
         most, retry = self._tools.settings.max_attempts, self._tools.settings.retry_seconds
@@ -98,8 +99,11 @@ class Leftovers:
             with self._tools.database.transaction() as session:
                 ended = leases.end_dead(session, row_id, fence, max_attempts=most, retry_seconds=retry)
                 ended = ended or checks.end_dead(session, row_id, fence, max_attempts=most)
-        except (*DATABASE_AWAY, ProgrammingError) as error:
-            logger.warning("%s: the lease of attempt %d is left to run out: %s", row_id, fence, error)
+        except Exception as error:
+            unexpected = not isinstance(error, (*DATABASE_AWAY, ProgrammingError))
+            logger.warning(
+                "%s: the lease of attempt %d is left to run out: %s", row_id, fence, error, exc_info=unexpected
+            )
         else:
             if ended:
                 logger.warning("%s: attempt %d ended with its worker, which died or gave it up", row_id, fence)

@@ -86,7 +86,7 @@ def _double_publication(patch: pytest.MonkeyPatch) -> None:
 BUGS = (
     Bug("fence check removed", _no_fence_check, "wrote|crashed"),
     Bug("lease compared with the wrong clock", _wrong_clock, "was ended at"),
-    Bug("a dead worker's job ended whoever has it now", _any_attempt_of_a_dead_worker, "was ended"),
+    Bug("a dead worker's job ended whoever has it now", _any_attempt_of_a_dead_worker, "attempt .* was ended"),
     Bug("commit before event", _commit_before_event, "no event tells"),
     Bug("hint before commit", _hint_before_commit, "a hint was sent before the commit"),
     Bug("double publication", _double_publication, "published twice"),

@@ -115,10 +115,11 @@ def who_finds_a_dead_worker_ends_its_attempt_and_no_other(change: Change, was: J
         promise(change.is_behind_the_holder(was), f"attempt {change.fence} of {change.job_id} was ended", was)
         outcome = is_.attempts[was.fence]["outcome"]
         promise(outcome == "lost", f"attempt {was.fence}, whose worker died, is {outcome}", is_)
+        promise(is_.lease_until is None, f"attempt {was.fence}, whose worker died, has a lease", is_)
 
 
 def leases_end_by_the_clock(change: Change, was: Job, is_: Job) -> None:
-    """Nobody ends a lease that has not run out but its holder, who found that holder dead, or the owner's cancel."""
+    """Only its holder, whoever found that holder dead, or the owner's cancel ends a lease early."""
     if was.lease_until is not None and was.lease_until >= change.now and is_.lease_until is None:
         by_right = change.is_by_the_holder(was) or change.is_behind_the_holder(was) or is_.state == "cancelled"
         promise(by_right, f"a lease until {was.lease_until} was ended at {change.now}", is_)

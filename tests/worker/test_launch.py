@@ -170,13 +170,18 @@ def test_a_directory_is_a_leftover_only_when_its_owner_died(tmp_path: Path) -> N
 def test_whose_processes_can_be_seen_from_here_stands_in_the_lock(tmp_path: Path) -> None:
     folders = RunFolders(tmp_path)
     ours, foreign, torn = (folders.make("ftjob-1", fence) for fence in (1, 2, 3))
-    seen = "from worker.folders import _processes_seen; print(_processes_seen(), end='')"
-    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", seen]
-    container = subprocess.run(command, capture_output=True, text=True, check=False)
-    (foreign.path / LOCK).write_text(container.stdout or "of another host\n")  # without root no container is made
-    (torn.path / LOCK).write_text("")
+    print_seen = (
+        "import sys; from pathlib import Path; from worker.folders import _processes_seen\n"
+        "sys.stdout.buffer.write(_processes_seen(Path(sys.argv[1])))"
+    )
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", print_seen, str(foreign.path)]
+    container = subprocess.run(command, capture_output=True, check=False)
+    (foreign.path / LOCK).write_bytes(container.stdout or b"of another host\n")  # without root no container is made
+    (torn.path / LOCK).write_bytes(b"\xff")
     assert folders.sees_processes_of(ours)
     assert not folders.sees_processes_of(foreign) and not folders.sees_processes_of(torn)
+    (tmp_path / "link").symlink_to(ours.path)
+    assert not folders.sees_processes_of(RunDirectory(tmp_path / "link")), "they are not marked with this path"
     (torn.path / LOCK).unlink()
     assert not folders.sees_processes_of(torn)
 

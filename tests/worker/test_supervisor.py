@@ -272,7 +272,7 @@ def claimed_by_a_dead_worker(world: World) -> str:
     return job_id
 
 
-class GoneAtTheSecondLook(Sweep):
+class ThereAtTheSecondLook(Sweep):
     """A process appears between two looks, of which none was seen before."""
 
     looks = 0
@@ -285,11 +285,11 @@ class GoneAtTheSecondLook(Sweep):
 def test_a_dead_workers_attempt_ends_when_two_looks_found_nothing_of_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leftovers, "Sweep", GoneAtTheSecondLook)
+    monkeypatch.setattr(leftovers, "Sweep", ThereAtTheSecondLook)
     lost = claimed_by_a_dead_worker(world)
     with supervisor(world.settings, stub_programs()):
         world.reaches(lost, "succeeded", "failed")
-    assert GoneAtTheSecondLook.looks == 4
+    assert ThereAtTheSecondLook.looks == 4
     assert world.outcomes(lost) == [("validate", "lost"), ("validate", "succeeded"), ("train", "succeeded")]
 
 
@@ -301,6 +301,17 @@ def test_what_may_run_on_where_a_worker_does_not_see_it_is_left_to_its_lease(wor
         world.reaches(world.job(), "succeeded", "failed")
         world.nothing_left()
     assert world.outcomes(lost) == [("validate", None)]
+
+
+def test_what_nothing_was_seen_of_when_patience_ends_is_looked_at_once_more(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(leftovers, "PATIENCE_AT_START", 0.0)
+    lost = claimed_by_a_dead_worker(world)
+    with supervisor(world.settings, stub_programs()):
+        world.reaches(lost, "succeeded", "failed")
+    assert "lives on" not in caplog.text
+    assert world.outcomes(lost)[0] == ("validate", "lost")
 
 
 class Forbidden(Sweep):

@@ -86,7 +86,10 @@ def _seem_to_be_elsewhere(scene: Scene) -> None:
     run = scene.deployment.attempt(scene.job_id)
     if run is None:
         raise Missed
-    (run.path / LOCK).write_text("elsewhere\n")
+    try:
+        (run.path / LOCK).write_text("elsewhere\n")
+    except FileNotFoundError:
+        raise Missed from None
 
 
 def _reconciler(deployment: Deployment, admin: psycopg.Connection[TupleRow]) -> list[psutil.Process]:
