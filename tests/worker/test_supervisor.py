@@ -273,7 +273,7 @@ def claimed_by_a_dead_worker(world: World) -> str:
 
 
 class ThereAtTheSecondLook(Sweep):
-    """A process appears between two looks, of which none was seen before."""
+    """The first look missed a process."""
 
     looks = 0
 
